@@ -1,0 +1,138 @@
+package vnet
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// A Mapping is a directory entry: where a CA of a network is reached.
+type Mapping struct {
+	VNI   VNI    `json:"vni"`
+	CA    CA     `json:"ca"`
+	PA    PA     `json:"pa"`
+	MAC   MAC    `json:"mac"`
+	Epoch Epoch  `json:"epoch"`
+	Port  string `json:"port"`
+	Host  string `json:"host"`
+}
+
+// An Addr is a CA with the subnet it is configured in and that subnet's gateway.
+type Addr struct {
+	CA      CA         `json:"ca"`
+	Bits    int        `json:"bits"` // prefix length
+	Gateway netip.Addr `json:"gateway"`
+}
+
+// Prefix returns the subnet of a.
+func (a Addr) Prefix() netip.Prefix {
+	p, _ := a.CA.Prefix(a.Bits)
+	return p
+}
+
+// A Route sends a prefix to a next hop inside the network.
+type Route struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop netip.Addr   `json:"next_hop"`
+}
+
+// Confirm says what proves that a swap has succeeded.
+type Confirm string
+
+// The three proofs.
+const (
+	ConfirmLease  Confirm = "lease"  // the guest is seen on its new CA
+	ConfirmGuest  Confirm = "guest"  // the guest agent reported final success for the epoch
+	ConfirmCaller Confirm = "caller" // the caller of the API said so in time
+)
+
+// Trigger says how the guest is told that its network has changed.
+type Trigger string
+
+// The two ways.
+const (
+	TriggerBounce Trigger = "bounce" // link down and up, in growing length, then a DHCP exchange
+	TriggerNone   Trigger = "none"   // the guest already has the new address; only traffic proves it
+)
+
+// A Place is where a port is: its network, its addresses, and all that the host
+// needs to answer for them without asking anybody. The DHCP answer is a pure
+// function of the place and the port's MAC.
+type Place struct {
+	Epoch    Epoch     `json:"epoch"`
+	Tenant   string    `json:"tenant"`
+	Network  Moniker   `json:"network"`
+	VNI      VNI       `json:"vni"`
+	Addrs    []Addr    `json:"addrs"`
+	Routes   []Route   `json:"routes,omitempty"`
+	MTU      uint16    `json:"mtu,omitempty"`      // bytes, of the guest's IP packets; 0: what the host's underlay leaves
+	Isolated bool      `json:"isolated,omitempty"` // reaches DHCP and IMDS only: a pooled VM
+	DHCP     DHCP      `json:"dhcp"`
+	Document *Document `json:"document,omitempty"` // what IMDS serves once published; nil: nothing
+	Swap     string    `json:"swap,omitempty"`     // the swap that led here; "" for the first place
+	Undo     bool      `json:"undo,omitempty"`     // the swap came back here
+	Confirm  Confirm   `json:"confirm,omitempty"`
+	Trigger  Trigger   `json:"trigger,omitempty"`
+}
+
+// Has reports whether ca is one of the place's addresses.
+func (p *Place) Has(ca CA) bool {
+	for _, a := range p.Addrs {
+		if a.CA == ca {
+			return true
+		}
+	}
+	return false
+}
+
+// V4 returns the place's first IPv4 address, or false.
+func (p *Place) V4() (Addr, bool) {
+	for _, a := range p.Addrs {
+		if a.CA.Is4() {
+			return a, true
+		}
+	}
+	return Addr{}, false
+}
+
+// DHCP is what a lease says beside the address, mask, routes and MTU.
+type DHCP struct {
+	DNS    []netip.Addr  `json:"dns,omitempty"`
+	Domain string        `json:"domain,omitempty"`
+	NTP    []netip.Addr  `json:"ntp,omitempty"`
+	Lease  time.Duration `json:"lease"` // at least 24 h by default, so an agent outage takes no address away
+}
+
+// A Document is what IMDS serves to a guest: the settings of its owner.
+type Document struct {
+	Epoch    Epoch    `json:"epoch"`
+	Tag      string   `json:"tag,omitempty"` // [TagPartial], or absent: final
+	Instance string   `json:"instance"`      // VM id
+	Hostname string   `json:"hostname"`
+	User     string   `json:"user,omitempty"`
+	SSHKeys  []string `json:"ssh_keys,omitempty"`
+	TimeZone string   `json:"time_zone,omitempty"`
+	Files    []File   `json:"files,omitempty"`
+}
+
+// TagPartial marks a document whose VM waits in the pool: not all is configured
+// yet, report and go on polling.
+const TagPartial = "partial"
+
+// Partial reports whether the document is tagged partial.
+func (d *Document) Partial() bool { return d.Tag == TagPartial }
+
+// A File is written by the guest agent as root.
+type File struct {
+	Path    string `json:"path"` // absolute
+	Mode    uint32 `json:"mode"` // permission bits, 0 means 0644
+	Content string `json:"content"`
+}
+
+// String names a place for logs: "blue 10.0.0.20 (0.7)".
+func (p *Place) String() string {
+	if a, ok := p.V4(); ok {
+		return fmt.Sprintf("%s %s (%s)", p.Network, a.CA, p.Epoch)
+	}
+	return fmt.Sprintf("%s (%s)", p.Network, p.Epoch)
+}
