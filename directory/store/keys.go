@@ -1,0 +1,64 @@
+package store
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"replug/directory/vnet"
+)
+
+// Root is the prefix of every key of Replug.
+const Root = "/replug/"
+
+// Prefixes that the directory serves to hosts.
+const (
+	Cluster  = Root + "cluster" // cluster id and era, one row
+	Leader   = Root + "leader/" // election
+	Hosts    = Root + "hosts/"
+	Intents  = Root + "intents/"  // host/port
+	Statuses = Root + "statuses/" // host/port
+	Mappings = Root + "mappings/" // vni/ca
+)
+
+// Prefixes that only control reads.
+const (
+	Tenants  = Root + "tenants/"
+	Networks = Root + "networks/" // moniker
+	VNIs     = Root + "vnis/"     // vni -> moniker: no VNI twice
+	CAs      = Root + "cas/"      // vni/ca -> who has it: no CA twice (invariant 10)
+	Types    = Root + "types/"
+	Pools    = Root + "pools/"
+	VMs      = Root + "vms/"   // VM id
+	Names    = Root + "names/" // tenant/name -> VM id
+	Disks    = Root + "disks/"
+	Ports    = Root + "ports/"
+	PortIDs  = Root + "portids/" // host/id -> port
+	Swaps    = Root + "swaps/"
+	Live     = Root + "live/" // port -> swap id, while it runs: no second swap
+	Claims   = Root + "claims/"
+	Requests = Root + "requests/" // request id -> operation
+	Counters = Root + "counters/"
+)
+
+// IntentKey is where the intent of a host's port is.
+func IntentKey(host, port string) string { return Intents + host + "/" + port }
+
+// StatusKey is where the last durable status of a host's port is.
+func StatusKey(host, port string) string { return Statuses + host + "/" + port }
+
+// MappingKey is where the mapping of a CA is.
+func MappingKey(v vnet.VNI, ca vnet.CA) string { return NetworkMappings(v) + ca.String() }
+
+// NetworkMappings is the prefix of a network's mappings.
+func NetworkMappings(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Mappings, v) }
+
+// CAKey is where it stands who has a CA.
+func CAKey(v vnet.VNI, ca vnet.CA) string { return fmt.Sprintf("%s%08d/%s", CAs, v, ca) }
+
+// Split returns the parts of key after prefix: Split(Intents, "/replug/intents/h1/p7")
+// is "h1", "p7".
+func Split(prefix, key string) (first, rest string) {
+	first, rest, _ = strings.Cut(strings.TrimPrefix(key, prefix), "/")
+	return first, path.Clean(rest)
+}
