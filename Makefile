@@ -1,0 +1,98 @@
+# Replug. The two commands a newcomer needs, as root: `make demo` and `make test`.
+# Everything else: `make help`.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO    ?= go
+# The clang that both Debian 12 and 13 have: another one makes other bytes.
+CLANG ?= clang-19
+STRIP ?= llvm-strip-19
+PROGRAMS := replug replug-server replug-host replug-guest
+# Bytes that the guest's agent may have.
+GUEST_MAX := 8388608
+
+# What the programs and the demo need, and what building and testing need on top.
+# A virtual machine needs no network boot, so QEMU's recommends stay out.
+PACKAGES := qemu-system-x86 qemu-utils busybox-static xz-utils tzdata ca-certificates
+PACKAGES_TEST := clang-19 llvm-19 libbpf-dev linux-libc-dev libc6-dev protobuf-compiler \
+	iproute2 procps iperf3 tcpdump tshark vagrant
+
+export DEBIAN_FRONTEND := noninteractive
+export CGO_ENABLED := 0
+
+##@ The two commands
+
+demo: build ## play the story: pool, claim, live swap, undo, faults; writes out/demo.json
+	mkdir -p out
+	trap 'rc=$$?; bin/replug lab down --stale >&2 || true; exit $$rc' EXIT
+	bin/replug demo --out out/demo.json
+
+test: setup-test build ## run every test, those with real BPF, namespaces and QEMU too
+	tests/run.sh
+
+##@ Building
+
+build: setup $(PROGRAMS:%=build-%) ## build the programs into bin/
+	size=$$(stat -c %s bin/replug-guest)
+	[ "$$size" -lt $(GUEST_MAX) ] || { echo "bin/replug-guest has $$size bytes, at most $(GUEST_MAX) are allowed" >&2; exit 1; }
+
+build-%:
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/$* ./cmd/$*
+
+generate: setup-test ## make the BPF objects and the protobuf code again, byte for byte
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(STRIP) $(GO) generate ./...
+	tests/protoc.sh
+
+bench: setup-test build ## measure the figures beside their floors; writes out/bench.json
+	mkdir -p out
+	trap 'rc=$$?; bin/replug lab down --stale >&2 || true; exit $$rc' EXIT
+	bin/replug bench --out out/bench.json
+
+##@ Keeping house
+
+setup: ## install the packages and modules that building and the demo need
+	@$(call install,$(PACKAGES))
+	@$(GO) mod download
+
+setup-test: setup ## install what the tests need on top
+	@$(call install,$(PACKAGES_TEST))
+
+fmt: ## format Go and C
+	gofmt -w $$(git ls-files '*.go')
+	clang-format -i $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+
+lint: ## gofmt and go vet, as the tests do
+	out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted: $$out" >&2; exit 1; }
+	$(GO) vet ./...
+
+clean: ## remove what was built here; the cache of guest images stays
+	rm -rf bin out
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# install PACKAGES: only what is missing, and without a word when nothing is.
+define install
+missing=; \
+for p in $(1); do \
+	[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null || true)" = installed ] || missing="$$missing $$p"; \
+done; \
+if [ -n "$$missing" ]; then \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "these packages are missing:$$missing. Run this as root, or ask for: apt-get install$$missing" >&2; exit 1; \
+	fi; \
+	echo "installing$$missing"; \
+	log=$$(mktemp); \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >"$$log" 2>&1 \
+		|| { tail -20 "$$log" >&2; echo "apt-get could not install$$missing: see above" >&2; rm -f "$$log"; exit 1; }; \
+	rm -f "$$log"; \
+fi
+endef
+
+.ONESHELL:
+.PHONY: demo test build generate bench setup setup-test fmt lint clean help

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Runs every test and then looks for what they left behind. Called by `make test`.
+# GOFLAGS, TESTS (packages) and RUN (a -run pattern) narrow it down.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+go build -o bin/lab ./tests/lab/cmd/lab
+bin/lab check
+bin/lab down --stale
+
+finish() {
+	rc=$?
+	trap - EXIT
+	bin/lab residue || { [ "$rc" != 0 ] || rc=1; }
+	bin/lab down --stale || true
+	exit "$rc"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# One package at a time: each has its own lab, and the machine may have two cores.
+go test -p 1 -count=1 -timeout 14m ${RUN:+-run "$RUN"} ${TESTS:-./...}
