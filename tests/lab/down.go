@@ -102,7 +102,6 @@ func (m member) String() string {
 // and by record. This process and its ancestors are never among them.
 func members(name string) []member {
 	spaces := netnsInodes(name)
-	mark := markLab + name
 	recorded := map[pidRef]string{}
 	for _, r := range procRecords(name) {
 		recorded[r.pidRef] = "started as " + r.Name
@@ -119,8 +118,8 @@ func members(name string) []member {
 		if unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &st) == nil && spaces[st.Ino] != "" {
 			why = "in namespace " + spaces[st.Ino]
 		}
-		if why == "" && hasEnv(pid, mark) {
-			why = "environment says " + mark
+		if lab, ok := envOf(pid, markLab); why == "" && ok && lab == name {
+			why = "environment says " + markLab + name
 		}
 		if why != "" {
 			found = append(found, member{ref, why})
@@ -129,9 +128,18 @@ func members(name string) []member {
 	return found
 }
 
-func hasEnv(pid int, entry string) bool {
+// envOf reads a variable, "NAME=", of another process's environment.
+func envOf(pid int, name string) (string, bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	return err == nil && slices.Contains(strings.Split(string(b), "\x00"), entry)
+	if err != nil {
+		return "", false
+	}
+	for entry := range strings.SplitSeq(string(b), "\x00") {
+		if value, ok := strings.CutPrefix(entry, name); ok {
+			return value, true
+		}
+	}
+	return "", false
 }
 
 // mountsBelow lists mount points at or below a directory, outer ones first.

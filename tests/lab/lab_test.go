@@ -25,6 +25,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("LAB_TEST_OWNER") != "" {
+		own()
+	}
 	if err := lab.Check(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -275,6 +278,15 @@ func TestResidueFindsWhatIsPlanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	go outside.Wait()
+	err = lab.Until(ctx, "the leaks to run", func() error {
+		if left := strings.Join(lab.Residue("lableak"), " "); strings.Count(left, ": busybox sleep 30") != 2 {
+			return errors.New(left)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	dev := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "rp-lableak-x"}}
 	if err := netlink.LinkAdd(dev); err != nil {
 		t.Fatal(err)
@@ -312,9 +324,6 @@ func mkdir(t *testing.T, dir string) string {
 // A lab whose owner dies by kill -9 is taken down by its reaper; one without a
 // reaper by the next Up of its name.
 func TestLabOfADeadOwner(t *testing.T) {
-	if os.Getenv("LAB_TEST_OWNER") != "" {
-		own()
-	}
 	for _, c := range []struct {
 		name    string
 		reaped  bool
@@ -328,7 +337,7 @@ func TestLabOfADeadOwner(t *testing.T) {
 				cmd.Env = append(cmd.Env, "LAB_TEST_HELPER="+helper[0])
 			}
 			t.Cleanup(func() { lab.Down(context.Background(), c.name) })
-			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "is up") {
+			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "the lab stands") {
 				t.Fatalf("owner: %v: %s", err, out)
 			}
 			if c.replace {
@@ -368,7 +377,7 @@ func own() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println("is up")
+	fmt.Println("the lab stands")
 	unix.Kill(os.Getpid(), unix.SIGKILL)
 	select {}
 }

@@ -80,7 +80,8 @@ func readRecord(name string) (record, error) {
 	return r, nil
 }
 
-// Names returns the labs that have a state directory or a namespace, in order.
+// Names returns the labs that have a state directory, a namespace, or a process
+// that says so in its environment, in order.
 func Names() []string {
 	var names []string
 	dirs, _ := os.ReadDir(Root)
@@ -92,6 +93,11 @@ func Names() []string {
 	spaces, _ := filepath.Glob(netnsPath("*", "*"))
 	for _, s := range spaces {
 		if lab, ok := labOfNetns(filepath.Base(s)); ok {
+			names = append(names, lab)
+		}
+	}
+	for _, pid := range pids() {
+		if lab, ok := envOf(pid, markLab); ok && !ancestors()[pid] && nameForm.MatchString(lab) {
 			names = append(names, lab)
 		}
 	}

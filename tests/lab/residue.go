@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,23 +55,6 @@ func residueOf(name string) []string {
 // strays are things of labs that nothing else remembers.
 func strays() []string {
 	var left []string
-	family := ancestors()
-	known := map[string]bool{}
-	for _, n := range Names() {
-		known[n] = true
-	}
-	for _, pid := range pids() {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err != nil || family[pid] {
-			continue
-		}
-		for entry := range strings.SplitSeq(string(b), "\x00") {
-			lab, marked := strings.CutPrefix(entry, markLab)
-			if ref, err := refer(pid); marked && !known[lab] && err == nil && ref.alive() {
-				left = append(left, member{ref, "environment says " + entry}.String())
-			}
-		}
-	}
 	// Tests make namespaces of their own, named rt-<room>.
 	spaces, _ := filepath.Glob(filepath.Join(netnsDir, "rt-*"))
 	for _, s := range spaces {
