@@ -1,0 +1,42 @@
+package guest
+
+import (
+	"encoding/binary"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// parseLink reads an RTM_NEWLINK or RTM_DELLINK of an Ethernet NIC (linux/rtnetlink.h,
+// linux/if_link.h); false for any other message.
+func parseLink(m *syscall.NetlinkMessage) (linkState, bool) {
+	var st linkState
+	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
+		return st, false
+	}
+	family, kind := m.Data[0], binary.NativeEndian.Uint16(m.Data[2:])
+	flags := binary.NativeEndian.Uint32(m.Data[8:])
+	if family != unix.AF_UNSPEC || kind != unix.ARPHRD_ETHER || flags&unix.IFF_LOOPBACK != 0 {
+		return st, false
+	}
+	attrs, err := syscall.ParseNetlinkRouteAttr(m)
+	if err != nil {
+		return st, false
+	}
+	st.index = int(binary.NativeEndian.Uint32(m.Data[4:]))
+	st.admin = flags&unix.IFF_UP != 0
+	for _, a := range attrs {
+		switch {
+		case a.Attr.Type == unix.IFLA_IFNAME:
+			st.name = strings.TrimRight(string(a.Value), "\x00")
+		case a.Attr.Type == unix.IFLA_ADDRESS && len(a.Value) == len(st.mac):
+			copy(st.mac[:], a.Value)
+		case a.Attr.Type == unix.IFLA_CARRIER && len(a.Value) >= 1:
+			st.carrier = a.Value[0] != 0
+		case a.Attr.Type == unix.IFLA_CARRIER_CHANGES && len(a.Value) >= 4:
+			st.changes = binary.NativeEndian.Uint32(a.Value)
+		}
+	}
+	return st, true
+}

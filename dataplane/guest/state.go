@@ -1,0 +1,67 @@
+package guest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"replug/directory/vnet"
+)
+
+// Why a document is not applied.
+var (
+	errOlder   = errors.New("older than the configuration that is applied")
+	errWasDone = errors.New("partial, but this machine has its final configuration")
+	errTag     = errors.New("unknown tag")
+)
+
+// state is what survives a reboot: the last document that was applied.
+type state struct {
+	Epoch       vnet.Epoch `json:"epoch"`
+	Kind        string     `json:"kind"`                  // of a report: partial or final
+	Placeholder string     `json:"placeholder,omitempty"` // user made for a partial document
+}
+
+const stateFile = "var/lib/replug-guest/state.json"
+
+func loadState(root string) (state, error) {
+	var s state
+	b, err := os.ReadFile(machine{root: root}.path(stateFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("read %s: %w", stateFile, err)
+	}
+	return s, nil
+}
+
+func (s *state) save(m machine) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode the state: %w", err)
+	}
+	if err := m.write(stateFile, 0o600, append(b, '\n')); err != nil {
+		return fmt.Errorf("remember what was applied: %w", err)
+	}
+	return nil
+}
+
+// accepts says whether d may be applied, and whether it is already. Only "partial"
+// and no tag at all are known: anything else must not pass for a final document.
+func (s *state) accepts(d *vnet.Document, kind string) (applied bool, err error) {
+	switch {
+	case d.Tag != "" && d.Tag != vnet.TagPartial:
+		return false, fmt.Errorf("%w %q (want %q, or none)", errTag, d.Tag, vnet.TagPartial)
+	case d.Epoch < s.Epoch:
+		return false, fmt.Errorf("epoch %s is %w (%s)", d.Epoch, errOlder, s.Epoch)
+	case kind == vnet.ReportPartial && s.Kind == vnet.ReportFinal:
+		return false, fmt.Errorf("epoch %s is %w (epoch %s)", d.Epoch, errWasDone, s.Epoch)
+	}
+	return d.Epoch == s.Epoch && kind == s.Kind, nil
+}
