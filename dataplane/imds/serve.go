@@ -1,0 +1,188 @@
+package imds
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// The paths of the service.
+const (
+	PathRoot   = "/replug/v1/"
+	PathConfig = "/replug/v1/config"
+	PathReport = "/replug/v1/report"
+)
+
+// An answer that is not a success. Reason is the metrics label.
+type refusal struct {
+	code         int
+	reason, next string
+	closes       bool // the connection isn't worth keeping
+}
+
+// serve answers one request. The caller is asked for anew: a connection that
+// outlives its epoch isn't worth more than its address.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(slowRequest))
+	_ = rc.SetWriteDeadline(time.Now().Add(slowAnswer))
+	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
+	who, ok := s.cfg.Identify(addr)
+	if !ok {
+		s.refuse(w, 0, refusal{http.StatusForbidden, "unknown caller", "ask from a VM of this host", true})
+		return
+	}
+	if no := s.admit(who, r); no != nil {
+		s.refuse(w, who.Port, *no)
+		return
+	}
+	var no *refusal
+	switch r.URL.Path {
+	case PathConfig:
+		no = s.config(w, r, who)
+	case PathReport:
+		no = s.report(w, r, who)
+	default:
+		send(w, http.StatusOK, map[string]string{"version": "v1"})
+	}
+	if no != nil {
+		s.refuse(w, who.Port, *no)
+	}
+}
+
+// methods are the paths that exist, and how they are asked.
+var methods = map[string]string{
+	PathRoot:   http.MethodGet,
+	PathConfig: http.MethodGet,
+	PathReport: http.MethodPost,
+}
+
+// admit refuses what is no request of a guest's own agent. The header and the
+// host keep a browser or a proxy in the guest from being used to ask.
+func (s *Server) admit(who Caller, r *http.Request) *refusal {
+	method, known := methods[r.URL.Path]
+	switch {
+	case !s.allow(who.Port):
+		return &refusal{http.StatusTooManyRequests, "too many requests", "ask less often, or poll with wait=60", true}
+	case r.Header["X-Forwarded-For"] != nil || r.Header["Forwarded"] != nil:
+		return &refusal{http.StatusBadRequest, "forwarded request", "ask without a proxy", true}
+	case r.Host != "169.254.169.254" && r.Host != "169.254.169.254:80":
+		return &refusal{http.StatusBadRequest, "foreign host", "ask http://169.254.169.254", true}
+	case r.Header.Get("Metadata") != "true":
+		return &refusal{http.StatusBadRequest, "no metadata header", `send the header "Metadata: true"`, false}
+	case r.ContentLength > maxBody:
+		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
+	case !known:
+		return &refusal{http.StatusNotFound, "unknown path", "ask " + PathConfig, false}
+	case r.Method != method:
+		return &refusal{http.StatusMethodNotAllowed, "wrong method", "use " + method, false}
+	}
+	return nil
+}
+
+// config answers with the document, at once or when there is a newer one.
+func (s *Server) config(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
+	since, wait, no := pollOf(r)
+	if no != nil {
+		return no
+	}
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(wait + slowRequest))
+	_ = rc.SetWriteDeadline(time.Now().Add(wait + slowAnswer))
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
+	defer cancel()
+	for {
+		doc, changed, over := s.published(who)
+		if over {
+			return &refusal{http.StatusGone, "epoch is over", "renew the DHCP lease, then ask on a new connection", true}
+		}
+		if doc != nil && doc.Epoch > since {
+			send(w, http.StatusOK, doc)
+			return nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+		}
+		if doc == nil && wait == 0 {
+			return &refusal{http.StatusNotFound, "nothing published", "poll " + PathConfig + "?wait=60", false}
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+}
+
+// pollOf reads since (an epoch, as documents have it) and wait (seconds).
+func pollOf(r *http.Request) (since vnet.Epoch, wait time.Duration, no *refusal) {
+	q := r.URL.Query()
+	if v := q.Get("since"); v != "" {
+		var err error
+		if since, err = vnet.ParseEpoch(v); err != nil {
+			return 0, 0, &refusal{http.StatusBadRequest, "bad since", `give the epoch of the document you have, like "3.7"`, false}
+		}
+	}
+	if v := q.Get("wait"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 16)
+		if err != nil || time.Duration(n)*time.Second > maxWait {
+			return 0, 0, &refusal{http.StatusBadRequest, "bad wait", "give seconds, 0 to 60", false}
+		}
+		wait = time.Duration(n) * time.Second
+	}
+	return since, wait, nil
+}
+
+// report takes a guest's report of the document that it was served.
+func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
+	var rep vnet.GuestReport
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
+	case err != nil:
+		return &refusal{http.StatusBadRequest, "body cut off", "send the whole body within 5 s", true}
+	case json.Unmarshal(body, &rep) != nil:
+		return &refusal{http.StatusBadRequest, "report can't be read", "send one JSON object", false}
+	case rep.Kind != vnet.ReportPartial && rep.Kind != vnet.ReportFinal:
+		return &refusal{http.StatusBadRequest, "unknown kind of report", `say "partial" or "final"`, false}
+	}
+	doc, _, _ := s.published(who)
+	if doc == nil || doc.Epoch != rep.Epoch {
+		return &refusal{http.StatusConflict, "report on another epoch", "ask " + PathConfig + " again", false}
+	}
+	if doc.Partial() != (rep.Kind == vnet.ReportPartial) {
+		return &refusal{http.StatusConflict, "kind is not the document's", "report partial on a document tagged partial, final on another", false}
+	}
+	rep.At = time.Now()
+	if err := s.cfg.OnReport(r.Context(), who.Port, rep); err != nil {
+		s.cfg.Log.Warn("guest report not taken", "port", who.Port, "epoch", rep.Epoch, "err", err)
+		return &refusal{http.StatusServiceUnavailable, "report not taken", "send it again", false}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) refuse(w http.ResponseWriter, port vnet.PortID, no refusal) {
+	s.cfg.Refused(port, no.reason)
+	if no.closes {
+		w.Header().Set("Connection", "close")
+	}
+	if no.code == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", no.next[len("use "):])
+	}
+	send(w, no.code, map[string]string{"error": no.reason, "next": no.next})
+}
+
+func send(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // the guest has gone: nobody to tell
+}
