@@ -1,0 +1,261 @@
+// Package bpf is the datapath: the BPF programs that carry frames between taps
+// and the underlay, and the Go side of the contract in vnet.h. It loads, pins
+// and attaches them, writes their maps and reads their counters.
+//
+// It knows ports, mappings and routes as values that somebody hands it. It does
+// not make devices, talk to a directory or decide what an intent means.
+//
+// Two things to know before using it. A Datapath is in force from AttachUplink
+// and AttachTap on and stays so after Close, because all is pinned: only
+// [Remove] ends it. And a frame that is on its way may still use a row that has
+// just been replaced; [Datapath.Settle] waits until none does.
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go tool bpf2go -target bpfel -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type port_flag -type trap_kind datapath datapath.c
+//go:generate go tool stringer -type datapathDropReason -trimprefix datapathDropReasonDROP_ -output drop_string.go
+
+// Limits of one datapath, as vnet.h has them.
+const (
+	MaxPorts    = int(datapathLimitsMAX_PORTS)     // port ids are below it
+	MaxCAs      = int(datapathLimitsMAX_CAS)       // of one port
+	MaxNextHops = int(datapathLimitsMAX_NEXT_HOPS) // indexes are below it
+)
+
+// ErrShape says that the pinned maps were made by a release, or with a capacity,
+// that doesn't fit. Nothing was changed. The way out is to stop the ports of the
+// host, call [Remove] and load again: it takes live state with it.
+var ErrShape = errors.New("pinned maps have another shape")
+
+// ErrOptions says that Options can't be loaded; the text says which one.
+var ErrOptions = errors.New("invalid datapath option")
+
+// Options are what a datapath needs to know before it is loaded.
+type Options struct {
+	PinDir      string       // below a bpffs; made with mode 0700 if missing
+	Uplink      int          // ifindex
+	IMDS        int          // ifindex of the device that leads to the metadata service
+	IMDSMAC     [6]byte      // its address
+	GatewayMAC  [6]byte      // what guests see as their gateway, and as each peer
+	HostAddress netip.Addr   // the host's underlay address, IPv4
+	PAPrefix    netip.Prefix // PAs of this host; a /32 of HostAddress if all ports share it
+	UnderlayMTU int          // bytes of an outer IP packet
+
+	Mappings uint32 // capacity, 0: 65,536. About 150 bytes of kernel memory each
+	Flows    uint32 // capacity, 0: 65,536
+
+	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100
+	UnresolvedRate int           // frames a second and port from sources without a mapping, and the burst; 0: 1,000
+	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks of the coarse clock
+	NextHopAge     time.Duration // after it a next hop isn't trusted; 0: 60 s
+}
+
+// A Datapath is a loaded datapath. Its methods may be called at once from
+// several goroutines, but one process at a time owns a PinDir.
+type Datapath struct {
+	dir  string
+	objs datapathObjects
+
+	mu        sync.Mutex // guards rows, and every read-modify-write of ports
+	unsettled map[uint16]bool
+}
+
+// Load loads the programs and makes the maps, or takes over those that are
+// pinned under o.PinDir; nothing is attached yet. It returns [ErrShape] or
+// [ErrOptions], and otherwise what the kernel says, with the verifier's log.
+func Load(o Options) (*Datapath, error) {
+	settings, err := o.settings()
+	if err != nil {
+		return nil, err
+	}
+	if err := makePinDir(o.PinDir); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the memory lock limit (needs CAP_SYS_RESOURCE): %w", err)
+	}
+	spec, err := loadDatapath()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[datapathVarConfig].Set(settings); err != nil {
+		return nil, fmt.Errorf("set the datapath's config: %w", err)
+	}
+	spec.Maps[datapathMapMappings].MaxEntries = or(o.Mappings, 65536)
+	spec.Maps[datapathMapFlows].MaxEntries = or(o.Flows, 65536)
+	return load(spec, o.PinDir)
+}
+
+func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
+	d := &Datapath{dir: dir, unsettled: map[uint16]bool{}}
+	err := spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: mapDir(dir)},
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("load the datapath over %s: %w: %w", dir, ErrShape, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
+	}
+	if err := d.checkContract(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	// Whoever wrote the rows before us may have died between a flip and its grace period.
+	if err := d.Settle(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Datapath) checkContract() error {
+	var have datapathLimits
+	if err := d.objs.Contract.Lookup(uint32(0), &have); err != nil {
+		return fmt.Errorf("read the contract of the pinned maps: %w", err)
+	}
+	switch have {
+	case datapathLimitsCONTRACT:
+		return nil
+	case 0:
+		if err := d.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT); err != nil {
+			return fmt.Errorf("write the contract: %w", err)
+		}
+		return nil
+	default:
+		return fmt.Errorf("maps in %s follow contract %d, this program %d: %w",
+			d.dir, have, datapathLimitsCONTRACT, ErrShape)
+	}
+}
+
+// Close lets go of the datapath. What is pinned stays in force.
+func (d *Datapath) Close() error { return d.objs.Close() }
+
+// Settle waits until no frame is handled by what the maps said before the call:
+// an RCU grace period, 8 to 16 ms measured. Keep it off the path that a guest
+// waits for.
+func (d *Datapath) Settle() error {
+	d.mu.Lock()
+	waited := d.unsettled
+	d.unsettled = map[uint16]bool{}
+	d.mu.Unlock()
+	err := gracePeriod()
+	if err == nil {
+		return nil
+	}
+	d.mu.Lock()
+	for id := range waited {
+		d.unsettled[id] = true
+	}
+	d.mu.Unlock()
+	return err
+}
+
+// gracePeriod waits as synchronize_rcu does, which the kernel does for this
+// command (kernel/sched/membarrier.c).
+func gracePeriod() error {
+	const membarrierGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		return fmt.Errorf("wait for frames on their way (membarrier): %w", errno)
+	}
+	return nil
+}
+
+// Remove takes the datapath of dir out of force: programs are detached, maps and
+// all they hold are freed. It is no error if there is none.
+func Remove(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove the pinned datapath: %w", err)
+	}
+	return nil
+}
+
+func mapDir(dir string) string  { return filepath.Join(dir, "maps") }
+func linkDir(dir string) string { return filepath.Join(dir, "links") }
+
+func makePinDir(dir string) error {
+	for _, d := range []string{dir, mapDir(dir), linkDir(dir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("make the pin directory: %w", err)
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("close the pin directory to others: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("look at %s: %w", dir, err)
+	}
+	if fs.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%w: PinDir %s is not on a bpffs (mount -t bpf bpf <dir>)", ErrOptions, dir)
+	}
+	return nil
+}
+
+func (o Options) settings() (datapathSettings, error) {
+	s := datapathSettings{
+		FlowIdle:    uint64(max(or(o.FlowIdle, 10*time.Millisecond), 2*coarseTick())),
+		NextHopAge:  uint64(or(o.NextHopAge, time.Minute)),
+		Uplink:      uint32(o.Uplink),
+		Imds:        uint32(o.IMDS),
+		UnderlayMtu: uint32(o.UnderlayMTU),
+		GatewayMac:  o.GatewayMAC,
+		ImdsMac:     o.IMDSMAC,
+	}
+	s.TrapInterval, s.TrapBurst = bucket(or(o.TrapRate, 100))
+	s.UnresolvedInterval, s.UnresolvedBurst = bucket(or(o.UnresolvedRate, 1000))
+	switch {
+	case o.Uplink <= 0:
+		return s, fmt.Errorf("%w: Uplink %d", ErrOptions, o.Uplink)
+	case !o.HostAddress.Is4():
+		return s, fmt.Errorf("%w: HostAddress %s is not IPv4", ErrOptions, o.HostAddress)
+	case !o.PAPrefix.IsValid() || !o.PAPrefix.Addr().Is4():
+		return s, fmt.Errorf("%w: PAPrefix %s is not IPv4", ErrOptions, o.PAPrefix)
+	case o.UnderlayMTU < 576+50:
+		return s, fmt.Errorf("%w: UnderlayMTU %d leaves a guest less than 576 bytes", ErrOptions, o.UnderlayMTU)
+	case o.GatewayMAC == [6]byte{}:
+		return s, fmt.Errorf("%w: no GatewayMAC", ErrOptions)
+	}
+	s.Host = be32(o.HostAddress.As4())
+	s.PaNet = be32(o.PAPrefix.Masked().Addr().As4())
+	mask := [4]byte{}
+	binary.BigEndian.PutUint32(mask[:], uint32(0xffffffff<<(32-uint64(o.PAPrefix.Bits()))))
+	s.PaMask = be32(mask)
+	return s, nil
+}
+
+// bucket returns the interval between frames and how far they may run ahead, ns.
+func bucket(rate int) (interval, burst uint64) {
+	return uint64(time.Second) / uint64(rate), uint64(time.Second)
+}
+
+func coarseTick() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 10 * time.Millisecond // the slowest tick that Linux has
+	}
+	return time.Duration(ts.Nano())
+}
+
+// be32 reads bytes that are in network order as the kernel keeps a __be32.
+func be32(b [4]byte) uint32 { return binary.NativeEndian.Uint32(b[:]) }
+
+func or[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The last checks before a tap, whoever the frame comes from, and the books. */
+#ifndef DELIVER_H
+#define DELIVER_H
+
+#include "mtu.h"
+#include "spoof.h"
+
+/* Finds the port that a frame to (vni, mac) is for. */
+static __always_inline enum drop_reason find_local(__u32 vni, const __u8 *mac, __u32 *id,
+						   const struct port **port)
+{
+	struct local_key key = { .vni = vni };
+	__u32 *found;
+
+	copy_mac(key.mac, mac);
+	found = bpf_map_lookup_elem(&locals, &key);
+	if (!found)
+		return DROP_NOT_LOCAL;
+	*id = *found;
+	*port = find_port(*found);
+	/* locals trails behind a flip; the row is the truth. */
+	if (!*port || !(*port)->ifindex || (*port)->vni != vni || !same_mac((*port)->mac, mac))
+		return DROP_NOT_LOCAL;
+	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason admit(const struct frame *f, const struct port *port)
+{
+	if (!(port->flags & PORT_OPEN))
+		return DROP_TO_CLOSED;
+	if (port->flags & PORT_ISOLATED)
+		return DROP_TO_ISOLATED;
+	if (!has_ca(port, f->ip->daddr) && !(port->flags & PORT_ROUTER))
+		return DROP_WRONG_CA;
+	if (packet_len(f) > port->mtu)
+		return DROP_TO_TOO_BIG;
+	return DROP_NONE;
+}
+
+/* What a guest sees of any peer is the gateway: the neighbour that its ARP knows. */
+static __always_inline void write_delivery(struct ethhdr *eth, const struct port *port)
+{
+	copy_mac(eth->h_dest, port->mac);
+	copy_const_mac(eth->h_source, config.gateway_mac);
+	eth->h_proto = ETH_P_BE_IP;
+}
+
+/* A frame of the old epoch may come by on another CPU after the flip: it moves `before`. */
+static __always_inline void stamp(struct times *t, __u64 epoch)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (epoch < t->epoch) {
+		t->before = now;
+		return;
+	}
+	if (epoch > t->epoch) {
+		t->before = t->last;
+		t->first = now;
+		t->epoch = epoch;
+	}
+	t->last = now;
+}
+
+static __always_inline void account_from(__u32 id, const struct port *port, __u32 len)
+{
+	struct tally *n = bpf_map_lookup_elem(&port_counters, &id);
+	struct timing *times;
+
+	if (n) {
+		n->from_packets++;
+		n->from_bytes += len;
+	}
+	if (!(port->flags & PORT_TIMED))
+		return;
+	times = bpf_map_lookup_elem(&port_times, &id);
+	if (times)
+		stamp(&times->from, port->epoch);
+}
+
+static __always_inline void tally_to(__u32 id, __u32 len)
+{
+	struct tally *n = bpf_map_lookup_elem(&port_counters, &id);
+
+	if (!n)
+		return;
+	n->to_packets++;
+	n->to_bytes += len;
+}
+
+/* Metadata replies are tallied only: they don't show that the network is back. */
+static __always_inline void account_to(__u32 id, const struct port *port, __u32 len)
+{
+	struct timing *times;
+
+	tally_to(id, len);
+	if (!(port->flags & PORT_TIMED))
+		return;
+	times = bpf_map_lookup_elem(&port_times, &id);
+	if (times)
+		stamp(&times->to, port->epoch);
+}
+
+#endif

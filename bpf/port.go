@@ -1,0 +1,288 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// Conditions that a caller tells apart.
+var (
+	ErrNoPort  = errors.New("no such port in the datapath")
+	ErrEpoch   = errors.New("the port's row has a higher epoch")
+	ErrPort    = errors.New("not a port that the datapath can hold")
+	ErrFull    = errors.New("a map of the datapath is full")
+	ErrAddress = errors.New("not an address that the datapath can hold")
+)
+
+// PortFlags say what a port may do.
+type PortFlags uint32
+
+// The flags, as in vnet.h.
+const (
+	Open     = PortFlags(datapathPortFlagPORT_OPEN)     // frames may pass
+	Isolated = PortFlags(datapathPortFlagPORT_ISOLATED) // DHCP, ARP for the gateway and IMDS only
+	Timed    = PortFlags(datapathPortFlagPORT_TIMED)    // [Datapath.Times] are kept
+	Router   = PortFlags(datapathPortFlagPORT_ROUTER)   // a gateway VM: may send from and get for any address
+)
+
+// A Port is one port in one network: all that the way of its frames depends on.
+type Port struct {
+	Ifindex int // of its tap
+	VNI     uint32
+	Epoch   uint64
+	MAC     [6]byte
+	PA      netip.Addr
+	CAs     []netip.Addr // up to MaxCAs; the first has the subnet, the gateway and IMDS
+	Gateway netip.Addr   // IPv4
+	Bits    int          // length of the subnet's IPv4 prefix
+	MTU     int          // bytes of the guest's IP packets
+	Flags   PortFlags
+}
+
+// SetPort puts the port's row in force. A frame sees either the whole old row or
+// the whole new one, so a port changes networks without being closed. It
+// returns [ErrEpoch] if the row in force has a higher epoch, and [ErrPort].
+//
+// It is quick (a few map updates) unless the same port was set less than a grace
+// period ago: see [Datapath.Settle].
+func (d *Datapath) SetPort(id uint16, p Port) error {
+	row, err := p.row()
+	if err != nil {
+		return fmt.Errorf("port %d: %w", id, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old, err := d.activeRow(id)
+	if err != nil {
+		return err
+	}
+	if old.Ifindex != 0 && row.Epoch < old.Epoch {
+		return fmt.Errorf("port %d to epoch %#x, has %#x: %w", id, row.Epoch, old.Epoch, ErrEpoch)
+	}
+	// The keys lead to the port before its row agrees: until the flip they are refused.
+	if err := d.objs.Locals.Put(row.local(), uint32(id)); err != nil {
+		return fmt.Errorf("port %d: %w", id, full(err))
+	}
+	if err := d.objs.Taps.Put(row.Ifindex, uint32(id)); err != nil {
+		return fmt.Errorf("port %d: %w", id, full(err))
+	}
+	if err := d.flip(id, row); err != nil {
+		return err
+	}
+	return d.forget(old, row)
+}
+
+// SetPortFlags changes flags of the row in force; the rest of it stays.
+// It returns [ErrNoPort].
+func (d *Datapath) SetPortFlags(id uint16, set, clear PortFlags) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	slot, err := d.slot(id)
+	if err != nil {
+		return err
+	}
+	row := &slot.Row[slot.Active&1]
+	if row.Ifindex == 0 {
+		return fmt.Errorf("port %d: %w", id, ErrNoPort)
+	}
+	row.Flags = row.Flags&^datapathPortFlag(clear) | datapathPortFlag(set)
+	// One aligned word changes, the other bytes are written as they are: no frame
+	// can see anything in between, so this needs no flip.
+	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
+		return fmt.Errorf("set flags of port %d: %w", id, err)
+	}
+	return nil
+}
+
+// DeletePort takes the port out of force and zeroes its counters and times. It
+// is no error if there is none.
+func (d *Datapath) DeletePort(id uint16) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old, err := d.activeRow(id)
+	if err != nil || old.Ifindex == 0 {
+		return err
+	}
+	if err := d.flip(id, datapathPort{}); err != nil {
+		return err
+	}
+	if err := d.forget(old, datapathPort{}); err != nil {
+		return err
+	}
+	return d.resetPort(id)
+}
+
+// Port reads back the row in force. It returns [ErrNoPort].
+func (d *Datapath) Port(id uint16) (Port, error) {
+	row, err := d.activeRow(id)
+	if err != nil {
+		return Port{}, err
+	}
+	if row.Ifindex == 0 {
+		return Port{}, fmt.Errorf("port %d: %w", id, ErrNoPort)
+	}
+	return row.port(), nil
+}
+
+// Ports reads back all rows in force, by port id.
+func (d *Datapath) Ports() (map[uint16]Port, error) {
+	ports := map[uint16]Port{}
+	for id := range uint16(MaxPorts) {
+		p, err := d.Port(id)
+		if errors.Is(err, ErrNoPort) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		ports[id] = p
+	}
+	return ports, nil
+}
+
+// flip writes row where no frame looks, then makes frames look there.
+func (d *Datapath) flip(id uint16, row datapathPort) error {
+	if d.unsettled[id] {
+		// A frame may still use the row that the last flip left.
+		if err := gracePeriod(); err != nil {
+			return err
+		}
+		delete(d.unsettled, id)
+	}
+	slot, err := d.slot(id)
+	if err != nil {
+		return err
+	}
+	next := 1 - slot.Active&1
+	slot.Row[next] = row
+	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
+		return fmt.Errorf("write the next row of port %d: %w", id, err)
+	}
+	slot.Active = next
+	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
+		return fmt.Errorf("flip port %d: %w", id, err)
+	}
+	d.unsettled[id] = true
+	return nil
+}
+
+// forget deletes the keys that led to the old row and don't lead to the new one.
+func (d *Datapath) forget(old, row datapathPort) error {
+	if old.Ifindex == 0 {
+		return nil
+	}
+	if old.local() != row.local() {
+		if err := ignoreMissing(d.objs.Locals.Delete(old.local())); err != nil {
+			return fmt.Errorf("delete the port's old key: %w", err)
+		}
+	}
+	if old.Ifindex != row.Ifindex {
+		if err := ignoreMissing(d.objs.Taps.Delete(old.Ifindex)); err != nil {
+			return fmt.Errorf("delete the port's old tap: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) slot(id uint16) (datapathPortSlot, error) {
+	var slot datapathPortSlot
+	if id == 0 || int(id) >= MaxPorts-1 {
+		return slot, fmt.Errorf("port id %d is not in 1..%d: %w", id, MaxPorts-2, ErrPort)
+	}
+	if err := d.objs.Ports.Lookup(uint32(id), &slot); err != nil {
+		return slot, fmt.Errorf("read port %d: %w", id, err)
+	}
+	return slot, nil
+}
+
+func (d *Datapath) activeRow(id uint16) (datapathPort, error) {
+	slot, err := d.slot(id)
+	return slot.Row[slot.Active&1], err
+}
+
+func (p datapathPort) local() datapathLocalKey {
+	return datapathLocalKey{Vni: p.Vni, Mac: p.Mac}
+}
+
+func (p datapathPort) port() Port {
+	out := Port{
+		Ifindex: int(p.Ifindex),
+		VNI:     p.Vni,
+		Epoch:   p.Epoch,
+		MAC:     p.Mac,
+		PA:      p.Pa.ip(),
+		Gateway: p.Gateway.ip(),
+		Bits:    int(p.Bits),
+		MTU:     int(p.Mtu),
+		Flags:   PortFlags(p.Flags),
+	}
+	for _, ca := range p.Ca {
+		if a := ca.ip(); a.IsValid() {
+			out.CAs = append(out.CAs, a)
+		}
+	}
+	return out
+}
+
+func (p Port) row() (datapathPort, error) {
+	row := datapathPort{
+		Epoch:   p.Epoch,
+		Pa:      as16(p.PA),
+		Gateway: as16(p.Gateway),
+		Vni:     p.VNI,
+		Ifindex: uint32(p.Ifindex),
+		Flags:   datapathPortFlag(p.Flags),
+		Mtu:     uint16(p.MTU),
+		Bits:    uint8(p.Bits),
+		Mac:     p.MAC,
+	}
+	switch {
+	case p.Ifindex <= 0:
+		return row, fmt.Errorf("%w: ifindex %d", ErrPort, p.Ifindex)
+	case p.VNI == 0 || p.VNI > 1<<24-1:
+		return row, fmt.Errorf("%w: VNI %d", ErrPort, p.VNI)
+	case p.MAC == [6]byte{} || p.MAC[0]&1 == 1:
+		return row, fmt.Errorf("%w: MAC %x", ErrPort, p.MAC)
+	case !p.PA.Is4():
+		return row, fmt.Errorf("%w: PA %s is not IPv4", ErrPort, p.PA)
+	case p.Bits < 0 || p.Bits > 32:
+		return row, fmt.Errorf("%w: prefix length %d", ErrPort, p.Bits)
+	case p.MTU < 68 || p.MTU > 65535:
+		return row, fmt.Errorf("%w: MTU %d", ErrPort, p.MTU)
+	case len(p.CAs) > MaxCAs:
+		return row, fmt.Errorf("%w: %d CAs, at most %d", ErrPort, len(p.CAs), MaxCAs)
+	}
+	for i, ca := range p.CAs {
+		if !ca.Is4() {
+			return row, fmt.Errorf("%w: CA %s is not IPv4", ErrPort, ca)
+		}
+		row.Ca[i] = as16(ca)
+	}
+	return row, nil
+}
+
+// as16 puts an address into the datapath's form; none is all zeros.
+func as16(a netip.Addr) datapathAddr {
+	if !a.IsValid() {
+		return datapathAddr{}
+	}
+	return datapathAddr{B: a.As16()}
+}
+
+// ip is the reverse of as16.
+func (a datapathAddr) ip() netip.Addr {
+	if a.B == [16]byte{} {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(a.B).Unmap()
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Who sent it: the port behind a tap, and whether it speaks as itself. */
+#ifndef SPOOF_H
+#define SPOOF_H
+
+#include "maps.h"
+#include "parse.h"
+
+/* Returns the row that is in force. Never NULL for an id below MAX_PORTS. */
+static __always_inline const struct port *find_port(__u32 id)
+{
+	const struct port_slot *slot = bpf_map_lookup_elem(&ports, &id);
+
+	if (!slot)
+		return NULL;
+	/* Read once: Go flips it at any time, and both reads must agree. */
+	return &slot->row[*(const volatile __u32 *)&slot->active & 1];
+}
+
+static __always_inline bool has_ca(const struct port *port, __be32 ca)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_CAS; i++)
+		if (is_v4(&port->ca[i], ca))
+			return true;
+	return false;
+}
+
+static __always_inline enum drop_reason find_sender(__u32 tap, __u32 *id, const struct port **port)
+{
+	__u32 *found = bpf_map_lookup_elem(&taps, &tap);
+
+	if (!found)
+		return DROP_NO_PORT;
+	*id = *found;
+	*port = find_port(*found);
+	if (!*port || (*port)->ifindex != tap)
+		return DROP_NO_PORT;
+	if (!((*port)->flags & PORT_OPEN))
+		return DROP_CLOSED;
+	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason check_source_mac(const struct frame *f,
+							 const struct port *port)
+{
+	return same_mac(f->eth->h_source, port->mac) ? DROP_NONE : DROP_SPOOFED_MAC;
+}
+
+static __always_inline enum drop_reason check_source_ca(const struct frame *f,
+							const struct port *port)
+{
+	if (has_ca(port, f->ip->saddr) || port->flags & PORT_ROUTER)
+		return DROP_NONE;
+	return DROP_SPOOFED_CA;
+}
+
+#endif
