@@ -76,15 +76,16 @@ var errDone = errors.New("the document was reported")
 // An agent is one run of the program.
 type agent struct {
 	Config
-	log     logger
-	link    *link
-	nic     *nic
-	imds    *imds
-	machine machine
-	state   state
-	since   vnet.Epoch        // of the last document handled; polls ask for newer ones
-	pending *vnet.GuestReport // not yet accepted by the host
-	stale   int               // lease renewals since IMDS last answered
+	log       logger
+	link      *link
+	nic       *nic
+	imds      *imds
+	machine   machine
+	state     state
+	since     vnet.Epoch        // of the last document handled; polls ask for newer ones
+	pending   *vnet.GuestReport // not yet accepted by the host
+	malformed string            // what was last said of a document that can't be read
+	stale     int               // lease renewals since IMDS last answered
 }
 
 // Run follows the NIC and IMDS until ctx ends, which is not an error. It returns

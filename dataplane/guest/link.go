@@ -187,9 +187,10 @@ func (l *link) take(b []byte) error {
 			l.set(linkState{})
 		case l.state.index == 0 && l.name != "" && st.name != l.name:
 		default:
+			found := l.state.index == 0
 			l.set(st)
-			if !st.admin {
-				if err := setUp(st.index); err != nil {
+			if found && !st.admin { // only then: who sets it down later means it
+				if err := setUp(st.index); err != nil && !errors.Is(err, unix.ENODEV) {
 					return fmt.Errorf("set %s up: %w (is the agent root?)", st.name, err)
 				}
 			}

@@ -127,7 +127,10 @@ func (a *agent) once(ctx context.Context) error {
 	case errors.Is(err, errNothing):
 		return nil
 	case errors.Is(err, errMalformed):
-		a.log.say("config is refused: %v", err)
+		if why := err.Error(); why != a.malformed { // it comes again and again
+			a.malformed = why
+			a.log.say("config is refused: %v", err)
+		}
 		return err
 	case err != nil:
 		return err

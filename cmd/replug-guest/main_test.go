@@ -1,0 +1,55 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"--help", 0, "Example, at boot"},
+		{"--dhpc own", 2, "flag provided but not defined: -dhpc (see --help)"},
+		{"--dhcp maybe", 2, "want auto, own or none (see --help)"},
+		{"--wait 2s now", 2, `unexpected argument "now"`},
+	} {
+		var out bytes.Buffer
+		if code := run(t.Context(), strings.Fields(c.args), &out, &out); code != c.code {
+			t.Errorf("%s: exit code %d, want %d", c.args, code, c.code)
+		}
+		if !strings.Contains(out.String(), c.says) || c.code == 0 && !strings.HasPrefix(out.String(), c.says) {
+			t.Errorf("%s: said %q, want %q", c.args, out.String(), c.says)
+		}
+	}
+}
+
+// The binary goes into images that have nothing else: it is static and small.
+func TestBinary(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "replug-guest")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() >= 8e6 {
+		t.Errorf("%d bytes, want less than 8 MB", info.Size())
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(b, []byte("/lib64/ld-linux")) {
+		t.Error("not static: it names a dynamic loader")
+	}
+}
