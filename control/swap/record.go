@@ -84,9 +84,7 @@ type Record struct {
 	Blackout       time.Duration     `json:"blackout,omitempty"` // last frame before the flip until the first after, by the dataplane
 	Guest          *vnet.GuestReport `json:"guest,omitempty"`
 	Timeline       []Step            `json:"timeline"`
-	Writes         int               `json:"writes"`            // durable transactions so far
-	Session        uint64            `json:"session,omitempty"` // with Seq: the newest status taken over
-	Seq            uint64            `json:"seq,omitempty"`
+	Writes         int               `json:"writes"` // durable transactions so far
 	Started        time.Time         `json:"started"`
 	Ended          time.Time         `json:"ended,omitzero"`
 }
@@ -139,7 +137,6 @@ func (r *Record) enter(p Phase, why string, now time.Time) {
 
 // hear takes over what a status adds to the receipt.
 func (r *Record) hear(s *vnet.Status) {
-	r.Session, r.Seq = s.Session, s.Seq
 	way := ""
 	if r.Back != nil && s.Epoch == r.Back.Epoch {
 		way = "undo_"
@@ -197,6 +194,9 @@ func (r *Record) places() []*vnet.Place {
 func (r *Record) at(p vnet.Place, e vnet.Epoch, undo bool) vnet.Place {
 	p.Epoch, p.Swap, p.Undo = e, r.ID, undo
 	p.Confirm, p.Trigger = r.Confirm, r.Trigger
+	if undo {
+		p.Confirm = vnet.ConfirmLease // to be seen at home is all that counts
+	}
 	if p.Document != nil {
 		d := *p.Document
 		d.Epoch = e

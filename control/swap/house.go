@@ -1,0 +1,100 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"replug/directory/store"
+)
+
+// A tomb is an ended swap whose record is still kept.
+type tomb struct {
+	id, request string
+	ended       time.Time
+}
+
+// How often records are looked at, and how many go in one transaction: etcd
+// refuses one of more than 128 writes.
+const (
+	sweepEvery = time.Minute
+	sweepMost  = 50
+)
+
+// bury notes an ended swap. The lock is held.
+func (e *Engine) bury(r *Record) {
+	e.ended = append(e.ended, tomb{r.ID, r.RequestID, r.Ended})
+}
+
+// keepHouse removes records that have been kept long enough, and takes over swaps
+// that nobody drives, until ctx ends.
+func (e *Engine) keepHouse(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for e.sweep(ctx) {
+		}
+		e.findLost(ctx)
+	}
+}
+
+// sweep removes some expired records, and reports whether there may be more.
+func (e *Engine) sweep(ctx context.Context) bool {
+	e.mu.Lock()
+	n := 0
+	for n < len(e.ended) && n < sweepMost &&
+		(len(e.ended)-n > e.Kept || e.now().Sub(e.ended[n].ended) > e.KeptFor) {
+		n++
+	}
+	old := e.ended[:n:n]
+	e.mu.Unlock()
+	if n == 0 {
+		return false
+	}
+	var txn store.Txn
+	for _, t := range old {
+		txn.Delete(store.Swaps + t.id).Delete(store.Requests + t.request)
+	}
+	if _, err := e.Store.Commit(ctx, &txn); err != nil {
+		e.Log.Warn("expired swaps can't be removed, trying again later", "error", err)
+		if errors.Is(err, store.ErrFenced) {
+			e.end(err)
+		}
+		return false
+	}
+	e.mu.Lock()
+	e.ended = e.ended[n:]
+	e.mu.Unlock()
+	return true
+}
+
+// findLost takes over live swaps without a driver: reservations that reached the
+// store after their caller and their driver had given up on it.
+func (e *Engine) findLost(ctx context.Context) {
+	rows, _, err := store.List[string](ctx, e.Store, store.Live)
+	if err != nil {
+		return
+	}
+	for _, live := range rows {
+		e.mu.Lock()
+		known := e.byID[live.Value] != nil
+		e.mu.Unlock()
+		if known {
+			continue
+		}
+		row, err := store.Get[Record](ctx, e.Store, store.Swaps+live.Value)
+		if err != nil || row.Value.Phase.Ended() {
+			continue
+		}
+		e.mu.Lock()
+		if e.byPort[row.Value.Port] == nil {
+			e.adopt(row)
+		}
+		e.mu.Unlock()
+	}
+}
