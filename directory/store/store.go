@@ -146,6 +146,14 @@ func (t *Txn) Unchanged(key string, rev int64) *Txn {
 	return t
 }
 
+// UnchangedUnder asks that no row under prefix was made or changed after revision
+// rev: a decision that rests on a list of them still stands. Deleted rows don't
+// count.
+func (t *Txn) UnchangedUnder(prefix string, rev int64) *Txn {
+	t.conds = append(t.conds, clientv3.Compare(clientv3.ModRevision(prefix), "<", rev+1).WithPrefix())
+	return t
+}
+
 // Put writes v at key.
 func (t *Txn) Put(key string, v any) *Txn { return t.put(key, v) }
 

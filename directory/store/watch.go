@@ -18,7 +18,8 @@ type Event struct {
 }
 
 // A Batch is every change of one or more whole revisions, in order. Revision is
-// the last of them: a watch resumed at Revision+1 misses nothing.
+// the last of them: a watch resumed at Revision+1 misses nothing. A batch without
+// events says that nothing else has happened up to Revision.
 type Batch struct {
 	Revision int64
 	Events   []Event
@@ -59,5 +60,46 @@ func batchOf(r *clientv3.WatchResponse) Batch {
 		}
 		b.Events = append(b.Events, ev)
 	}
+	if n := len(b.Events); n > 0 {
+		// A watch that catches up gets its history in pieces, and the header of each
+		// piece carries the newest revision of the store.
+		b.Revision = b.Events[n-1].Revision
+	}
 	return b
+}
+
+// Snapshot reads all rows under some prefixes as they were at one revision; 0
+// means now, and it returns which one that is. [ErrCompacted] when the history no
+// longer reaches back to rev.
+func (s *Store) Snapshot(ctx context.Context, rev int64, prefixes ...string) ([]Event, int64, error) {
+	gets := make([]clientv3.Op, len(prefixes))
+	for i, p := range prefixes {
+		gets[i] = clientv3.OpGet(p, clientv3.WithPrefix(), clientv3.WithRev(rev))
+	}
+	r, err := s.client.Txn(ctx).Then(gets...).Commit()
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil, 0, ErrCompacted
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %v: %w", prefixes, unavailable(err))
+	}
+	if rev == 0 {
+		rev = r.Header.Revision
+	}
+	var rows []Event
+	for _, one := range r.Responses {
+		for _, kv := range one.GetResponseRange().Kvs {
+			rows = append(rows, Event{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision})
+		}
+	}
+	return rows, rev, nil
+}
+
+// Revision returns the newest revision of the store, as a majority knows it.
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	r, err := s.client.Get(ctx, Cluster, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, fmt.Errorf("ask for the revision: %w", unavailable(err))
+	}
+	return r.Header.Revision, nil
 }
