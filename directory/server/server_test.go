@@ -1,0 +1,369 @@
+package server_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"replug/directory/client"
+	"replug/directory/etcd"
+	"replug/directory/pki"
+	"replug/directory/server"
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+const deadline = 10 * time.Second
+
+// control is a leader that remembers what it heard.
+type control struct {
+	mu       sync.Mutex
+	calls    []string
+	statuses []vnet.Status
+	heard    chan struct{}
+	refuse   error
+}
+
+func newControl() *control { return &control{heard: make(chan struct{}, 1024)} }
+
+func (c *control) add(call string) {
+	c.mu.Lock()
+	c.calls = append(c.calls, call)
+	c.mu.Unlock()
+	c.heard <- struct{}{}
+}
+
+func (c *control) HostUp(_ context.Context, h vnet.HostInfo) error {
+	if c.refuse != nil {
+		return c.refuse
+	}
+	c.add("up " + h.Name)
+	return nil
+}
+
+func (c *control) HostDown(name string) { c.add("down " + name) }
+
+func (c *control) Status(s vnet.Status) {
+	c.mu.Lock()
+	c.statuses = append(c.statuses, s)
+	c.mu.Unlock()
+	c.add(fmt.Sprintf("status %s %s %s seq %d", s.Port, s.Epoch, s.Phase, s.Seq))
+}
+
+func (c *control) log() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.calls...)
+}
+
+// wait waits until the log of calls fulfils ok.
+func (c *control) wait(t testing.TB, what string, ok func([]string) bool) {
+	t.Helper()
+	late := time.After(deadline)
+	for !ok(c.log()) {
+		select {
+		case <-c.heard:
+		case <-late:
+			t.Fatalf("%s: control heard %q", what, c.log())
+		}
+	}
+}
+
+// openStore is an embedded etcd in a directory of the test.
+func openStore(t testing.TB, dir string) (*etcd.Etcd, *store.Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	e, err := etcd.Open(ctx, etcd.Config{DataDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, store.New(e.Client())
+}
+
+// A site is one directory server on a real socket.
+type site struct {
+	*server.Server
+	addr string
+	stop func()
+}
+
+// identify believes what the caller's metadata says; certificates have a test of
+// their own.
+func identify(ctx context.Context) (pki.Identity, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get("identity"); len(v) == 1 {
+		return pki.Identity{Cluster: "lab", Kind: pki.Host, Name: v[0]}, nil
+	}
+	return pki.Identity{}, pki.ErrUnauthenticated
+}
+
+// anyHost lets every caller be the host it wants to be.
+func anyHost(name string) func(context.Context) (pki.Identity, error) {
+	return func(context.Context) (pki.Identity, error) {
+		return pki.Identity{Cluster: "lab", Kind: pki.Host, Name: name}, nil
+	}
+}
+
+// serve starts a server that leads. Addr "" means any port.
+func serve(t testing.TB, o server.Options, addr string) *site {
+	t.Helper()
+	if o.Cluster == "" {
+		o.Cluster, o.Era = "cluster-7c", 3
+	}
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
+	s := server.New(o)
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(server.Keepalive()...)
+	s.Register(g)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Run(ctx) })
+	wg.Go(func() { _ = g.Serve(l) })
+	<-s.Ready()
+	s.SetLeader(true, "s1")
+	once := sync.Once{}
+	stop := func() { once.Do(func() { g.Stop(); cancel(); wg.Wait() }) }
+	t.Cleanup(stop)
+	return &site{s, l.Addr().String(), stop}
+}
+
+func hostInfo(name string) vnet.HostInfo {
+	return vnet.HostInfo{Name: name, Address: netip.MustParseAddr("172.31.7.2"),
+		PAPrefix: netip.MustParsePrefix("100.64.7.0/24"), MTU: 1500, Ports: 50, Version: "test"}
+}
+
+// attach runs a client until the test ends or stop is called.
+func attach(t testing.TB, addr, name string, session uint64, h client.Handler) (c *client.Client, stop func()) {
+	t.Helper()
+	c, err := client.New(client.Config{Endpoints: []string{addr}, Insecure: true,
+		Host: hostInfo(name), Session: session, MaxWait: 50 * time.Millisecond}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = c.Run(ctx) }()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return c, stop
+}
+
+// A world is what a host knows: the handler every test uses. It fails the test on
+// a message that breaks the order the protocol promises.
+type world struct {
+	t testing.TB
+
+	mu       sync.Mutex
+	intents  map[string]vnet.Intent
+	mappings map[vnet.VNI]map[vnet.CA]vnet.Mapping
+	synced   map[vnet.VNI]bool
+	hosts    map[string]vnet.HostInfo
+	repeated map[string]bool // while everything is repeated: what was
+	resyncs  int
+	revision int64
+	events   []string
+	moved    chan struct{}
+	block    chan struct{} // OnMapping waits for it, if there
+}
+
+func newWorld(t testing.TB) *world {
+	return &world{t: t, intents: map[string]vnet.Intent{}, mappings: map[vnet.VNI]map[vnet.CA]vnet.Mapping{},
+		synced: map[vnet.VNI]bool{}, hosts: map[string]vnet.HostInfo{}, moved: make(chan struct{})}
+}
+
+func (w *world) note(format string, args ...any) {
+	e := fmt.Sprintf(format, args...)
+	w.events = append(w.events, e)
+	if w.repeated != nil {
+		w.repeated[e] = true
+	}
+}
+
+func (w *world) OnResync() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("resync")
+	w.resyncs++
+	w.repeated = map[string]bool{}
+	clear(w.synced)
+}
+
+func (w *world) OnIntent(i vnet.Intent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("intent %s", i.Port)
+	if !w.synced[i.Current.VNI] || (i.Next != nil && !w.synced[i.Next.VNI]) {
+		w.t.Errorf("intent %s came before its networks: %v", i.Port, w.events)
+	}
+	if old, ok := w.intents[i.Port]; ok && old.Current.Epoch > i.Current.Epoch && w.repeated == nil {
+		w.t.Errorf("intent %s went back from epoch %s to %s", i.Port, old.Current.Epoch, i.Current.Epoch)
+	}
+	w.intents[i.Port] = i
+}
+
+func (w *world) OnIntentGone(port string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("intent gone %s", port)
+	delete(w.intents, port)
+}
+
+func (w *world) OnMapping(m vnet.Mapping) {
+	if w.block != nil {
+		<-w.block
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("mapping %d %s", m.VNI, m.CA)
+	if w.mappings[m.VNI] == nil {
+		w.mappings[m.VNI] = map[vnet.CA]vnet.Mapping{}
+	}
+	w.mappings[m.VNI][m.CA] = m
+}
+
+func (w *world) OnMappingGone(v vnet.VNI, ca vnet.CA) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("mapping gone %d %s", v, ca)
+	delete(w.mappings[v], ca)
+}
+
+func (w *world) OnNetworkSynced(v vnet.VNI, _ int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("network %d", v)
+	w.synced[v] = true
+}
+
+func (w *world) OnNetworkGone(v vnet.VNI) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("network gone %d", v)
+	for _, i := range w.intents {
+		if i.Current.VNI == v || (i.Next != nil && i.Next.VNI == v) {
+			w.t.Errorf("network %d gone while %s needs it", v, i.Port)
+		}
+	}
+	delete(w.mappings, v)
+	delete(w.synced, v)
+}
+
+func (w *world) OnHost(h vnet.HostInfo) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("host %s", h.Name)
+	w.hosts[h.Name] = h
+}
+
+func (w *world) OnHostGone(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("host gone %s", name)
+	delete(w.hosts, name)
+}
+
+func (w *world) OnSynced(revision int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if revision < w.revision && w.repeated == nil {
+		w.t.Errorf("revision went back from %d to %d", w.revision, revision)
+	}
+	if w.repeated != nil {
+		w.dropUnrepeated()
+	}
+	w.revision, w.repeated = revision, nil
+	close(w.moved)
+	w.moved = make(chan struct{})
+}
+
+// dropUnrepeated is what a handler does at the end of a resync.
+func (w *world) dropUnrepeated() {
+	for port := range w.intents {
+		if !w.repeated["intent "+port] {
+			delete(w.intents, port)
+		}
+	}
+	for name := range w.hosts {
+		if !w.repeated["host "+name] {
+			delete(w.hosts, name)
+		}
+	}
+	for v, all := range w.mappings {
+		for ca := range all {
+			if !w.repeated[fmt.Sprintf("mapping %d %s", v, ca)] {
+				delete(all, ca)
+			}
+		}
+		if !w.synced[v] {
+			delete(w.mappings, v)
+		}
+	}
+}
+
+// until waits until the world fulfils ok, which holds the lock.
+func (w *world) until(what string, ok func() bool) {
+	w.t.Helper()
+	late := time.After(deadline)
+	for {
+		w.mu.Lock()
+		done, moved := ok(), w.moved
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-moved:
+		case <-late:
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.t.Fatalf("never: %s; revision %d, events %q", what, w.revision, tail(w.events))
+		}
+	}
+}
+
+func tail(events []string) []string { return events[max(0, len(events)-40):] }
+
+// at waits until the host has heard everything up to a revision.
+func (w *world) at(revision int64) {
+	w.t.Helper()
+	w.until(fmt.Sprintf("revision %d", revision), func() bool { return w.repeated == nil && w.revision >= revision })
+}
+
+func mapping(v vnet.VNI, ca string, host string, epoch uint64) vnet.Mapping {
+	return vnet.Mapping{VNI: v, CA: vnet.CA{Addr: netip.MustParseAddr(ca)}, PA: vnet.PA{Addr: netip.MustParseAddr("100.64.9.23")},
+		MAC: vnet.PortMAC(0x1a2b3c4d), Epoch: vnet.NewEpoch(3, epoch), Port: "p-" + ca, Host: host}
+}
+
+func intent(host, port string, v vnet.VNI, epoch uint64) vnet.Intent {
+	return vnet.Intent{Port: port, ID: 23, Host: host, MAC: vnet.PortMAC(0x1a2b3c4d), PA: vnet.PA{Addr: netip.MustParseAddr("100.64.9.23")},
+		Current: vnet.Place{Epoch: vnet.NewEpoch(3, epoch), Network: "red", VNI: v}}
+}
+
+func putMapping(t *store.Txn, m vnet.Mapping) *store.Txn {
+	return t.Put(store.MappingKey(m.VNI, m.CA), m)
+}
+func putIntent(t *store.Txn, i vnet.Intent) *store.Txn {
+	return t.Put(store.IntentKey(i.Host, i.Port), i)
+}
+
+func commit(t testing.TB, s *store.Store, x *store.Txn) int64 {
+	t.Helper()
+	rev, err := s.Commit(context.Background(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
+}
