@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,6 +67,26 @@ func (n *Node) Run(ctx context.Context, args ...string) ([]byte, error) {
 		return out.Bytes(), fmt.Errorf("%s in %s: %w: %s", strings.Join(args, " "), n.Name, err, tail(both.Bytes()))
 	}
 	return out.Bytes(), nil
+}
+
+// Listens waits until a program in the namespace listens on a TCP port.
+func (n *Node) Listens(ctx context.Context, port uint16) error {
+	// proc_net_tcp(5): local address:port in hex, remote, state 0A for listening.
+	suffix := fmt.Sprintf(":%04X", port)
+	return Until(ctx, fmt.Sprintf("a listener on port %d in %s", port, n.Name), func() error {
+		return n.Do(func() error {
+			for _, table := range []string{"tcp", "tcp6"} {
+				b, _ := os.ReadFile("/proc/thread-self/net/" + table)
+				for line := range strings.Lines(string(b)) {
+					f := strings.Fields(line)
+					if len(f) > 3 && strings.HasSuffix(f[1], suffix) && f[3] == "0A" {
+						return nil
+					}
+				}
+			}
+			return errors.New("nobody listens")
+		})
+	})
 }
 
 // sysctl writes "path/below/net=value" inside the namespace.

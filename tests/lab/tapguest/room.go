@@ -51,7 +51,8 @@ func (r *Room) enter(netns string) error {
 }
 
 // Enter replaces this process by a program inside the room that process pid
-// keeps: its mounts, its hostname, its root. Args: PID ROOT PROGRAM ARGUMENT...
+// keeps: its mounts, its hostname, its root. Args: PID ROOT PROGRAM ARGUMENT...; a
+// program without a slash is one of /bin.
 // The network namespace is not changed.
 func Enter(args []string) error {
 	if len(args) < 3 {
@@ -85,8 +86,12 @@ func Enter(args []string) error {
 			env = append(env, e)
 		}
 	}
-	if err := unix.Exec(args[2], args[2:], env); err != nil {
-		return fmt.Errorf("run %s in the room: %w", args[2], err)
+	program := args[2]
+	if !strings.Contains(program, "/") {
+		program = "/bin/" + program
+	}
+	if err := unix.Exec(program, args[2:], env); err != nil {
+		return fmt.Errorf("run %s in the room: %w", program, err)
 	}
 	return nil
 }
