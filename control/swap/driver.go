@@ -16,6 +16,8 @@ import (
 // record and writes; others leave facts and wake it.
 type driver struct {
 	engine *Engine
+	id     string // of the swap
+	port   string
 	log    *slog.Logger
 	wake   chan struct{}
 	made   chan struct{} // closed when it is known whether the reservation was written
@@ -37,7 +39,7 @@ type driver struct {
 
 func (e *Engine) newDriver(rec Record) *driver {
 	return &driver{
-		engine: e, rec: rec,
+		engine: e, id: rec.ID, port: rec.Port, rec: rec,
 		log:     e.Log.With("swap", rec.ID, "vm", rec.VM, "port", rec.Port, "host", rec.Host),
 		wake:    make(chan struct{}, 1),
 		made:    make(chan struct{}),

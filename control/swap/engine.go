@@ -19,7 +19,7 @@ type Options struct {
 	Objects   Objects                // the other managers
 	Connected func(host string) bool // whether the host has a stream now
 	Era       uint16                 // of the cluster: new epochs are of it
-	OnEnd     func(Record)           // after the last write, a hint only: not called again after a crash
+	OnEnd     func(Record)           // after the last write, also for two swaps at once; a hint only: not called again after a crash
 	Log       *slog.Logger
 	Metrics   *Metrics      // nil: none
 	Kept      int           // ended records kept at most; 0: 1000
@@ -171,9 +171,9 @@ func (e *Engine) forget(d *driver, ended bool) {
 
 // remove takes d out of the indexes. The lock is held.
 func (e *Engine) remove(d *driver) {
-	delete(e.byID, d.rec.ID)
-	if e.byPort[d.rec.Port] == d {
-		delete(e.byPort, d.rec.Port)
+	delete(e.byID, d.id)
+	if e.byPort[d.port] == d {
+		delete(e.byPort, d.port)
 	}
 }
 

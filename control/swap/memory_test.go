@@ -127,6 +127,12 @@ func (t *memoryTxn) commit() (*clientv3.TxnResponse, error) {
 	return r, nil
 }
 
+func (m *memory) setDown(down bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.down = down
+}
+
 // differs reports whether a condition does not hold.
 func (m *memory) differs(c clientv3.Cmp) bool {
 	cmp := c.GetCompare()

@@ -186,21 +186,21 @@ func (e *Engine) enlist(ctx context.Context, d *driver) error {
 	if e.ctx == nil {
 		return ErrStopped
 	}
-	other := e.byPort[d.rec.Port]
+	other := e.byPort[d.port]
 	if other == nil {
-		e.byID[d.rec.ID], e.byPort[d.rec.Port] = d, d
+		e.byID[d.id], e.byPort[d.port] = d, d
 		return nil
 	}
 	select {
 	case <-other.made:
-		return fmt.Errorf("port %s: %w: %s; wait for it or cancel it", d.rec.Port, ErrBusy, other.rec.ID)
+		return fmt.Errorf("port %s: %w: %s; wait for it or cancel it", d.port, ErrBusy, other.id)
 	default:
 	}
 	e.mu.Unlock()
 	defer e.mu.Lock()
 	select {
 	case <-other.made:
-		return fmt.Errorf("port %s was being reserved: %w", d.rec.Port, store.ErrConflict)
+		return fmt.Errorf("port %s was being reserved: %w", d.port, store.ErrConflict)
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -355,7 +355,7 @@ func TestGuestsReport(t *testing.T) {
 func TestStoreDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.mustStart(w.request("blue", "10.0.0.20"))
-		w.memory.down = true
+		w.memory.setDown(true)
 		w.status(vnet.StatusPrepared)
 		time.Sleep(time.Second)
 		w.wantPhase(Reserved)
@@ -366,7 +366,7 @@ func TestStoreDown(t *testing.T) {
 		if _, err := w.start(w.request("blue", "10.0.0.21")); !errors.Is(err, store.ErrUnavailable) || time.Since(begin) > time.Second {
 			t.Errorf("start without a store: %v after %v", err, time.Since(begin))
 		}
-		w.memory.down = false
+		w.memory.setDown(false)
 		time.Sleep(2 * time.Second)
 		w.wantPhase(Switched)
 		if r := w.record(); r.Alarm != "" {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -103,6 +104,7 @@ type world struct {
 	engine  *Engine
 	stop    func() error
 	id      string // of the last swap
+	mu      sync.Mutex
 	ended   []Record
 
 	session, seq uint64
@@ -137,7 +139,7 @@ func newWorld(t testing.TB, s *store.Store, m *memory) *world {
 func (w *world) lead() {
 	w.engine = New(Options{Store: w.store, Objects: w.objects, Era: 2,
 		Connected: func(string) bool { return w.online },
-		OnEnd:     func(r Record) { w.ended = append(w.ended, r) }})
+		OnEnd:     func(r Record) { w.mu.Lock(); defer w.mu.Unlock(); w.ended = append(w.ended, r) }})
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	e := w.engine
