@@ -1,0 +1,65 @@
+package qmp_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"replug/dataplane/qmp"
+)
+
+// TestQEMU moves the link of a NIC of a real machine that never runs.
+func TestQEMU(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "qmp.sock")
+	cmd := exec.Command("qemu-system-x86_64", "-machine", "q35", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64",
+		"-netdev", "hubport,hubid=0,id=net7", "-device", "virtio-net-pci,netdev=net7,id=nic7,mac=02:52:1a:2b:3c:4d,romfile=",
+		"-qmp", "unix:"+socket+",server=on,wait=off")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start QEMU: %v (needs qemu-system-x86)", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	ctx := within(t, time.Minute)
+	for { // until the socket is there
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		select {
+		case err := <-exited:
+			t.Fatalf("QEMU ended: %v\n%s", err, said.String())
+		case <-ctx.Done():
+			t.Fatal("QEMU made no socket")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	c := dial(t, socket)
+	if s, err := c.Status(ctx); err != nil || s != "prelaunch" {
+		t.Errorf("status %q, %v", s, err)
+	}
+	// QEMU 7.2 has no command that tells a link's state: what the guest sees of
+	// it is for the lab's tests to prove.
+	for _, up := range []bool{false, true} {
+		for _, id := range []string{"nic7", "net7"} {
+			if err := c.SetLink(ctx, id, up); err != nil {
+				t.Errorf("%s up %v: %v", id, up, err)
+			}
+		}
+	}
+	var refused *qmp.Error
+	if err := c.SetLink(ctx, "nic8", false); !errors.As(err, &refused) || refused.Class != "DeviceNotFound" {
+		t.Errorf("a NIC that isn't there: %v", err)
+	}
+	if err := c.Quit(ctx); err != nil {
+		t.Errorf("quit: %v", err)
+	}
+	if err := <-exited; err != nil {
+		t.Errorf("QEMU ended: %v\n%s", err, said.String())
+	}
+}
