@@ -1,0 +1,244 @@
+package dataplane
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// crash lets the agent die after its n-th act from now on.
+func (w *world) crash(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.countdown = n
+}
+
+// died reports whether it did, and lets the next one live.
+func (w *world) died() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	dead := w.countdown < 0
+	w.countdown = 0
+	return dead
+}
+
+// atEveryCrash plays a scenario once for each of its acts, the agent killed
+// right after that act and started again with the intent of then.
+func atEveryCrash(t *testing.T, setup func(*world) vnet.Intent, play func(vnet.Intent) vnet.Intent, check func(*world, vnet.Intent)) {
+	for n := 1; ; n++ {
+		survived := false
+		t.Run(fmt.Sprint("after act ", n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := setup(w)
+				w.crash(n)
+				in = play(in)
+				w.agent.set(in)
+				settle(20 * time.Second)
+				survived = !w.died()
+				if !survived {
+					w.begin().set(in)
+					settle(20 * time.Second)
+				}
+				check(w, in)
+			})
+		})
+		if survived {
+			if n == 1 {
+				t.Error("nothing was done at all")
+			}
+			return
+		}
+	}
+}
+
+// Killed after any act of staging or of the swap, a restarted agent ends in the
+// same world, and does not bounce a guest that has followed (DESIGN section 7,
+// invariants 1, 2 and 3).
+func TestSwapCrashedAnywhere(t *testing.T) {
+	atFirstPlace := func(w *world) vnet.Intent {
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		w.begin().set(in)
+		settle(2 * time.Minute)
+		return in
+	}
+	staged := func(w *world) vnet.Intent {
+		in := prepared(atFirstPlace(w))
+		w.agent.set(in)
+		settle(time.Second)
+		return in
+	}
+	t.Run("staging", func(t *testing.T) {
+		atEveryCrash(t, atFirstPlace, prepared, func(w *world, in vnet.Intent) {
+			if s := w.last(in.Next.Epoch); s.Phase != vnet.StatusPrepared {
+				w.t.Errorf("staged: %+v", s)
+			}
+			if row := w.rows[23]; row.Epoch != in.Current.Epoch || w.guests[23].bounced != 0 {
+				w.t.Errorf("staging changed the row: %+v", row)
+			}
+			in = switched(in)
+			w.agent.set(in)
+			w.ends(in)
+		})
+	})
+	t.Run("switched", func(t *testing.T) {
+		atEveryCrash(t, staged, switched, func(w *world, in vnet.Intent) { w.ends(in) })
+	})
+	t.Run("released", func(t *testing.T) {
+		atEveryCrash(t, staged, func(in vnet.Intent) vnet.Intent { in.Next = nil; return in },
+			func(w *world, in vnet.Intent) { w.ends(in) })
+	})
+}
+
+// ends checks the world in which every scenario ends.
+func (w *world) ends(in vnet.Intent) {
+	w.t.Helper()
+	settle(2 * time.Minute)
+	g, row := w.guests[in.ID], w.rows[in.ID]
+	if want := in.Current.Addrs[0].CA; g.ca != want || !g.link || row.CAs[0] != want {
+		w.t.Errorf("guest at %s, row at %s, want %s; link up: %t", g.ca, row.CAs[0], want, g.link)
+	}
+	if row.Epoch != in.Current.Epoch || row.Timed || w.published[in.ID] != in.Current.Epoch || w.docs[in.ID] == nil {
+		w.t.Errorf("row %+v, published %s, want epoch %s", row, w.published[in.ID], in.Current.Epoch)
+	}
+	if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {
+		w.t.Errorf("last status %+v", s)
+	}
+	if g.bounced > 2 {
+		w.t.Errorf("bounced %d times", g.bounced)
+	}
+}
+
+// The same, from the first intent on, for a machine.
+func TestFirstPlaceCrashedAnywhere(t *testing.T) {
+	atEveryCrash(t, func(w *world) vnet.Intent {
+		in := intent()
+		in.Tap, in.Monitor, in.Machine = "", "", machine(vnet.PowerOn)
+		w.guestAt(in, "").link = false
+		w.begin()
+		return in
+	}, func(in vnet.Intent) vnet.Intent { return in }, func(w *world, in vnet.Intent) { w.ends(in) })
+}
+
+// And to the end: nothing of a port that is gone is left (invariants 8 and 9).
+func TestGoneCrashedAnywhere(t *testing.T) {
+	atEveryCrash(t, func(w *world) vnet.Intent {
+		in := intent()
+		in.Tap, in.Monitor, in.Machine = "", "", machine(vnet.PowerOn)
+		w.guestAt(in, "").link = false
+		w.begin().set(in)
+		settle(time.Minute)
+		return in
+	}, func(in vnet.Intent) vnet.Intent {
+		in.Gone = true
+		return in
+	}, func(w *world, in vnet.Intent) {
+		if len(w.rows)+len(w.attached)+len(w.taps)+len(w.running)+len(w.docs) != 0 {
+			w.t.Errorf("left: rows %v, attached %v, taps %v, machines %v, documents %v", w.rows, w.attached, w.taps, w.running, w.docs)
+		}
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusGone || s.Power != vnet.PowerAbsent {
+			w.t.Errorf("last status %+v", s)
+		}
+		if recs, _ := w.agent.records.load(); len(recs) != 0 {
+			w.t.Errorf("records left: %v", recs)
+		}
+		w.agent.gone(in.Port)
+		settle(time.Second)
+		if n := w.agent.count(); n != 0 {
+			w.t.Errorf("%d workers left", n)
+		}
+	})
+}
+
+// A guest that followed while the agent was away is not bounced again, though
+// nobody heard of its lease.
+func TestRestartDoesNotBounceAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		g := w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		g.asks = 300 * time.Millisecond
+		in = switched(in)
+		ps.set(in)
+		settle(100 * time.Millisecond) // flipped and bounced, no lease yet
+		w.end()
+		g.ca = in.Current.Addrs[0].CA
+		w.begin().set(in)
+		settle(500 * time.Millisecond)
+		s := w.last(in.Current.Epoch)
+		if g.bounced != 1 || s.Phase != vnet.StatusConfirmed {
+			t.Errorf("bounced %d times, last status %+v", g.bounced, s)
+		}
+		names := map[string]int{}
+		for _, h := range s.Hops {
+			names[h.Name]++
+		}
+		if names["stage"] != 1 || names["link_down"] != 1 || names["flip"] != 1 || names["seen"] != 1 {
+			t.Errorf("hops of the earlier session are lost or doubled: %v", names)
+		}
+	})
+}
+
+// Without a server a restarted agent keeps leases and documents going, and
+// changes nothing (invariant 6). Not even what it was told before, since that
+// may have been undone.
+func TestRestartWithoutServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		w.begin().set(in)
+		settle(time.Minute)
+		w.begin()
+		settle(time.Minute)
+		if w.docs[23] == nil {
+			t.Error("no document")
+		}
+		p := w.agent.get(23)
+		if p == nil {
+			t.Fatal("the port is not served")
+		}
+		if place, ifindex, mac, ok := p.inForce(); !ok || place.Epoch != in.Current.Epoch || ifindex != 723 || mac != in.MAC {
+			t.Errorf("in force: %v, tap %d, %s, %t", place, ifindex, mac, ok)
+		}
+	})
+}
+
+// What is late, doubled or older than what is in force changes nothing.
+func TestLateAndDuplicateIntents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := intent()
+		w.guestAt(first, "10.17.34.51")
+		ps := w.begin()
+		ps.set(first)
+		settle(time.Second)
+		next := prepared(first)
+		ps.set(next)
+		settle(time.Second)
+		now := switched(next)
+		ps.set(now)
+		settle(2 * time.Minute)
+		acts := len(w.acts)
+		for _, in := range []vnet.Intent{now, next, first, now, now} {
+			ps.set(in)
+			settle(time.Second)
+		}
+		if len(w.acts) != acts {
+			t.Errorf("acts: %v", w.acts[acts:])
+		}
+		if w.rows[23].Epoch != now.Current.Epoch {
+			t.Errorf("row went to %s", w.rows[23].Epoch)
+		}
+	})
+}

@@ -1,0 +1,72 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// errBusy is answered to a guest whose report can't be taken over now.
+var errBusy = errors.New("the port is busy: report again")
+
+// events are what happened to a guest since the worker last looked.
+type events struct {
+	ack      time.Time // a lease was acknowledged
+	ackEpoch vnet.Epoch
+	arp      time.Time // the guest answered for its CA
+	arpEpoch vnet.Epoch
+	reports  []offered
+}
+
+// An offered report is taken over when done is closed.
+type offered struct {
+	vnet.GuestReport
+	done chan struct{}
+}
+
+// event changes p.events and wakes the worker.
+func (p *port) event(f func(*events)) {
+	p.mu.Lock()
+	f(&p.events)
+	p.mu.Unlock()
+	p.kick()
+}
+
+// acked says that a lease of the epoch's address was just handed out.
+func (p *port) acked(epoch vnet.Epoch) {
+	p.event(func(e *events) { e.ack, e.ackEpoch = time.Now(), epoch })
+}
+
+// answered says that the guest just answered for a CA of the epoch.
+func (p *port) answered(epoch vnet.Epoch) {
+	p.event(func(e *events) { e.arp, e.arpEpoch = time.Now(), epoch })
+}
+
+// offer hands in what the guest reports. It returns once that is on record: the
+// guest says it once.
+func (p *port) offer(ctx context.Context, r vnet.GuestReport) error {
+	const patience = 2 * time.Second
+	const most = 8 // reports that wait
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	o := offered{r, make(chan struct{})}
+	full := false
+	p.event(func(e *events) {
+		if full = len(e.reports) >= most; !full {
+			e.reports = append(e.reports, o)
+		}
+	})
+	if full {
+		return errBusy
+	}
+	select {
+	case <-o.done:
+		return nil
+	case <-p.done:
+		return errBusy
+	case <-ctx.Done():
+		return errBusy
+	}
+}

@@ -1,0 +1,154 @@
+package dataplane
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// A hostRow is a registered host: frames come from its prefix, and go to it by
+// a next hop of its own.
+type hostRow struct {
+	prefix  netip.Prefix
+	nextHop uint32 // 0: the kernel finds the way
+}
+
+// OnHost takes a registered host: its frames are believed from now on, and
+// there is a way to it.
+func (ns *networks) OnHost(h vnet.HostInfo) {
+	if h.Name == ns.self {
+		return // our own addresses never come in from the wire
+	}
+	if ns.heard != nil {
+		ns.heard[h.Name] = true
+	}
+	prefix := h.PAPrefix.Masked()
+	ns.mu.Lock()
+	old, known := ns.hosts[h.Name]
+	row := hostRow{prefix, old.nextHop}
+	if row.nextHop == 0 {
+		row.nextHop = ns.hopFor(prefix)
+	}
+	ns.hosts[h.Name] = row
+	ns.mu.Unlock()
+	if known && old.prefix != prefix {
+		ns.warn("old prefix of a host stays", ns.datapath.DeleteHost(old.prefix), h.Name)
+	}
+	ns.warn("host is not known to the datapath", ns.datapath.PutHost(prefix), h.Name)
+	ns.changed()
+}
+
+// OnHostGone takes the end of a host.
+func (ns *networks) OnHostGone(name string) {
+	ns.flush()
+	ns.mu.Lock()
+	row, ok := ns.hosts[name]
+	delete(ns.hosts, name)
+	delete(ns.hops, row.nextHop)
+	ns.mu.Unlock()
+	if !ok {
+		return
+	}
+	ns.warn("host that is gone stays in the datapath", ns.datapath.DeleteHost(row.prefix), name)
+	if row.nextHop != 0 {
+		ns.warn("next hop of a host that is gone stays", ns.datapath.SetNextHop(row.nextHop, NextHop{}), name)
+	}
+}
+
+// forgetHosts ends a resync: hosts that were not in it are gone.
+func (ns *networks) forgetHosts() {
+	prefixes, err := ns.datapath.Hosts()
+	ns.warn("hosts can't be read back", err, "")
+	ns.mu.Lock()
+	var gone []string
+	inUse := map[netip.Prefix]bool{}
+	for name, row := range ns.hosts {
+		if ns.heard[name] {
+			inUse[row.prefix] = true
+		} else {
+			gone = append(gone, name)
+		}
+	}
+	clear(ns.kept)
+	ns.mu.Unlock()
+	for _, name := range gone {
+		ns.OnHostGone(name)
+	}
+	for _, p := range prefixes {
+		if !inUse[p] {
+			ns.warn("host of an earlier session stays in the datapath", ns.datapath.DeleteHost(p), p.String())
+		}
+	}
+}
+
+// hopFor returns the index of the next hop of a prefix: the one it had in an
+// earlier session, since mappings in the datapath name it; else a free one; 0
+// when there is none.
+func (ns *networks) hopFor(prefix netip.Prefix) uint32 {
+	taken := map[uint32]bool{}
+	for _, h := range ns.hosts {
+		taken[h.nextHop] = true
+	}
+	for pa, n := range ns.kept {
+		if prefix.Contains(pa.Addr) && !taken[n] {
+			return n
+		}
+	}
+	for _, n := range ns.kept {
+		taken[n] = true
+	}
+	for n := uint32(1); n <= maxNextHops; n++ {
+		if !taken[n] {
+			return n
+		}
+	}
+	return 0
+}
+
+// changed asks for the next hops to be looked up again.
+func (ns *networks) changed() {
+	select {
+	case ns.refresh <- struct{}{}:
+	default:
+	}
+}
+
+// resolve writes the next hop of every host, with the time. What isn't known
+// yet is left to the kernel, and asked for again soon.
+func (ns *networks) resolve(ctx context.Context) {
+	ns.mu.Lock()
+	todo := make(map[uint32]netip.Addr, len(ns.hosts))
+	for _, h := range ns.hosts {
+		if h.nextHop != 0 {
+			todo[h.nextHop] = h.prefix.Addr()
+		}
+	}
+	ns.mu.Unlock()
+	open := false
+	for index, addr := range todo {
+		hop, ok := ns.neighbours.NextHop(ctx, addr)
+		open = open || !ok
+		ns.mu.Lock()
+		had, known := ns.hops[index]
+		if ok {
+			ns.hops[index] = hop
+		} else {
+			delete(ns.hops, index)
+		}
+		ns.mu.Unlock()
+		if ok || known && had != (NextHop{}) {
+			ns.warn("next hop is not known to the datapath", ns.datapath.SetNextHop(index, hop), addr.String())
+		}
+	}
+	if open && ctx.Err() == nil {
+		time.AfterFunc(time.Second, ns.changed)
+	}
+}
+
+func (ns *networks) warn(what string, err error, host string) {
+	if err != nil {
+		ns.log.Error(what, "err", err, "host", host)
+	}
+}

@@ -1,0 +1,173 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// device makes sure that the port's tap is there and that its frames reach the
+// datapath.
+func (p *port) device(in *vnet.Intent) error {
+	ifindex, err := p.tap(in)
+	if err != nil {
+		return err
+	}
+	if ifindex != p.attached {
+		if err := p.datapath.Attach(p.id, ifindex); err != nil {
+			return fmt.Errorf("attach the datapath to the port's tap: %w", err)
+		}
+		p.attached = ifindex
+	}
+	if p.row == nil || p.row.Ifindex == ifindex {
+		return nil
+	}
+	row := *p.row // somebody made the tap again
+	row.Ifindex = ifindex
+	if err := p.datapath.SetPort(row); err != nil {
+		return err
+	}
+	p.row = &row
+	place, _, _, _ := p.inForce()
+	p.setPlace(place, ifindex)
+	return nil
+}
+
+func (p *port) tap(in *vnet.Intent) (int, error) {
+	if in.Tap == "" {
+		ifindex, err := p.taps.Ensure(p.id, int(p.guestMTU(&in.Current)))
+		if err != nil {
+			return 0, fmt.Errorf("make the port's tap: %w", err)
+		}
+		return ifindex, nil
+	}
+	ifindex, err := p.taps.Find(in.Tap)
+	if err != nil {
+		return 0, fmt.Errorf("attached port needs the tap %s on host %s: create it there, or detach the port: %w", in.Tap, in.Host, err)
+	}
+	return ifindex, nil
+}
+
+// guestMTU is what the guest's IP packets may have in a place.
+func (p *port) guestMTU(place *vnet.Place) uint16 {
+	if place.MTU == 0 {
+		return p.mtu
+	}
+	return place.MTU
+}
+
+// rowOf is the row of the port at a place.
+func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
+	r := Row{
+		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
+		Ifindex: p.attached, Isolated: place.Isolated, Timed: timed,
+	}
+	v4, _ := place.V4()
+	r.CAs[0], r.Gateway, r.Bits = v4.CA, v4.Gateway, v4.Bits
+	n := 1
+	for _, a := range place.Addrs {
+		if a.CA != v4.CA && n < len(r.CAs) {
+			r.CAs[n] = a.CA
+			n++
+		}
+	}
+	return r
+}
+
+// settleNetworks keeps the routes of the network where the port is, and of the
+// one where it is about to be.
+func (p *port) settleNetworks(in *vnet.Intent) error {
+	if p.staged != nil {
+		return p.networks.Use(p.id, &in.Current, in.Next)
+	}
+	return p.networks.Use(p.id, &in.Current)
+}
+
+// hasLink reports whether the guest's end of the cable can be pulled.
+func (p *port) hasLink(in *vnet.Intent) bool { return in.Machine != nil || in.Monitor != "" }
+
+// setLink pulls or plugs the guest's end of the cable. A monitor that was
+// restarted since is dialled again, once.
+func (p *port) setLink(ctx context.Context, in *vnet.Intent, up bool) error {
+	const monitorTime = 2 * time.Second
+	if !p.hasLink(in) {
+		return errNoMonitor
+	}
+	ctx, cancel := context.WithTimeout(ctx, monitorTime)
+	defer cancel()
+	if p.link != nil {
+		if err := p.link.Set(ctx, up); err == nil {
+			return nil
+		}
+		p.closeLink()
+	}
+	link, err := p.links.Open(ctx, *in)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", errMonitor, err)
+	}
+	p.link = link
+	if err := link.Set(ctx, up); err != nil {
+		p.closeLink()
+		return fmt.Errorf("set the guest's link: %w", err)
+	}
+	return nil
+}
+
+// on reports whether there is a guest to be seen. Other people's VMs are always
+// believed to be on.
+func (p *port) on(in *vnet.Intent) bool {
+	if in.Machine == nil {
+		return true
+	}
+	p.power = vnet.PowerOff
+	if p.machines.Running(*in.Machine) {
+		p.power = vnet.PowerOn
+	}
+	return p.power == vnet.PowerOn
+}
+
+// drive brings the machine to the power that is asked for. The datapath and the
+// metadata service are ready before it boots.
+func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error) {
+	m := in.Machine
+	if m == nil {
+		return powerCheck, p.device(&in)
+	}
+	running := p.on(&in)
+	p.turned()
+	switch {
+	case running == (m.Power == vnet.PowerOn):
+		if running && time.Since(p.startAt) > time.Minute {
+			p.startWait = 0
+		}
+		return powerCheck, nil
+	case running:
+		p.closeLink()
+		if err := p.machines.Stop(ctx, *m); err != nil {
+			return 0, fmt.Errorf("stop the machine: %w", err)
+		}
+		p.log.Info("machine stopped")
+		return 0, nil
+	case time.Until(p.startAt) > 0:
+		return time.Until(p.startAt), nil // it keeps dying
+	}
+	p.startWait = min(max(2*p.startWait, time.Second), time.Minute)
+	p.startAt = time.Now().Add(p.startWait)
+	if err := p.device(&in); err != nil {
+		return 0, err
+	}
+	if err := p.machines.Start(ctx, in, p.guestMTU(&in.Current)); err != nil {
+		return 0, fmt.Errorf("start the machine: %w", err)
+	}
+	p.log.Info("machine started", "image", m.Image)
+	return 0, nil
+}
+
+// turned reports a change of power.
+func (p *port) turned() {
+	if p.last.Phase != 0 && p.last.Power != p.power {
+		p.tell(p.last.Phase, p.run.Epoch, nil)
+	}
+}

@@ -1,0 +1,262 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// prove waits for the guest to be seen on its new CA: an answer to an ARP probe,
+// or any frame of its own from that address. Nothing else tells: QMP's set_link
+// succeeds on adapters that ignore it.
+func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
+	if !p.on(in) {
+		p.told(vnet.StatusFlipped) // with the power off: there is nobody to be seen
+		p.run.dueBy = time.Time{}
+		return wait(forever), nil
+	}
+	seen, blackout := p.evidence(in)
+	r := &p.run
+	if !seen.IsZero() {
+		p.leased(in, seen, blackout)
+		return outcome{kind: done}, nil
+	}
+	now := time.Now()
+	if r.dueBy.IsZero() {
+		r.dueBy = now.Add(p.patience(in))
+	}
+	if !now.Before(r.dueBy) && p.impatient(in) {
+		return outcome{kind: again}, nil
+	}
+	return wait(min(p.probe(ctx, in), p.untilDue(now))), nil
+}
+
+// untilDue is how long the proof has time. Who can't be bounced is asked on.
+func (p *port) untilDue(now time.Time) time.Duration {
+	if d := p.run.dueBy.Sub(now); d > 0 {
+		return d
+	}
+	return forever
+}
+
+// patience is how long this rung waits for a proof.
+func (p *port) patience(in *vnet.Intent) time.Duration {
+	switch {
+	case !bounces(&in.Current) || !p.hasLink(in):
+		return noBouncePatience
+	case p.run.cuts == 0:
+		return resumePatience
+	default:
+		return at(p.run.rung).patience
+	}
+}
+
+// impatient says that time is up: true when there is a rung to climb. A guest
+// that boots into its first place has all the time it needs.
+func (p *port) impatient(in *vnet.Intent) bool {
+	switch {
+	case in.Current.Swap == "":
+		return false
+	case bounces(&in.Current) && p.hasLink(in):
+		return true
+	}
+	p.fail("was not seen on its new address for %s: is it configured there?", noBouncePatience)
+	return false
+}
+
+// fail reports once that the ladder has ended. It goes on all the same.
+func (p *port) fail(format string, args ...any) {
+	if p.run.failed {
+		return
+	}
+	p.run.failed = true
+	why := fmt.Errorf("guest "+format, args...)
+	p.log.Warn("no proof", "why", why)
+	p.tell(vnet.StatusFailed, p.run.Epoch, why)
+}
+
+// evidence returns when the guest was last seen on the place's CA; zero: not
+// yet, or not later than the lease that it must have taken first.
+func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration) {
+	r := &p.run
+	p.mu.Lock()
+	e := p.events
+	p.mu.Unlock()
+	if e.ackEpoch == r.Epoch && e.ack.After(r.Flipped) && r.ACK.IsZero() {
+		r.ACK, r.kicked = e.ack, time.Now()
+		r.Hops = append(r.Hops, vnet.Hop{Name: "dhcp", At: e.ack})
+		r.dirty = true
+	}
+	if e.arpEpoch == r.Epoch && e.arp.After(r.Flipped) {
+		seen = e.arp
+	}
+	if t, err := p.datapath.Times(p.id); err == nil && t.Epoch == r.Epoch {
+		blackout = t.Blackout
+		if t.Seen.After(r.Flipped) && t.Seen.After(seen) {
+			seen = t.Seen
+		}
+	}
+	if p.needsACK(in) && (r.ACK.IsZero() || p.sameCA(in) && seen.Before(r.ACK)) {
+		return time.Time{}, 0
+	}
+	return seen, blackout
+}
+
+// needsACK reports whether only a lease later than the flip proves that the
+// guest follows. Not when it comes back, since it may never have gone. Not when
+// an earlier session of the agent may have answered it, unless the address alone
+// proves nothing.
+func (p *port) needsACK(in *vnet.Intent) bool {
+	if !bounces(&in.Current) || in.Current.Undo {
+		return false
+	}
+	return !p.run.resumed || p.sameCA(in)
+}
+
+// sameCA reports whether the guest had the place's CA before the flip already.
+func (p *port) sameCA(in *vnet.Intent) bool {
+	return slices.ContainsFunc(p.run.From, in.Current.Has)
+}
+
+// leased notes the proof.
+func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
+	r := &p.run
+	r.Hops = append(r.Hops, vnet.Hop{Name: "seen", At: seen})
+	r.Blackout = blackout
+	switch {
+	case r.cuts > 0:
+		r.Rung = at(r.rung).String()
+		p.rungs.remember(image(in), r.rung)
+	case in.Current.Swap != "":
+		r.Rung = "none"
+	}
+	p.log.Info("leased", "place", in.Current.String(), "rung", r.Rung, "after", seen.Sub(r.Flipped), "blackout", blackout)
+	p.tell(vnet.StatusLeased, r.Epoch, nil)
+}
+
+// probe asks the guest, when it is time, and says when it is time again.
+func (p *port) probe(ctx context.Context, in *vnet.Intent) time.Duration {
+	r := &p.run
+	gap := probeGap(time.Since(r.kicked))
+	if left := gap - time.Since(r.probed); left > 0 {
+		return left
+	}
+	r.probed = time.Now()
+	if r.owed && p.setLink(ctx, in, true) == nil {
+		r.owed = false
+	}
+	place, ifindex, mac, ok := p.inForce()
+	if !ok {
+		return gap
+	}
+	if err := p.prober.Probe(ifindex, mac, place); err != nil {
+		p.log.Debug("probe was not sent", "err", err)
+	}
+	return gap
+}
+
+// publish lets the metadata service serve the place's document.
+func (p *port) publish(_ context.Context, in *vnet.Intent) (outcome, error) {
+	place := &in.Current
+	p.docs.Publish(p.id, place.Epoch, place.Document)
+	if !slices.ContainsFunc(p.run.Hops, func(h vnet.Hop) bool { return h.Name == "publish" }) {
+		p.run.hop("publish")
+	}
+	p.log.Info("published", "place", place.String(), "document", place.Document != nil)
+	p.tell(vnet.StatusPublished, place.Epoch, nil)
+	return outcome{kind: done}, nil
+}
+
+// confirm waits for the guest's report on the document. It may never come:
+// then there is no agent in the guest, and others decide.
+func (p *port) confirm(_ context.Context, in *vnet.Intent) (outcome, error) {
+	r := &p.run
+	p.reported()
+	if in.Current.Document == nil {
+		return outcome{kind: done}, nil
+	}
+	if r.Guest == nil {
+		return p.untimed(in)
+	}
+	if !confirms(r.Guest, in.Current.Document) {
+		p.told(vnet.StatusPublished)
+		return p.untimed(in)
+	}
+	p.log.Info("confirmed", "place", in.Current.String(), "kind", r.Guest.Kind)
+	p.tell(vnet.StatusConfirmed, r.Epoch, nil)
+	return outcome{kind: done}, nil
+}
+
+// confirms reports whether a report is the success of the document. A partial
+// one never is that of a final document (invariant 11).
+func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
+	kind := vnet.ReportFinal
+	if d.Partial() {
+		kind = vnet.ReportPartial
+	}
+	return g.OK && g.Kind == kind
+}
+
+// settled has nothing left to do but to pass on what the guest says later, after
+// a reboot for instance.
+func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
+	if p.reported() && p.run.Guest != nil {
+		phase := vnet.StatusPublished
+		if in.Current.Document != nil && confirms(p.run.Guest, in.Current.Document) {
+			phase = vnet.StatusConfirmed
+		}
+		p.tell(phase, p.run.Epoch, nil)
+	}
+	return p.untimed(in)
+}
+
+// untimed stops the stopwatch some time after the flip. It costs every frame.
+func (p *port) untimed(in *vnet.Intent) (outcome, error) {
+	const long = time.Minute
+	if p.row == nil || !p.row.Timed || p.staged != nil {
+		return wait(forever), nil
+	}
+	if left := long - time.Since(p.run.Flipped); left > 0 {
+		return wait(left), nil
+	}
+	if err := p.datapath.SetTimed(p.id, false); err != nil {
+		return outcome{}, err
+	}
+	p.row.Timed = false
+	return wait(forever), nil
+}
+
+// reported takes over what the guest said about the document in force.
+func (p *port) reported() bool {
+	p.mu.Lock()
+	offers := p.events.reports
+	p.events.reports = nil
+	in := p.intent
+	p.mu.Unlock()
+	taken := false
+	for _, o := range offers {
+		if o.Epoch == p.run.Epoch {
+			if p.run.Guest == nil {
+				p.run.Hops = append(p.run.Hops, vnet.Hop{Name: "report", At: o.At})
+			}
+			p.run.Guest, p.run.dirty, taken = &o.GuestReport, true, true
+		}
+	}
+	if taken {
+		p.remember(in) // the guest says it once
+	}
+	for _, o := range offers {
+		close(o.done)
+	}
+	return taken
+}
+
+// told reports a phase unless that is what was reported last.
+func (p *port) told(phase vnet.StatusPhase) {
+	if p.last.Epoch != p.run.Epoch || p.last.Phase != phase || p.last.Power != p.power || p.last.Guest != p.run.Guest {
+		p.tell(phase, p.run.Epoch, nil)
+	}
+}

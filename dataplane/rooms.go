@@ -1,0 +1,161 @@
+package dataplane
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// A Row is what the datapath holds of one port: all that a frame's way depends on.
+type Row struct {
+	Port     vnet.PortID
+	Epoch    vnet.Epoch
+	VNI      vnet.VNI
+	MAC      vnet.MAC
+	PA       vnet.PA
+	CAs      [4]vnet.CA // unused ones are zero
+	Gateway  netip.Addr
+	Bits     int // of the IPv4 subnet
+	MTU      uint16
+	Ifindex  int  // of the tap
+	Isolated bool // a pooled VM
+	Timed    bool // the datapath keeps [Times]
+}
+
+// Times is what the datapath has seen of a timed port since its last flip.
+type Times struct {
+	Epoch    vnet.Epoch    // that the rest belongs to
+	Seen     time.Time     // the guest's last frame from its current CA; zero: none in this epoch
+	Blackout time.Duration // from the last frame before the flip to the first after; 0: not known yet
+}
+
+// A Datapath is what the agent needs of the BPF maps. Ports and networks call
+// it at once from several goroutines; a port's calls come from one.
+type Datapath interface {
+	Rows() ([]Row, error)
+	// SetPort puts a row in force between two frames, whatever leads to it with
+	// it. It refuses an epoch lower than the one in force.
+	SetPort(Row) error
+	// DeletePort removes the row and all memory of the port: flows, counters, times.
+	DeletePort(vnet.PortID) error
+	// Attach hands the tap's frames to the datapath as the port's. Idempotent.
+	Attach(vnet.PortID, int) error
+	// Detach gives the tap back. A tap that is gone or was not attached is no error.
+	Detach(vnet.PortID, int) error
+
+	// SetTimed starts or stops the stopwatch of a port whose row is in force.
+	SetTimed(id vnet.PortID, on bool) error
+	Times(vnet.PortID) (Times, error)
+}
+
+// A Directory is what the datapath knows of everybody else.
+type Directory interface {
+	SetMappings([]MappingRow) error
+	DeleteMappings([]MappingKey) error // absent ones are no error
+	EachMapping(func(MappingRow)) error
+
+	// PutHost believes frames from a registered host's prefix.
+	PutHost(netip.Prefix) error
+	DeleteHost(netip.Prefix) error // an absent one is no error
+	Hosts() ([]netip.Prefix, error)
+	// SetNextHop says how to reach what is behind a next hop, from now on and for
+	// a minute. The zero NextHop lets the kernel find out.
+	SetNextHop(index uint32, n NextHop) error
+
+	// SetRoutes replaces the routes of a network; none removes them.
+	SetRoutes(vnet.VNI, []vnet.Route) error
+	RouteNetworks() ([]vnet.VNI, error) // that have routes
+}
+
+// A MappingKey names a mapping.
+type MappingKey struct {
+	VNI vnet.VNI
+	CA  vnet.CA
+}
+
+// A MappingRow is a mapping with the way to its host; 0: not known.
+type MappingRow struct {
+	vnet.Mapping
+	NextHop uint32
+}
+
+// A NextHop is a neighbour on the underlay.
+type NextHop struct {
+	Ifindex  int
+	Src, Dst vnet.MAC
+}
+
+// Neighbours finds next hops. One that isn't known yet is asked for, and false.
+type Neighbours interface {
+	NextHop(ctx context.Context, dst netip.Addr) (NextHop, bool)
+}
+
+// Taps are the devices through which guests are reached.
+type Taps interface {
+	// Ensure makes the port's own tap, or adopts the one that is there.
+	Ensure(id vnet.PortID, mtu int) (ifindex int, err error)
+	// Find returns a tap that somebody else made.
+	Find(name string) (ifindex int, err error)
+	// Delete removes the port's own tap. An absent one is no error.
+	Delete(id vnet.PortID) error
+}
+
+// Machines run VMs. Every call is idempotent.
+type Machines interface {
+	// Start boots the machine on the port's tap, unless it runs already.
+	Start(ctx context.Context, in vnet.Intent, mtu uint16) error
+	Stop(ctx context.Context, m vnet.Machine) error   // off; disks stay
+	Delete(ctx context.Context, m vnet.Machine) error // off, and its disks deleted
+	Running(m vnet.Machine) bool
+}
+
+// A Link is the guest's end of a port's cable.
+type Link interface {
+	Set(ctx context.Context, up bool) error
+	Close() error
+}
+
+// Links opens the link of a port's VM. It fails when the monitor can't be reached.
+type Links interface {
+	Open(ctx context.Context, in vnet.Intent) (Link, error)
+}
+
+// Documents is the metadata service, as far as a port drives it.
+type Documents interface {
+	Publish(vnet.PortID, vnet.Epoch, *vnet.Document)
+	Withdraw(vnet.PortID)
+	Forget(vnet.PortID)
+}
+
+// A Prober asks the guest behind a tap whether it has the place's first CA; the
+// answer comes back through the datapath.
+type Prober interface {
+	Probe(ifindex int, mac vnet.MAC, place *vnet.Place) error
+}
+
+// A Networks knows which networks are loaded, and keeps their routes.
+type Networks interface {
+	// Synced reports whether all mappings of a network are in the datapath, or
+	// why they can't be.
+	Synced(vnet.VNI) (bool, error)
+	// Use says in which places a port is or is about to be; nil ones are ignored.
+	Use(id vnet.PortID, places ...*vnet.Place) error
+}
+
+// rooms is everything that a port needs around it.
+type rooms struct {
+	datapath Datapath
+	taps     Taps
+	machines Machines
+	links    Links
+	docs     Documents
+	prober   Prober
+	networks Networks
+	records  recorder
+	rungs    *rungs
+	metrics  *Metrics
+	mtu      uint16            // that the underlay leaves to guests
+	report   func(vnet.Status) // never blocks
+}

@@ -1,0 +1,144 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// stagePatience is how long the mappings of the next network may take. It is
+// shorter than the leader's budget, so that the reason arrives.
+const stagePatience = 3 * time.Second
+
+// Why a place can't be prepared. The text says what to do.
+var (
+	errAddresses = errors.New("a port has 1 to 4 addresses, one of them IPv4: correct the place")
+	errVNI       = errors.New("not a network: the VNI must be 1 to 16777215")
+	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
+	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
+	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
+	errNoMonitor = errors.New("the port has no monitor, so its link can't be bounced: attach it with one, or swap with trigger none")
+)
+
+// stage makes the next place ready without any effect on the guest. It answers
+// with prepared, or with refused and why, once per epoch.
+func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error) {
+	next := in.Next
+	if next == nil || p.row == nil || next.Epoch <= p.row.Epoch {
+		return forever, p.unstage(in)
+	}
+	if p.refused == next.Epoch || p.staged != nil && p.staged.Epoch == next.Epoch && !p.staged.resumed {
+		return forever, nil
+	}
+	wait, err := p.prepare(ctx, &in, next)
+	switch {
+	case err != nil:
+		p.refused = next.Epoch
+		p.log.Warn("refused", "place", next.String(), "swap", next.Swap, "why", err)
+		p.tell(vnet.StatusRefused, next.Epoch, err)
+		return forever, p.unstage(in)
+	case wait > 0:
+		return wait, nil
+	}
+	if p.staged == nil || p.staged.Epoch != next.Epoch {
+		p.staged = &run{Epoch: next.Epoch, From: used(p.row)}
+		p.staged.hop("stage")
+	}
+	p.staged.resumed = false
+	p.run.dirty = true
+	p.log.Info("prepared", "place", next.String(), "swap", next.Swap)
+	p.tell(vnet.StatusPrepared, next.Epoch, nil)
+	return forever, nil
+}
+
+// prepare does what the flip will rely on. An error is a refusal; a wait means
+// that something is on its way.
+func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (time.Duration, error) {
+	if err := p.fits(next); err != nil {
+		return 0, err
+	}
+	if err := p.networks.Use(p.id, p.place, next); err != nil {
+		return 0, err
+	}
+	synced, err := p.networks.Synced(next.VNI)
+	if err != nil {
+		return 0, fmt.Errorf("no room for network %s on this host: %w", next.Network, err)
+	}
+	if !synced {
+		if p.since.IsZero() {
+			p.since = time.Now()
+		}
+		if left := stagePatience - time.Since(p.since); left > 0 {
+			return left, nil
+		}
+		return 0, fmt.Errorf("network %s: %w", next.Network, errMappings)
+	}
+	p.since = time.Time{}
+	if bounces(next) && p.on(in) {
+		if err := p.reachable(ctx, in); err != nil {
+			return 0, err
+		}
+	}
+	return 0, p.timed()
+}
+
+// fits checks a place against what the host can do.
+func (p *port) fits(next *vnet.Place) error {
+	_, v4 := next.V4()
+	switch {
+	case !next.VNI.Valid():
+		return fmt.Errorf("VNI %d: %w", next.VNI, errVNI)
+	case !v4 || len(next.Addrs) > len(Row{}.CAs):
+		return fmt.Errorf("%d addresses: %w", len(next.Addrs), errAddresses)
+	case next.MTU > p.mtu:
+		return fmt.Errorf("network %s wants %d bytes, the host has %d: %w", next.Network, next.MTU, p.mtu, errMTU)
+	}
+	return nil
+}
+
+// reachable opens the guest's link, for the flip to find it open.
+func (p *port) reachable(ctx context.Context, in *vnet.Intent) error {
+	if !p.hasLink(in) {
+		return errNoMonitor
+	}
+	p.closeLink()
+	link, err := p.links.Open(ctx, *in)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", errMonitor, err)
+	}
+	p.link = link
+	return nil
+}
+
+// timed starts the stopwatch of the coming flip.
+func (p *port) timed() error {
+	if p.row.Timed {
+		return nil
+	}
+	if err := p.datapath.SetTimed(p.id, true); err != nil {
+		return err
+	}
+	p.row.Timed = true
+	return nil
+}
+
+// unstage takes back what was prepared for a swap that was released.
+func (p *port) unstage(in vnet.Intent) error {
+	p.since = time.Time{}
+	if p.staged == nil && p.refused == 0 {
+		return nil
+	}
+	if in.Next == nil {
+		p.refused = 0
+	}
+	p.staged = nil
+	p.run.dirty = true
+	p.kick() // the stopwatch is to be stopped
+	if p.row == nil {
+		return nil
+	}
+	return p.networks.Use(p.id, p.place)
+}

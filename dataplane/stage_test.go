@@ -1,0 +1,157 @@
+package dataplane
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// What can't be prepared is refused by its reason, with nothing changed.
+func TestRefused(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		f    func(*world, *vnet.Intent)
+		want error
+	}{
+		{"MTU too large", func(_ *world, in *vnet.Intent) { in.Next.MTU = 1501 }, errMTU},
+		{"bad VNI", func(_ *world, in *vnet.Intent) { in.Next.VNI = vnet.MaxVNI + 1 }, errVNI},
+		{"no address", func(_ *world, in *vnet.Intent) { in.Next.Addrs = nil }, errAddresses},
+		{"mappings missing", func(w *world, _ *vnet.Intent) { w.loaded[blue] = false }, errMappings},
+		{"no monitor", func(_ *world, in *vnet.Intent) { in.Monitor = "" }, errNoMonitor},
+		{"monitor dead", func(w *world, _ *vnet.Intent) { w.guests = map[vnet.PortID]*guest{} }, errMonitor},
+		{"map full", func(w *world, _ *vnet.Intent) { w.full = errFullForTest }, errFullForTest},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := intent()
+				g := w.guestAt(in, "10.17.34.51")
+				ps := w.begin()
+				ps.set(in)
+				settle(2 * time.Minute)
+				in = prepared(in)
+				w.mu.Lock()
+				c.f(w, &in)
+				acts := len(w.acts)
+				w.mu.Unlock()
+				ps.set(in)
+				settle(time.Minute)
+				s := w.last(in.Next.Epoch)
+				if s.Phase != vnet.StatusRefused || s.Error == "" {
+					t.Fatalf("got %+v", s)
+				}
+				if _, err := ps.get(23).prepare(t.Context(), &in, in.Next); !errors.Is(err, c.want) && c.want != errMappings {
+					t.Errorf("refused with %v, want %v", err, c.want)
+				}
+				for _, act := range w.acts[acts:] {
+					if act != "record 3.7" {
+						t.Errorf("refused, but did: %s", act)
+					}
+				}
+				if w.rows[23].Epoch != in.Current.Epoch || g.bounced != 0 {
+					t.Errorf("refusing changed the row: %+v", w.rows[23])
+				}
+				if got := w.phases(in.Next.Epoch); len(got) != 1 {
+					t.Errorf("reported %v", got)
+				}
+			})
+		})
+	}
+}
+
+var errFullForTest = errors.New("a map is full")
+
+// Without a bounce nobody needs the monitor.
+func TestPreparedWithoutMonitor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		in.Monitor = ""
+		w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		in = prepared(in)
+		in.Next.Trigger = vnet.TriggerNone
+		ps.set(in)
+		settle(time.Second)
+		if got := w.phases(in.Next.Epoch); !slices.Equal(got, []vnet.StatusPhase{vnet.StatusPrepared}) {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+// Mappings that come while staging waits for them are waited for.
+func TestStagingWaitsForMappings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		w.loaded[blue] = false
+		in = prepared(in)
+		ps.set(in)
+		settle(2 * time.Second)
+		if got := w.phases(in.Next.Epoch); len(got) != 0 {
+			t.Fatalf("reported %v before the mappings are there", got)
+		}
+		w.mu.Lock()
+		w.loaded[blue] = true
+		w.mu.Unlock()
+		ps.kick()
+		synctest.Wait()
+		if got := w.phases(in.Next.Epoch); !slices.Equal(got, []vnet.StatusPhase{vnet.StatusPrepared}) {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+// An attached port whose tap nobody has made says so, and works once it is there.
+func TestMissingTap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		delete(w.taps, in.Tap)
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || len(w.rows) != 0 {
+			t.Errorf("%+v", s)
+		}
+		w.mu.Lock()
+		w.taps[in.Tap] = 723
+		w.mu.Unlock()
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Error != "" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A port whose monitor hangs keeps nobody else waiting (invariant 7).
+func TestPortsDoNotWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		stuck, other := intent(), intent()
+		other.Port, other.ID, other.Tap, other.MAC = "p-29", 29, "tap29", vnet.PortMAC(0x2b3c4d5e)
+		w.guestAt(stuck, "10.17.34.51")
+		w.guestAt(other, "10.17.34.51")
+		ps := w.begin()
+		hang := hanging{}
+		ps.links = hang
+		ps.set(stuck)
+		ps.links = (*worldLinks)(w)
+		ps.set(other)
+		settle(200 * time.Millisecond)
+		if s := w.last(other.Current.Epoch); s.Port != other.Port || s.Phase != vnet.StatusConfirmed {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,288 @@
+package dataplane
+
+import (
+	"context"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// A step is how far a port is with the epoch in force. Stored in records.
+type step string
+
+// The steps of a flip, in the order of the walk.
+const (
+	stepCut     step = "cut"     // the guest's link goes down
+	stepFlip    step = "flip"    // the row changes; the old metadata and local entry are gone
+	stepDark    step = "dark"    // the link stays down for the rung's time, then comes up
+	stepProve   step = "prove"   // the guest is to be seen on its new CA
+	stepRecut   step = "recut"   // it was not: down again, for the next rung
+	stepPublish step = "publish" // the metadata service serves the place's document
+	stepConfirm step = "confirm" // the guest's agent reports on it
+	stepSettled step = "settled" // nothing more is expected
+)
+
+// steps is the whole machine. A step says whether it is done, and if not, when
+// to try again. The flip happens while the link is down: a guest that leases
+// its old address again would keep it. Only prove has a second way out: give up
+// waiting and climb the ladder.
+var steps = map[step]struct {
+	do    func(*port, context.Context, *vnet.Intent) (outcome, error)
+	next  step
+	again step
+}{
+	stepCut:     {do: (*port).cut, next: stepFlip},
+	stepFlip:    {do: (*port).flip, next: stepDark},
+	stepDark:    {do: (*port).dark, next: stepProve},
+	stepProve:   {do: (*port).prove, next: stepPublish, again: stepRecut},
+	stepRecut:   {do: (*port).recut, next: stepDark},
+	stepPublish: {do: (*port).publish, next: stepConfirm},
+	stepConfirm: {do: (*port).confirm, next: stepSettled},
+	stepSettled: {do: (*port).settled},
+}
+
+// An outcome is what a step came to.
+type outcome struct {
+	kind outcomeKind
+	wait time.Duration // of pending: look again then, or when woken
+}
+
+type outcomeKind uint8
+
+const (
+	pending outcomeKind = iota
+	done
+	again
+)
+
+func wait(d time.Duration) outcome { return outcome{pending, d} }
+
+// A run is the walk of one epoch through the steps.
+type run struct {
+	Epoch    vnet.Epoch        `json:"epoch"`
+	From     []vnet.CA         `json:"from,omitempty"` // what the guest called itself before; none: not known
+	Step     step              `json:"step"`
+	Hops     []vnet.Hop        `json:"hops,omitempty"`
+	Rung     string            `json:"rung,omitempty"` // that worked
+	Flipped  time.Time         `json:"flipped"`
+	ACK      time.Time         `json:"ack"` // of the lease, later than the flip
+	Guest    *vnet.GuestReport `json:"guest,omitempty"`
+	Blackout time.Duration     `json:"blackout,omitempty"`
+
+	dirty   bool // the record doesn't have this yet
+	resumed bool // an earlier session of the agent began it
+	rung    int  // of the ladder
+	cuts    int  // so far
+	cutAt   time.Time
+	kicked  time.Time // something happened to the guest: ask often from now on
+	dueBy   time.Time // for a proof; zero: the wait has not begun
+	probed  time.Time
+	failed  bool
+	owed    bool // the link is not known to be up
+}
+
+// hop notes that a step has ended.
+func (r *run) hop(name string) {
+	r.Hops = append(r.Hops, vnet.Hop{Name: name, At: time.Now()})
+	r.dirty = true
+}
+
+// advance walks the epoch that is to be in force through the steps, as far as
+// it gets without waiting. A lower epoch than the one in force is late: it lost.
+func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, error) {
+	if p.row != nil && in.Current.Epoch < p.row.Epoch {
+		return forever, nil
+	}
+	switch {
+	case p.run.Epoch != in.Current.Epoch:
+		p.begin(&in)
+	case p.recorded:
+		p.again(&in)
+	}
+	p.recorded = false
+	for {
+		s := steps[p.run.Step]
+		o, err := s.do(p, ctx, &in)
+		switch {
+		case err != nil:
+			return 0, err
+		case o.kind == pending:
+			return o.wait, nil
+		case o.kind == again:
+			p.run.Step = s.again
+		default:
+			p.run.Step = s.next
+		}
+		p.run.dirty = true
+	}
+}
+
+// begin starts the walk of a new epoch.
+func (p *port) begin(in *vnet.Intent) {
+	old := p.run
+	p.run = run{Epoch: in.Current.Epoch, Step: stepCut}
+	switch {
+	case p.row != nil && p.row.Epoch == in.Current.Epoch:
+		// Flipped by a session that left no word of it. The guest may have
+		// followed: it is not bounced again before it had time to prove that.
+		p.run.Step, p.run.resumed = stepDark, true
+		p.run.rung = p.rungs.first(image(in))
+		p.log.Info("found in force", "place", in.Current.String())
+		return
+	case p.staged != nil && p.staged.Epoch == in.Current.Epoch:
+		p.run.Hops, p.run.From = p.staged.Hops, p.staged.From
+	case p.row != nil:
+		p.run.From = used(p.row)
+	}
+	if in.Current.Undo {
+		// The guest may be at either place.
+		p.run.From = append(p.run.From, old.From...)
+	}
+	p.run.rung = p.rungs.first(image(in))
+}
+
+// again takes up a walk that a record knows. What was done before the flip is
+// done again unless the row is in force; what came after is looked at again.
+func (p *port) again(in *vnet.Intent) {
+	r := &p.run
+	r.resumed = true
+	r.rung = p.rungs.first(image(in))
+	switch {
+	case p.row == nil || p.row.Epoch != in.Current.Epoch:
+		p.begin(in)
+	case r.Step == stepConfirm || r.Step == stepSettled:
+		r.Step = stepPublish
+	case r.Step != stepPublish:
+		r.Step = stepDark
+	}
+}
+
+// image is what the ladder remembers a guest by.
+func image(in *vnet.Intent) string {
+	if in.Machine == nil {
+		return ""
+	}
+	return in.Machine.Image
+}
+
+func used(r *Row) []vnet.CA {
+	var cas []vnet.CA
+	for _, ca := range r.CAs {
+		if ca.IsValid() {
+			cas = append(cas, ca)
+		}
+	}
+	return cas
+}
+
+// bounces reports whether the guest's link is cut on the way to place. A first
+// place needs none: the guest boots there.
+func bounces(place *vnet.Place) bool {
+	return place.Swap != "" && place.Trigger != vnet.TriggerNone
+}
+
+// cut takes the link down. A guest that can't be bounced is flipped all the
+// same, since the directory has moved already; the ladder will try again.
+func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
+	if err := p.device(in); err != nil {
+		return outcome{}, err
+	}
+	if bounces(&in.Current) && p.row != nil && p.on(in) {
+		if err := p.setLink(ctx, in, false); err != nil {
+			p.log.Warn("link could not be cut", "err", err)
+		} else {
+			p.run.cuts++
+			p.run.hop("link_down")
+		}
+	}
+	p.run.cutAt = time.Now()
+	return outcome{kind: done}, nil
+}
+
+// flip puts the place in force. Nothing of the old one may be reachable once it
+// returns, and everything of the new one must be there before.
+func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
+	place := &in.Current
+	first := p.row == nil
+	p.on(in) // for the status
+	begun := time.Now()
+	old, _, _, _ := p.inForce()
+	if err := p.networks.Use(p.id, old, place); err != nil {
+		return outcome{}, err
+	}
+	if !first {
+		p.docs.Withdraw(p.id)
+	}
+	p.setPlace(nil, 0)
+	row := p.rowOf(in, place, !first || place.Swap != "")
+	if err := p.datapath.SetPort(row); err != nil {
+		return outcome{}, err
+	}
+	p.row, p.staged = &row, nil
+	p.run.Flipped = time.Now()
+	p.run.hop("flip")
+	here := *place
+	p.setPlace(&here, row.Ifindex)
+	p.metrics.flipped(time.Since(begun), first)
+	if err := p.networks.Use(p.id, place); err != nil {
+		return outcome{}, err
+	}
+	if place.Swap == "" {
+		// Nobody was here before, so the document needs no proof.
+		p.docs.Publish(p.id, place.Epoch, place.Document)
+	}
+	p.log.Info("flipped", "network", place.Network, "place", place.String(), "swap", place.Swap)
+	p.tell(vnet.StatusFlipped, place.Epoch, nil)
+	return outcome{kind: done}, nil
+}
+
+// dark waits until the guest has seen its link down, then puts it up. Ports
+// that are not in a flip pass here once after the agent's start: an agent that
+// died at the wrong moment leaves no guest without a link.
+func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
+	r := &p.run
+	if err := p.device(in); err != nil {
+		return outcome{}, err
+	}
+	if err := p.settleNetworks(in); err != nil {
+		return outcome{}, err
+	}
+	if !p.on(in) || !p.hasLink(in) {
+		r.kicked = time.Now()
+		return outcome{kind: done}, nil
+	}
+	if left := at(r.rung).dark - time.Since(r.cutAt); r.cuts > 0 && left > 0 {
+		return wait(left), nil
+	}
+	err := p.setLink(ctx, in, true)
+	switch {
+	case err != nil && r.cuts > 0:
+		return outcome{}, err // we cut it
+	case err != nil:
+		p.log.Warn("link is not known to be up", "err", err)
+		r.owed = true
+	case r.cuts > 0:
+		r.hop("link_up")
+	}
+	r.kicked, r.dueBy = time.Now(), time.Time{}
+	return outcome{kind: done}, nil
+}
+
+// recut is the next rung.
+func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
+	r := &p.run
+	if r.cuts > 0 {
+		r.rung++
+	}
+	if r.rung >= len(ladder) {
+		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client", r.cuts)
+	}
+	if err := p.setLink(ctx, in, false); err != nil {
+		return outcome{}, err
+	}
+	r.cuts++
+	r.cutAt, r.dueBy = time.Now(), time.Time{}
+	r.hop("link_down")
+	p.log.Info("bounce again", "rung", at(r.rung).String(), "cuts", r.cuts)
+	return outcome{kind: done}, nil
+}

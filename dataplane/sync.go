@@ -1,0 +1,257 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// networks keeps what the datapath knows of other hosts and their ports equal
+// to what the directory says. Its On methods are the directory's; they come one
+// at a time. While no directory is there, what was known stays.
+type networks struct {
+	datapath   Directory
+	neighbours Neighbours
+	self       string // this host's name
+	log        *slog.Logger
+	metrics    *Metrics
+	kick       func()        // ports may go on
+	refresh    chan struct{} // of length 1: resolve next hops again
+
+	// Of the directory's caller alone.
+	changes map[MappingKey]*MappingRow // not written yet; nil: to be deleted
+	seen    map[MappingKey]struct{}    // since a resync began; nil: there is none
+	heard   map[string]bool            // hosts, likewise
+
+	mu     sync.Mutex
+	loaded map[vnet.VNI]bool
+	broken map[vnet.VNI]error
+	hosts  map[string]hostRow
+	hops   map[uint32]NextHop                       // as last written
+	kept   map[vnet.PA]uint32                       // next hops that mappings of an earlier session name
+	places map[vnet.PortID][]*vnet.Place            // that ports use
+	routes map[vnet.VNI]map[netip.Prefix]netip.Addr // as last written
+}
+
+const (
+	batch = 256
+	// maxNextHops bounds the hosts that have a next hop of their own; the kernel
+	// finds the way to the others, a little slower.
+	maxNextHops = 4095
+	// refreshEvery keeps next hops younger than the minute after which the
+	// datapath distrusts them.
+	refreshEvery = 20 * time.Second
+)
+
+func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.Logger) (*networks, error) {
+	ns := &networks{
+		datapath: d, neighbours: n, self: self, log: log, metrics: m, kick: func() {},
+		refresh: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
+		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
+		hops: map[uint32]NextHop{}, kept: map[vnet.PA]uint32{},
+		places: map[vnet.PortID][]*vnet.Place{}, routes: map[vnet.VNI]map[netip.Prefix]netip.Addr{},
+	}
+	err := d.EachMapping(func(m MappingRow) {
+		if m.NextHop != 0 {
+			ns.kept[m.PA] = m.NextHop
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read back the mappings: %w", err)
+	}
+	vnis, err := d.RouteNetworks()
+	if err != nil {
+		return nil, fmt.Errorf("read back the routes: %w", err)
+	}
+	for _, vni := range vnis {
+		ns.routes[vni] = nil // left by an earlier session: written again, or removed
+	}
+	return ns, nil
+}
+
+// OnMapping takes a new or changed mapping.
+func (ns *networks) OnMapping(m vnet.Mapping) {
+	k := MappingKey{m.VNI, m.CA}
+	if ns.seen != nil {
+		ns.seen[k] = struct{}{}
+	}
+	ns.mu.Lock()
+	hop := ns.hosts[m.Host].nextHop
+	ns.mu.Unlock()
+	ns.change(k, &MappingRow{m, hop})
+}
+
+// OnMappingGone takes the end of a mapping.
+func (ns *networks) OnMappingGone(vni vnet.VNI, ca vnet.CA) { ns.change(MappingKey{vni, ca}, nil) }
+
+func (ns *networks) change(k MappingKey, m *MappingRow) {
+	ns.changes[k] = m
+	if len(ns.changes) >= batch {
+		ns.flush()
+	}
+}
+
+// flush writes all changes. It comes before whatever may rely on them.
+func (ns *networks) flush() {
+	if len(ns.changes) == 0 {
+		return
+	}
+	var put []MappingRow
+	var gone []MappingKey
+	for k, m := range ns.changes {
+		if m != nil {
+			put = append(put, *m)
+		} else {
+			gone = append(gone, k)
+		}
+	}
+	clear(ns.changes)
+	if err := ns.datapath.DeleteMappings(gone); err != nil {
+		ns.log.Error("mappings that are gone stay in the datapath", "err", err, "mappings", len(gone))
+	}
+	if err := ns.datapath.SetMappings(put); err != nil {
+		ns.log.Error("mappings don't reach the datapath", "err", err, "mappings", len(put))
+		ns.mu.Lock()
+		for _, m := range put {
+			ns.broken[m.VNI] = err
+		}
+		ns.mu.Unlock()
+	}
+}
+
+// OnNetworkSynced says that a network is complete.
+func (ns *networks) OnNetworkSynced(vni vnet.VNI, _ int64) {
+	ns.flush()
+	ns.mu.Lock()
+	ns.loaded[vni] = true
+	ns.mu.Unlock()
+	ns.kick()
+}
+
+// OnNetworkGone says that this host needs a network no more.
+func (ns *networks) OnNetworkGone(vni vnet.VNI) {
+	ns.flush()
+	ns.mu.Lock()
+	delete(ns.loaded, vni)
+	delete(ns.broken, vni)
+	ns.mu.Unlock()
+	ns.sweep(func(k MappingKey) bool { return k.VNI == vni })
+}
+
+// OnResync says that everything follows: what isn't repeated until OnSynced is gone.
+func (ns *networks) OnResync() {
+	ns.flush()
+	ns.seen, ns.heard = map[MappingKey]struct{}{}, map[string]bool{}
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	clear(ns.loaded)
+	clear(ns.broken)
+}
+
+// OnSynced ends a revision, or a resync.
+func (ns *networks) OnSynced(int64) {
+	ns.flush()
+	if ns.seen == nil {
+		return
+	}
+	seen := ns.seen
+	ns.sweep(func(k MappingKey) bool { _, ok := seen[k]; return !ok })
+	ns.forgetHosts()
+	ns.seen, ns.heard = nil, nil
+}
+
+// sweep deletes the mappings that old says.
+func (ns *networks) sweep(old func(MappingKey) bool) {
+	var gone []MappingKey
+	err := ns.datapath.EachMapping(func(m MappingRow) {
+		if k := (MappingKey{m.VNI, m.CA}); old(k) {
+			gone = append(gone, k)
+		}
+	})
+	if err := errors.Join(err, ns.datapath.DeleteMappings(gone)); err != nil {
+		ns.log.Error("old mappings stay in the datapath", "err", err)
+	}
+}
+
+// Synced reports whether a network is loaded whole.
+func (ns *networks) Synced(vni vnet.VNI) (bool, error) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	return ns.loaded[vni], ns.broken[vni]
+}
+
+// Use says where a port is or is about to be, for the routes of its networks.
+func (ns *networks) Use(id vnet.PortID, places ...*vnet.Place) error {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	touched := map[vnet.VNI]bool{}
+	for _, pl := range ns.places[id] {
+		touched[pl.VNI] = true
+	}
+	delete(ns.places, id)
+	for _, pl := range places {
+		if pl != nil {
+			ns.places[id] = append(ns.places[id], pl)
+			touched[pl.VNI] = true
+		}
+	}
+	for vni := range touched {
+		if err := ns.writeRoutes(vni); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeRoutes makes a network's routes those of all the places in it; of two
+// that disagree the newer place wins.
+func (ns *networks) writeRoutes(vni vnet.VNI) error {
+	want := map[netip.Prefix]netip.Addr{}
+	by := map[netip.Prefix]vnet.Epoch{}
+	for _, places := range ns.places {
+		for _, pl := range places {
+			for _, r := range pl.Routes {
+				if pl.VNI == vni && pl.Epoch >= by[r.Prefix] {
+					want[r.Prefix], by[r.Prefix] = r.NextHop, pl.Epoch
+				}
+			}
+		}
+	}
+	have, written := ns.routes[vni]
+	if len(want) == 0 && !written || have != nil && reflect.DeepEqual(have, want) {
+		return nil
+	}
+	routes := make([]vnet.Route, 0, len(want))
+	for p, hop := range want {
+		routes = append(routes, vnet.Route{Prefix: p, NextHop: hop})
+	}
+	if err := ns.datapath.SetRoutes(vni, routes); err != nil {
+		return err
+	}
+	if ns.routes[vni] = want; len(want) == 0 {
+		delete(ns.routes, vni)
+	}
+	return nil
+}
+
+// run keeps next hops fresh until ctx is done.
+func (ns *networks) run(ctx context.Context) {
+	t := time.NewTicker(refreshEvery)
+	defer t.Stop()
+	for {
+		ns.resolve(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-ns.refresh:
+		}
+	}
+}
