@@ -1,0 +1,362 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// QEMU runs machines as QEMU processes. It is a [Driver].
+type QEMU struct {
+	c       Config
+	probing sync.Mutex
+	known   verdict // what a probe has found; guarded by probing
+	watches sync.WaitGroup
+
+	mu       sync.Mutex
+	machines map[string]*machine // those in use or running
+	closed   bool
+}
+
+var _ Driver = (*QEMU)(nil)
+
+// A machine is this package's memory of one VM.
+type machine struct {
+	busy  sync.Mutex // held over a change
+	users int        // of this struct
+	run   *process   // nil: off
+}
+
+const (
+	patience = 5 * time.Second  // for what a healthy QEMU does at once: answer its monitor, or quit
+	starting = 30 * time.Second // for QEMU to make its machine, on a busy host
+)
+
+// New opens the directory and adopts the machines that run.
+func New(ctx context.Context, c Config) (*QEMU, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("compute: %w", err)
+	}
+	q := &QEMU{c: c, machines: make(map[string]*machine)}
+	if q.c.Probe == nil {
+		q.c.Probe = q.ProbeKVM
+	}
+	if err := os.MkdirAll(q.dir(""), 0o755); err != nil {
+		return nil, fmt.Errorf("compute: %w", err)
+	}
+	states, err := q.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range states {
+		if s.Power == vnet.PowerOn {
+			c.Log.Info("machine runs, adopted", "vm", s.ID, "pid", s.PID)
+		}
+	}
+	return q, nil
+}
+
+// Close lets go of the machines, which run on.
+func (q *QEMU) Close() error {
+	q.mu.Lock()
+	q.closed = true
+	for _, m := range q.machines {
+		if m.run != nil {
+			m.run.fd.Close()
+		}
+	}
+	q.mu.Unlock()
+	q.watches.Wait()
+	return nil
+}
+
+func (q *QEMU) dir(id string) string { return filepath.Join(q.c.Dir, "vms", id) }
+
+// lock gives one caller the machine. The machine's process is found again if it
+// runs and is not known: another agent has started it.
+func (q *QEMU) lock(id string) (*machine, func()) {
+	q.mu.Lock()
+	m := q.machines[id]
+	if m == nil {
+		m = new(machine)
+		q.machines[id] = m
+	}
+	m.users++
+	q.mu.Unlock()
+	m.busy.Lock()
+	if q.running(m) == nil {
+		if p := find(q.dir(id)); p != nil {
+			q.watch(id, m, p)
+		}
+	}
+	return m, func() {
+		m.busy.Unlock()
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		m.users--
+		q.forget(id, m)
+	}
+}
+
+// forget drops a machine that nobody uses and that doesn't run. The caller holds mu.
+func (q *QEMU) forget(id string, m *machine) {
+	if m.users == 0 && m.run == nil && q.machines[id] == m {
+		delete(q.machines, id)
+	}
+}
+
+func (q *QEMU) running(m *machine) *process {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if m.run != nil && gone(context.Background(), m.run, 0) {
+		return nil
+	}
+	return m.run
+}
+
+// watch waits for the end of a process, and tells.
+func (q *QEMU) watch(id string, m *machine, p *process) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		p.fd.Close()
+		return
+	}
+	m.run = p
+	q.watches.Go(func() {
+		ended := p.await()
+		p.fd.Close()
+		q.mu.Lock()
+		if m.run == p { // not yet the next one
+			m.run = nil
+		}
+		q.forget(id, m)
+		q.mu.Unlock()
+		if ended {
+			q.c.OnExit(Exit{ID: id, Asked: p.asked.Load(), Said: lastWords(q.dir(id))})
+		}
+	})
+}
+
+// Ensure makes the machine run: see [Driver].
+func (q *QEMU) Ensure(ctx context.Context, spec vnet.Machine, nic NIC) (State, error) {
+	if err := checkMachine(&spec, &nic); err != nil {
+		return State{}, err
+	}
+	m, unlock := q.lock(spec.ID)
+	defer unlock()
+	if p := q.running(m); p != nil {
+		if err := q.answers(ctx, spec.ID, patience); err != nil {
+			return q.state(spec.ID, p), err
+		}
+		return q.state(spec.ID, p), nil
+	}
+	p, err := q.start(ctx, spec, nic, m)
+	if err != nil {
+		return State{}, fmt.Errorf("start machine %s: %w", spec.ID, err)
+	}
+	return q.state(spec.ID, p), nil
+}
+
+// answers proves that a process is a QEMU that works. Whether its guest runs is
+// the guest's affair.
+func (q *QEMU) answers(ctx context.Context, id string, in time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, in)
+	defer cancel()
+	mon, err := q.c.Open(ctx, filepath.Join(q.dir(id), powerSocket))
+	if err == nil {
+		_, err = mon.Status(ctx)
+		mon.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("machine %s: %w: %w (stop it at once, then start it)", id, ErrHung, err)
+	}
+	return nil
+}
+
+// start makes what is missing and runs QEMU. What it made is removed if that fails.
+func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine) (_ *process, err error) {
+	if _, err := exec.LookPath(q.c.QEMU); err != nil {
+		return nil, fmt.Errorf("%w: %w (install qemu-system-x86)", ErrNoQEMU, err)
+	}
+	im, err := openImage(q.c.Images, spec.Image)
+	if err != nil {
+		return nil, err
+	}
+	l := launch{machine: spec, nic: nic, image: im, dir: q.dir(spec.ID)}
+	_, statErr := os.Stat(l.dir)
+	if errors.Is(statErr, fs.ErrNotExist) {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.RemoveAll(l.dir))
+			}
+		}()
+	}
+	if err := os.MkdirAll(l.dir, 0o750); err != nil {
+		return nil, full(err)
+	}
+	if err := q.makeDisks(ctx, l.dir, &spec, im); err != nil {
+		return nil, err
+	}
+	if l.accel, err = q.accel(ctx, im.kernel); err != nil {
+		return nil, err
+	}
+	p, err := q.launch(ctx, &l)
+	if err != nil {
+		return nil, err
+	}
+	q.watch(spec.ID, m, p)
+	if err := q.answers(ctx, spec.ID, starting); err != nil {
+		p.asked.Store(true)
+		said := lastWords(l.dir)
+		return nil, fmt.Errorf("%w: %s: %w", ErrBoot, said, errors.Join(err, q.end(p)))
+	}
+	return p, nil
+}
+
+// Stop ends the machine: see [Driver].
+func (q *QEMU) Stop(ctx context.Context, id string, graceful bool) error {
+	if !word.MatchString(id) {
+		return nil // there is no such machine
+	}
+	m, unlock := q.lock(id)
+	defer unlock()
+	return q.stop(ctx, id, m, graceful)
+}
+
+func (q *QEMU) stop(ctx context.Context, id string, m *machine, graceful bool) error {
+	p := q.running(m)
+	if p == nil {
+		return nil
+	}
+	p.asked.Store(true)
+	if q.askToEnd(ctx, id, p, graceful) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		p.asked.Store(false)
+		return fmt.Errorf("stop machine %s: %w", id, ctx.Err())
+	}
+	if err := q.end(p); err != nil {
+		return fmt.Errorf("stop machine %s: %w", id, err)
+	}
+	return nil
+}
+
+// askToEnd presses the power button, then tells QEMU to quit, and reports whether
+// it is gone.
+func (q *QEMU) askToEnd(ctx context.Context, id string, p *process, graceful bool) bool {
+	open, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mon, err := q.c.Open(open, filepath.Join(q.dir(id), powerSocket))
+	if err != nil {
+		return false
+	}
+	defer mon.Close()
+	if graceful && mon.Powerdown(open) == nil && gone(ctx, p, q.c.Grace) {
+		return true
+	}
+	quit, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_ = mon.Quit(quit) // whether it did shows below
+	return gone(quit, p, patience)
+}
+
+// end kills a process, and returns when it is gone.
+func (q *QEMU) end(p *process) error {
+	if err := p.kill(); err != nil {
+		return fmt.Errorf("kill process %d: %w", p.pid, err)
+	}
+	if !gone(context.Background(), p, patience) {
+		return fmt.Errorf("process %d was killed and is still there: it waits for a disk?", p.pid)
+	}
+	return nil
+}
+
+func gone(ctx context.Context, p *process, in time.Duration) bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+	}
+	after := time.NewTimer(in)
+	defer after.Stop()
+	select {
+	case <-p.exited:
+		return true
+	case <-after.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// Delete removes the machine: see [Driver].
+func (q *QEMU) Delete(ctx context.Context, id string) error {
+	if !word.MatchString(id) {
+		return nil
+	}
+	m, unlock := q.lock(id)
+	defer unlock()
+	if err := q.stop(ctx, id, m, false); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(q.dir(id)); err != nil {
+		return fmt.Errorf("delete machine %s: %w", id, err)
+	}
+	return nil
+}
+
+// List returns the machines of the host: see [Driver].
+func (q *QEMU) List(ctx context.Context) ([]State, error) {
+	entries, err := os.ReadDir(q.dir(""))
+	if err != nil {
+		return nil, fmt.Errorf("list machines: %w", err)
+	}
+	var all []State
+	for _, e := range entries {
+		if !e.IsDir() || !word.MatchString(e.Name()) {
+			continue
+		}
+		s, err := q.State(ctx, e.Name())
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// State returns one machine: see [Driver].
+func (q *QEMU) State(_ context.Context, id string) (State, error) {
+	if !word.MatchString(id) {
+		return State{ID: id, Power: vnet.PowerAbsent}, nil
+	}
+	m, unlock := q.lock(id)
+	defer unlock()
+	return q.state(id, q.running(m)), nil
+}
+
+func (q *QEMU) state(id string, p *process) State {
+	s := State{ID: id, Power: vnet.PowerOff, Dir: q.dir(id)}
+	if _, err := os.Stat(s.Dir); err != nil {
+		return State{ID: id, Power: vnet.PowerAbsent}
+	}
+	s.Monitor, s.Console = filepath.Join(s.Dir, monitorSocket), filepath.Join(s.Dir, consoleFile)
+	r, err := readRecord(s.Dir)
+	if err != nil {
+		s.Problem = err.Error()
+	}
+	s.Accel = r.Accel
+	if p != nil {
+		s.Power, s.PID = vnet.PowerOn, p.pid
+	}
+	return s
+}
