@@ -39,12 +39,17 @@ func newGuest(t *testing.T, c lab.GuestConfig) *lab.Guest {
 // hostAddr gives the host's end of the guest's wire an address.
 func hostAddr(t *testing.T, g *lab.Guest, cidr string) {
 	t.Helper()
+	addHostAddr(t, g.On(), g.Tap(), cidr)
+}
+
+func addHostAddr(t *testing.T, n *lab.Node, dev, cidr string) {
+	t.Helper()
 	addr, err := netlink.ParseAddr(cidr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = g.On().Netlink(func(h *netlink.Handle) error {
-		link, err := h.LinkByName(g.Tap())
+	err = n.Netlink(func(h *netlink.Handle) error {
+		link, err := h.LinkByName(dev)
 		if err != nil {
 			return err
 		}
@@ -120,7 +125,7 @@ func TestGuestSendsLargeFrames(t *testing.T) {
 	}
 	longest := 0
 	for _, f := range frames {
-		longest = max(longest, len(f))
+		longest = max(longest, len(f.Data))
 	}
 	if longest < 3*1500 {
 		t.Errorf("the longest frame on the host's tap has %d bytes: they were cut before", longest)

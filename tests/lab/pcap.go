@@ -56,6 +56,9 @@ func (n *Node) Capture(dev, file string) (*Recording, error) {
 	return r, nil
 }
 
+// File returns the pcap file's path.
+func (r *Recording) File() string { return r.file.Name() }
+
 // Frames returns how many were recorded so far.
 func (r *Recording) Frames() int {
 	r.mu.Lock()
@@ -194,8 +197,14 @@ func ancillary(control []byte) (at time.Time, tag []byte) {
 	return at, tag
 }
 
+// A Frame of a recording.
+type Frame struct {
+	At   time.Time // when the kernel saw it
+	Data []byte
+}
+
 // ReadPcap reads a file that Capture has written: the frames, in order.
-func ReadPcap(file string) ([][]byte, error) {
+func ReadPcap(file string) ([]Frame, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -206,7 +215,7 @@ func ReadPcap(file string) ([][]byte, error) {
 	if _, err := io.ReadFull(in, head[:]); err != nil || binary.LittleEndian.Uint32(head[:]) != 0xa1b23c4d {
 		return nil, fmt.Errorf("%s is no pcap file of the lab: %w", file, err)
 	}
-	var frames [][]byte
+	var frames []Frame
 	for {
 		var h [16]byte
 		if _, err := io.ReadFull(in, h[:]); errors.Is(err, io.EOF) {
@@ -214,8 +223,9 @@ func ReadPcap(file string) ([][]byte, error) {
 		} else if err != nil {
 			return frames, fmt.Errorf("%s: %w", file, err)
 		}
-		frame := make([]byte, binary.LittleEndian.Uint32(h[8:]))
-		if _, err := io.ReadFull(in, frame); err != nil {
+		frame := Frame{Data: make([]byte, binary.LittleEndian.Uint32(h[8:])),
+			At: time.Unix(int64(binary.LittleEndian.Uint32(h[:])), int64(binary.LittleEndian.Uint32(h[4:])))}
+		if _, err := io.ReadFull(in, frame.Data); err != nil {
 			return frames, fmt.Errorf("%s: %w", file, err)
 		}
 		frames = append(frames, frame)

@@ -72,8 +72,8 @@ func frames(t *testing.T, r *lab.Recording, file, text string) (found [][]byte) 
 		t.Fatal(err)
 	}
 	for _, f := range all {
-		if bytes.Contains(f, []byte(text)) {
-			found = append(found, f)
+		if bytes.Contains(f.Data, []byte(text)) {
+			found = append(found, f.Data)
 		}
 	}
 	return found

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "replug/control/controlpb"
+)
+
+func networkCommand(c *caller) *cobra.Command {
+	show := &cobra.Command{Use: "show MONIKER", Short: "Show one network", Args: exact(1, "a MONIKER"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				n, err := pb.NewNetworksClient(conn).GetNetwork(ctx, &pb.GetNetworkRequest{Tenant: c.tenant, Moniker: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, n, func() *table { return networks(n) })
+			})
+		}}
+	ls := &cobra.Command{Use: "list", Short: "List networks", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				r, err := pb.NewNetworksClient(conn).ListNetworks(ctx, &pb.ListNetworksRequest{Tenant: c.tenant})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func() *table { return networks(r.Networks...) })
+			})
+		}}
+	del := &cobra.Command{Use: "delete MONIKER", Short: "Delete a network that nothing refers to", Args: exact(1, "a MONIKER"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				_, err := pb.NewNetworksClient(conn).DeleteNetwork(ctx, &pb.DeleteNetworkRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: args[0]})
+				if err == nil {
+					c.say(cmd, "network %s deleted", args[0])
+				}
+				return err
+			})
+		}}
+	return noun("network", "Virtual networks, by moniker", "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --dns 10.0.0.53",
+		networkCreate(c), show, ls, del)
+}
+
+func networkCreate(c *caller) *cobra.Command {
+	var n pb.Network
+	var subnets, routes []string
+	var lease time.Duration
+	cmd := &cobra.Command{Use: "create MONIKER", Short: "Make a virtual network", Args: exact(1, "a MONIKER"),
+		Example: "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --route 10.9.0.0/16=10.0.0.4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n.Moniker, n.Tenant = args[0], c.tenant
+			for _, s := range subnets {
+				prefix, gateway, _ := strings.Cut(s, "=")
+				n.Subnets = append(n.Subnets, &pb.Subnet{Prefix: prefix, Gateway: gateway})
+			}
+			for _, s := range routes {
+				prefix, hop, ok := strings.Cut(s, "=")
+				if !ok {
+					return usageError{fmt.Errorf("--route is PREFIX=NEXTHOP, not %q", s)}
+				}
+				n.Routes = append(n.Routes, &pb.Route{Prefix: prefix, NextHop: hop})
+			}
+			if lease > 0 {
+				n.Lease = durationpb.New(lease)
+			}
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				made, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: c.id(), Network: &n})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, made, func() *table { return networks(made) })
+			})
+		}}
+	f := cmd.Flags()
+	f.StringSliceVar(&subnets, "subnet", nil, "PREFIX or PREFIX=GATEWAY (default gateway: the first address)")
+	f.StringSliceVar(&routes, "route", nil, "PREFIX=NEXTHOP, the next hop is an address of the network")
+	f.StringSliceVar(&n.Dns, "dns", nil, "name servers that DHCP hands out")
+	f.StringSliceVar(&n.Ntp, "ntp", nil, "time servers that DHCP hands out")
+	f.StringVar(&n.Domain, "domain", "", "domain name that DHCP hands out")
+	f.Uint32Var(&n.Mtu, "mtu", 0, "bytes of a guest's IP packet (default: what the underlay leaves)")
+	f.Uint32Var(&n.Vni, "vni", 0, "VXLAN network identifier (default: the next free one)")
+	f.DurationVar(&lease, "lease", 0, "lease time (default 24h)")
+	return cmd
+}
+
+func networks(ns ...*pb.Network) *table {
+	t := &table{head: []string{"NETWORK", "TENANT", "VNI", "SUBNETS", "GATEWAYS", "MTU", "DNS"}}
+	for _, n := range ns {
+		var prefixes, gateways []string
+		for _, s := range n.Subnets {
+			prefixes, gateways = append(prefixes, s.Prefix), append(gateways, s.Gateway)
+		}
+		mtu := "underlay"
+		if n.Mtu > 0 {
+			mtu = fmt.Sprint(n.Mtu)
+		}
+		t.add(n.Moniker, n.Tenant, n.Vni, strings.Join(prefixes, ","), strings.Join(gateways, ","), mtu, strings.Join(n.Dns, ","))
+	}
+	return t
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	pb "replug/control/controlpb"
+)
+
+func portCommand(c *caller) *cobra.Command {
+	show := &cobra.Command{Use: "show PORT", Short: "Show one port", Args: exact(1, "a PORT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				p, err := pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, p, func() *table { return ports(p) })
+			})
+		}}
+	ls := &cobra.Command{Use: "list", Short: "List ports", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				r, err := pb.NewPortsClient(conn).ListPorts(ctx, &pb.ListPortsRequest{Tenant: c.tenant})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func() *table { return ports(r.Ports...) })
+			})
+		}}
+	detach := &cobra.Command{Use: "detach PORT", Short: "Give an attached port back", Args: exact(1, "a PORT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				_, err := pb.NewPortsClient(conn).DetachPort(ctx, &pb.DetachPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0]})
+				if err == nil {
+					c.say(cmd, "port %s is being detached", args[0])
+				}
+				return err
+			})
+		}}
+	move := swapStart(c, "swap PORT", func(r *pb.StartSwapRequest, name string) { r.Port = name })
+	move.Short = "Move an attached port to another network"
+	move.Example = "  replug port swap edge-7 --network blue --ip 10.0.0.21 --trigger none --wait"
+	return noun("port", "VM NICs; also those of VMs that somebody else runs",
+		"  replug port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --monitor /run/vm3/qmp.sock --network red",
+		portAttach(c), move, detach, show, ls)
+}
+
+func portAttach(c *caller) *cobra.Command {
+	r := &pb.AttachPortRequest{}
+	cmd := &cobra.Command{Use: "attach PORT", Short: "Take over a tap that somebody else's orchestrator made", Args: exact(1, "a PORT"),
+		Example: "  replug port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --network red --ip 10.0.0.21",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.RequestId, r.Tenant, r.Name = c.id(), c.tenant, args[0]
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				p, err := pb.NewPortsClient(conn).AttachPort(ctx, r)
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, p, func() *table { return ports(p) })
+			})
+		}}
+	f := cmd.Flags()
+	f.StringVar(&r.Host, "host", "", "host that has the tap")
+	f.StringVar(&r.Tap, "tap", "", "name of the tap there")
+	f.StringVar(&r.Mac, "mac", "", "MAC of the guest's NIC")
+	f.StringVar(&r.Monitor, "monitor", "", "QMP socket there, for bouncing the link (default: can't be bounced)")
+	f.StringVar(&r.Network, "network", "", "moniker of the network")
+	f.StringVar(&r.Ip, "ip", "", "address (default: the next free one)")
+	return cmd
+}
+
+func ports(ps ...*pb.Port) *table {
+	t := &table{head: []string{"PORT", "TENANT", "HOST", "NETWORK", "VNI", "ADDRESS", "MAC", "PA", "EPOCH", "STATUS", "ERROR"}}
+	for _, p := range ps {
+		t.add(p.Name, p.Tenant, p.Host, p.Network, p.Vni, strings.Join(p.Addrs, ","), p.Mac, p.Pa, p.Epoch, p.Status, p.Error)
+	}
+	return t
+}
+
+func hostCommand(c *caller) *cobra.Command {
+	ls := &cobra.Command{Use: "list", Short: "List hosts", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				r, err := pb.NewHostsClient(conn).ListHosts(ctx, &pb.ListHostsRequest{})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func() *table { return hosts(r.Hosts...) })
+			})
+		}}
+	del := &cobra.Command{Use: "delete HOST", Short: "Forget a host without ports", Args: exact(1, "a HOST"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				_, err := pb.NewHostsClient(conn).DeleteHost(ctx, &pb.DeleteHostRequest{RequestId: c.id(), Name: args[0]})
+				if err == nil {
+					c.say(cmd, "host %s deleted", args[0])
+				}
+				return err
+			})
+		}}
+	return noun("host", "Hosts that have registered", "  replug host list", ls, del)
+}
+
+func hosts(hs ...*pb.Host) *table {
+	t := &table{head: []string{"HOST", "CONNECTED", "ADDRESS", "PA PREFIX", "MTU", "PORTS", "MEMORY MIB", "VERSION"}}
+	for _, h := range hs {
+		t.add(h.Name, h.Connected, h.Address, h.PaPrefix, h.Mtu, fmt.Sprintf("%d/%d", h.PortsUsed, h.Ports),
+			fmt.Sprintf("%d/%d", h.MemoryUsedMib, h.MemoryMib), h.Version)
+	}
+	return t
+}

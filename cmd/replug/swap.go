@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "replug/control/controlpb"
+)
+
+func vmSwap(c *caller) *cobra.Command {
+	cmd := swapStart(c, "swap VM", func(r *pb.StartSwapRequest, name string) { r.Vm = name })
+	cmd.Short = "Move a running VM to another network"
+	cmd.Example = `  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan
+  replug vm swap web-1 --network blue --ip 10.0.0.20 --hostname blue-1 --wait`
+	return cmd
+}
+
+// swapStart is `vm swap` and `port swap`: aim puts the name where it belongs.
+func swapStart(c *caller, use string, aim func(*pb.StartSwapRequest, string)) *cobra.Command {
+	r := &pb.StartSwapRequest{}
+	var plan, wait bool
+	var stage, lease, confirm time.Duration
+	cmd := &cobra.Command{Use: use, Args: exact(1, "one name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.RequestId, r.Tenant = c.id(), c.tenant
+			aim(r, args[0])
+			r.StageBudget, r.LeaseBudget, r.ConfirmBudget = budget(stage), budget(lease), budget(confirm)
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				client := pb.NewSwapsClient(conn)
+				if plan {
+					return c.plan(ctx, cmd, client, r)
+				}
+				s, err := client.StartSwap(ctx, r)
+				if err != nil {
+					return err
+				}
+				if wait {
+					return c.watchSwap(ctx, cmd, client, s.Id)
+				}
+				return c.print(cmd, s, func() *table { return swaps(s) })
+			})
+		}}
+	f := cmd.Flags()
+	f.StringVar(&r.Network, "network", "", "moniker of the new network")
+	f.StringVar(&r.Ip, "ip", "", "new address (default: the next free one)")
+	f.StringVar(&r.Hostname, "hostname", "", "new host name (default: unchanged)")
+	f.StringVar(&r.Confirm, "confirm", "", "proof: lease, guest or caller (default: guest for a VM of ours, lease for an attached port)")
+	f.StringVar(&r.Trigger, "trigger", "", "how the guest is told: bounce (default) or none, for a guest that has the new address already")
+	f.StringVar(&r.OldConnections, "old-connections", "", "reset (default), drain or silence")
+	f.DurationVar(&stage, "stage-budget", 0, "time for making ready, else nothing happens (default 5s)")
+	f.DurationVar(&lease, "lease-budget", 0, "time for the guest to appear on its new address, else undo (default 15s)")
+	f.DurationVar(&confirm, "confirm-budget", 0, "time for the proof, else undo (default 30s)")
+	f.BoolVar(&plan, "plan", false, "say what would change, change nothing")
+	f.BoolVar(&wait, "wait", false, "watch until the swap has ended")
+	return cmd
+}
+
+func budget(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func (c *caller) plan(ctx context.Context, cmd *cobra.Command, client pb.SwapsClient, r *pb.StartSwapRequest) error {
+	p, err := client.PlanSwap(ctx, r)
+	if err != nil || c.output == "json" {
+		if err == nil {
+			err = printJSON(cmd.OutOrStdout(), p)
+		}
+		return err
+	}
+	t := &table{head: []string{"CHANGES", "FROM", "TO"}}
+	for _, x := range p.Changes {
+		t.add(x.What, x.From, x.To)
+	}
+	if err := t.print(cmd.OutOrStdout()); err != nil {
+		return err
+	}
+	for _, l := range []struct {
+		what  string
+		items []string
+	}{{"keeps", p.Keeps}, {"reaches no more", p.PeersLost}, {"will reach", p.PeersNew}, {"note", p.Warnings}} {
+		if len(l.items) > 0 {
+			c.say(cmd, "%-15s %s", l.what, strings.Join(l.items, ", "))
+		}
+	}
+	c.say(cmd, "Nothing was changed.")
+	return nil
+}
+
+// watchSwap prints the live timeline, then the receipt. A swap that did not
+// commit is an error with the reason.
+func (c *caller) watchSwap(ctx context.Context, cmd *cobra.Command, client pb.SwapsClient, id string) error {
+	stream, err := client.WatchSwap(ctx, &pb.GetSwapRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	line := newTimeline(cmd, c.output == "table")
+	var s *pb.Swap
+	for s == nil || !s.Done {
+		next, err := stream.Recv()
+		if err != nil {
+			return fmt.Errorf("watch swap %s (it goes on; see 'replug swap show %s'): %w", id, id, err)
+		}
+		if s == nil {
+			c.say(cmd, "swap %s: %s", next.Id, path(next))
+		}
+		s = next
+		line.show(s.Timeline)
+	}
+	if c.output == "json" {
+		err = printJSON(cmd.OutOrStdout(), s)
+	} else {
+		receipt(c, cmd, s)
+	}
+	if err == nil && !s.Ok {
+		err = outcomeError{fmt.Errorf("swap %s ended %s: %s", s.Id, s.Phase, s.Error), exitError}
+	}
+	return err
+}
+
+func path(s *pb.Swap) string { return side(s.Before) + " -> " + side(s.After) }
+
+func side(p *pb.SidedPlace) string {
+	return p.GetNetwork() + " " + strings.Join(p.GetAddrs(), ",")
+}
+
+func receipt(c *caller, cmd *cobra.Command, s *pb.Swap) {
+	c.say(cmd, "%s: %s", s.Phase, path(s))
+	c.say(cmd, "  kept      MAC %s, PA %s, host %s", s.Mac, s.Pa, s.Host)
+	c.say(cmd, "  trigger   %s", dash(s.Rung))
+	if s.Blackout != nil {
+		c.say(cmd, "  blackout  %.1f ms, last frame before to first after, seen by the dataplane", ms(s.Blackout.AsDuration()))
+	}
+	if g := s.Guest; g != nil {
+		c.say(cmd, "  guest     %s %s, boot id %s", g.Hostname, strings.Join(g.Addrs, ","), g.BootId)
+	}
+}
+
+func swapCommand(c *caller) *cobra.Command {
+	ls := &cobra.Command{Use: "list", Short: "List swaps of the last day", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				r, err := pb.NewSwapsClient(conn).ListSwaps(ctx, &pb.ListSwapsRequest{Tenant: c.tenant})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func() *table { return swaps(r.Swaps...) })
+			})
+		}}
+	watch := &cobra.Command{Use: "watch SWAP", Short: "Follow a swap until it has ended", Args: exact(1, "a SWAP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				return c.watchSwap(ctx, cmd, pb.NewSwapsClient(conn), args[0])
+			})
+		}}
+	return noun("swap", "Swaps: running and of the last day", "  replug swap watch s-7", ls, watch,
+		swapVerb(c, "show", "Show one swap", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
+			return client.GetSwap(ctx, &pb.GetSwapRequest{Id: id})
+		}),
+		swapVerb(c, "confirm", "Say that the swap is good (confirm: caller)", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
+			return client.ConfirmSwap(ctx, &pb.ConfirmSwapRequest{RequestId: c.id(), Id: id})
+		}),
+		swapVerb(c, "cancel", "Undo a swap that is not committed", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
+			return client.CancelSwap(ctx, &pb.CancelSwapRequest{RequestId: c.id(), Id: id})
+		}))
+}
+
+func swapVerb(c *caller, verb, short string, f func(context.Context, pb.SwapsClient, string) (*pb.Swap, error)) *cobra.Command {
+	return &cobra.Command{Use: verb + " SWAP", Short: short, Args: exact(1, "a SWAP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				s, err := f(ctx, pb.NewSwapsClient(conn), args[0])
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, s, func() *table { return swaps(s) })
+			})
+		}}
+}
+
+func swaps(ss ...*pb.Swap) *table {
+	t := &table{head: []string{"SWAP", "PHASE", "PORT", "HOST", "BEFORE", "AFTER", "BLACKOUT", "ERROR"}}
+	for _, s := range ss {
+		blackout := ""
+		if s.Blackout != nil {
+			blackout = fmt.Sprintf("%.1f ms", ms(s.Blackout.AsDuration()))
+		}
+		t.add(s.Id, s.Phase, s.Port, s.Host, side(s.Before), side(s.After), blackout, s.Error)
+	}
+	return t
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+
+	pb "replug/control/controlpb"
+)
+
+func vmCommand(c *caller) *cobra.Command {
+	ls := &cobra.Command{Use: "list", Short: "List VMs", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				r, err := pb.NewVMsClient(conn).ListVMs(ctx, &pb.ListVMsRequest{Tenant: c.tenant})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, r, func() *table { return vms(r.Vms...) })
+			})
+		}}
+	show := &cobra.Command{Use: "show VM", Short: "Show one VM", Args: exact(1, "a VM"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				v, err := pb.NewVMsClient(conn).GetVM(ctx, &pb.GetVMRequest{Tenant: c.tenant, Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, v, func() *table { return vms(v) })
+			})
+		}}
+	del := &cobra.Command{Use: "delete VM", Short: "Delete a VM with its disks, in mid-swap too", Args: exact(1, "a VM"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				_, err := pb.NewVMsClient(conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0]})
+				if err == nil {
+					c.say(cmd, "VM %s is being deleted", args[0])
+				}
+				return err
+			})
+		}}
+	return noun("vm", "Virtual machines", "  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan",
+		vmCreate(c), vmClaim(c), vmSwap(c), ls, show, vmPower(c, "start", "on"), vmPower(c, "stop", "off"), del)
+}
+
+func vmPower(c *caller, verb, power string) *cobra.Command {
+	return &cobra.Command{Use: verb + " VM", Short: "Turn a VM " + power, Args: exact(1, "a VM"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				v, err := pb.NewVMsClient(conn).SetPower(ctx, &pb.SetPowerRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Power: power})
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, v, func() *table { return vms(v) })
+			})
+		}}
+}
+
+// A wish is what a caller asks of a new VM, from scratch or from the pool.
+type wish struct {
+	kind, network, ip, host string
+	settings                pb.Settings
+	keyFiles, files         []string
+	dataDisks               []int64
+	wait                    bool
+}
+
+func (w *wish) flags(f *pflag.FlagSet) {
+	f.StringVar(&w.kind, "type", "", "VM type")
+	f.StringVar(&w.network, "network", "", "moniker of the network")
+	f.StringVar(&w.ip, "ip", "", "address (default: the next free one)")
+	f.StringVar(&w.settings.Hostname, "hostname", "", "host name inside (default: the VM's name)")
+	f.StringVar(&w.settings.User, "user", "", "user to make inside")
+	f.StringSliceVar(&w.keyFiles, "ssh-key", nil, "file with a public key for the user")
+	f.StringVar(&w.settings.TimeZone, "time-zone", "", "e.g. Europe/Berlin")
+	f.StringSliceVar(&w.files, "file", nil, "GUESTPATH=LOCALFILE, written as root inside")
+	f.Int64SliceVar(&w.dataDisks, "data-disk", nil, "bytes of an extra disk")
+	f.BoolVar(&w.wait, "wait", false, "watch until the guest has reported success")
+}
+
+// read loads the files that the flags name.
+func (w *wish) read() error {
+	for _, name := range w.keyFiles {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("read ssh key: %w", err)
+		}
+		w.settings.SshKeys = append(w.settings.SshKeys, strings.TrimSpace(string(b)))
+	}
+	for _, pair := range w.files {
+		path, local, ok := strings.Cut(pair, "=")
+		if !ok {
+			return usageError{fmt.Errorf("--file is GUESTPATH=LOCALFILE, not %q", pair)}
+		}
+		b, err := os.ReadFile(local)
+		if err != nil {
+			return fmt.Errorf("read file for %s: %w", path, err)
+		}
+		w.settings.Files = append(w.settings.Files, &pb.File{Path: path, Mode: 0o644, Content: string(b)})
+	}
+	if w.kind == "" || w.network == "" {
+		return usageError{errors.New("--type and --network are needed")}
+	}
+	return nil
+}
+
+func vmCreate(c *caller) *cobra.Command {
+	w := &wish{}
+	cmd := &cobra.Command{Use: "create NAME", Short: "Make a VM from scratch", Args: exact(1, "a NAME"),
+		Example: "  replug vm create db-1 --type small --network red --ip 10.0.0.30 --wait",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := w.read(); err != nil {
+				return err
+			}
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				client := pb.NewVMsClient(conn)
+				v, err := client.CreateVM(ctx, &pb.CreateVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Type: w.kind,
+					Network: w.network, Ip: w.ip, Settings: &w.settings, Host: w.host, DataDisks: w.dataDisks})
+				if err != nil {
+					return err
+				}
+				if w.wait {
+					if v, err = c.waitVM(ctx, cmd, client, v); err != nil {
+						return err
+					}
+				}
+				return c.print(cmd, v, func() *table { return vms(v) })
+			})
+		}}
+	w.flags(cmd.Flags())
+	cmd.Flags().StringVar(&w.host, "host", "", "host to run on (default: the one with most room)")
+	return cmd
+}
+
+// waitVM watches a new VM until it is ready, pooled or failed.
+func (c *caller) waitVM(ctx context.Context, cmd *cobra.Command, client pb.VMsClient, v *pb.VM) (*pb.VM, error) {
+	stream, err := client.WatchVM(ctx, &pb.GetVMRequest{Tenant: v.Tenant, Name: v.Id})
+	if err != nil {
+		return v, err
+	}
+	line := newTimeline(cmd, c.output == "table")
+	for {
+		if v, err = stream.Recv(); err != nil {
+			return v, err
+		}
+		line.show(v.Timeline)
+		switch v.Phase {
+		case "ready", "pooled":
+			return v, nil
+		case "failed":
+			return v, outcomeError{fmt.Errorf("VM %s failed: %s", v.Name, v.Error), exitError}
+		}
+	}
+}
+
+func vms(vs ...*pb.VM) *table {
+	t := &table{head: []string{"VM", "ID", "TENANT", "TYPE", "HOST", "PHASE", "NETWORK", "ADDRESS", "MAC", "PA"}}
+	for _, v := range vs {
+		p := v.GetPort()
+		t.add(v.Name, v.Id, v.Tenant, v.Type, v.Host, v.Phase, p.GetNetwork(), strings.Join(p.GetAddrs(), ","), p.GetMac(), p.GetPa())
+	}
+	return t
+}
