@@ -60,6 +60,8 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	c.flags(root.PersistentFlags())
+	root.SetHelpTemplate(helpTemplate)
+	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(tenantCommand(c), networkCommand(c), typeCommand(c), poolCommand(c), vmCommand(c), claimCommand(c),
 		swapCommand(c), portCommand(c), hostCommand(c), clusterCommand(c), backupCommand(c), restoreCommand(), pkiCommand(),
