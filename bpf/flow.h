@@ -48,12 +48,12 @@ static __always_inline bool goes_up(const struct frame *f, __u32 id, const struc
 	if (!any || (!f->gso && !*any))
 		return f->gso;
 	now = bpf_ktime_get_coarse_ns();
-	if (!f->gso && now - *any > config.flow_idle)
+	if (!f->gso && *any + config.flow_idle < now)
 		return false;
 	flow_key_of(f, id, &key);
 	known = bpf_map_lookup_elem(&flows, &key);
 	if (!f->gso && (!known || known->epoch != port->epoch ||
-			now - known->aggregated > config.flow_idle))
+			known->aggregated + config.flow_idle < now))
 		return false;
 	stamp_flow(&key, port->epoch, now, known);
 	*any = now;

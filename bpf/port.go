@@ -130,7 +130,7 @@ func (d *Datapath) Port(id uint16) (Port, error) {
 // Ports reads back all rows in force, by port id.
 func (d *Datapath) Ports() (map[uint16]Port, error) {
 	ports := map[uint16]Port{}
-	for id := range uint16(MaxPorts) {
+	for id := uint16(1); int(id) < MaxPorts-1; id++ {
 		p, err := d.Port(id)
 		if errors.Is(err, ErrNoPort) {
 			continue

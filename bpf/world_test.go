@@ -1,0 +1,250 @@
+package bpf
+
+import (
+	"errors"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The verdicts of linux/pkt_cls.h.
+const (
+	actNext     = ^uint32(0)
+	actShot     = uint32(2)
+	actRedirect = uint32(7)
+)
+
+// Two networks with the same addresses, two hosts, two VMs of each network on
+// host A and one on host B. All values are lopsided: every byte differs.
+var (
+	red, blue = uint32(0xABCDEF), uint32(0x5A6B7C)
+
+	gatewayMAC = [6]byte{0x02, 0x52, 0x50, 0x4c, 0x47, 0x57}
+	imdsMAC    = [6]byte{0x0e, 0x91, 0x82, 0x73, 0x64, 0x55}
+	routerMAC  = [6]byte{0x06, 0x1c, 0x2d, 0x3e, 0x4f, 0x5a}
+
+	hostA    = netip.MustParseAddr("172.31.9.37")
+	hostB    = netip.MustParseAddr("172.31.11.53")
+	prefixA  = netip.MustParsePrefix("100.64.18.0/24")
+	prefixB  = netip.MustParsePrefix("100.64.27.0/24")
+	gateway  = netip.MustParseAddr("10.17.34.3")
+	caA      = netip.MustParseAddr("10.17.34.51")
+	caA2     = netip.MustParseAddr("10.17.34.68")
+	caB      = netip.MustParseAddr("10.17.34.86")
+	caNobody = netip.MustParseAddr("10.17.34.119")
+
+	redA  = member{id: 23, vni: red, mac: [6]byte{0x02, 0x52, 0x1a, 0x2b, 0x3c, 0x4d}, pa: netip.MustParseAddr("100.64.18.73"), ca: caA, epoch: 0x0002_0000_0000_9c41}
+	redA2 = member{id: 29, vni: red, mac: [6]byte{0x02, 0x52, 0x1b, 0x2c, 0x3d, 0x4e}, pa: netip.MustParseAddr("100.64.18.94"), ca: caA2, epoch: 0x0002_0000_0000_9c52}
+	blueA = member{id: 31, vni: blue, mac: [6]byte{0x02, 0x52, 0x1c, 0x2d, 0x3e, 0x4f}, pa: netip.MustParseAddr("100.64.18.115"), ca: caA, epoch: 0x0002_0000_0000_9c63}
+	redB  = member{id: 37, vni: red, mac: [6]byte{0x02, 0x52, 0x5e, 0x6f, 0x71, 0x82}, pa: netip.MustParseAddr("100.64.27.136"), ca: caB, epoch: 0x0002_0000_0000_9c74}
+	blueB = member{id: 41, vni: blue, mac: [6]byte{0x02, 0x52, 0x5f, 0x72, 0x83, 0x94}, pa: netip.MustParseAddr("100.64.27.157"), ca: caB, epoch: 0x0002_0000_0000_9c85}
+)
+
+// A member is a port as the tests speak of it.
+type member struct {
+	id    uint16
+	vni   uint32
+	mac   [6]byte
+	pa    netip.Addr
+	ca    netip.Addr
+	epoch uint64
+}
+
+func (m member) port(ifindex int) Port {
+	return Port{
+		Ifindex: ifindex, VNI: m.vni, Epoch: m.epoch, MAC: m.mac, PA: m.pa,
+		CAs: []netip.Addr{m.ca}, Gateway: gateway, Bits: 24, MTU: 1500, Flags: Open,
+	}
+}
+
+func (m member) mapping(nextHop uint32) Mapping {
+	return Mapping{MappingKey{m.vni, m.ca}, m.pa, m.mac, m.epoch, nextHop}
+}
+
+// A host is one load of the datapath with devices for its ports.
+type host struct {
+	t       *testing.T
+	dp      *Datapath
+	options Options
+	uplink  netlink.Link
+	taps    map[uint16]int // port id -> ifindex
+}
+
+// newWorld gives the test a network namespace of its own with the two hosts,
+// which know each other's mappings by next hop 7.
+func newWorld(t *testing.T) (a, b *host) {
+	t.Helper()
+	isolate(t)
+	a = newHost(t, "a", hostA, prefixA, nil)
+	b = newHost(t, "b", hostB, prefixB, nil)
+	a.addPorts(redA, redA2, blueA)
+	b.addPorts(redB, blueB)
+	for _, h := range []*host{a, b} {
+		h.must(h.dp.PutMappings(redA.mapping(7), redA2.mapping(7), blueA.mapping(7), redB.mapping(7), blueB.mapping(7)))
+		h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
+	}
+	a.must(a.dp.PutHost(prefixB))
+	b.must(b.dp.PutHost(prefixA))
+	return a, b
+}
+
+// isolate puts the test into network and mount namespaces of its own. The thread
+// is never unlocked, so Go ends it with the test and the kernel frees both.
+func isolate(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		t.Fatalf("unshare: %v (needs root)", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatalf("make mounts private: %v", err)
+	}
+}
+
+// bpffs mounts one for the test.
+func bpffs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount a bpffs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, change func(*Options)) *host {
+	t.Helper()
+	h := &host{t: t, taps: map[uint16]int{}}
+	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As4()[3]})
+	h.options = Options{
+		PinDir: filepath.Join(bpffs(t), "replug"), Uplink: h.uplink.Attrs().Index, IMDS: 1, IMDSMAC: imdsMAC,
+		GatewayMAC: gatewayMAC, HostAddress: addr, PAPrefix: pas, UnderlayMTU: 1550,
+	}
+	if change != nil {
+		change(&h.options)
+	}
+	dp, err := Load(h.options)
+	if err != nil {
+		t.Fatalf("Load: %+v", err)
+	}
+	h.dp = dp
+	t.Cleanup(func() { h.must(errors.Join(dp.Close(), Remove(h.options.PinDir))) })
+	return h
+}
+
+func (h *host) veth(name string, mac net.HardwareAddr) netlink.Link {
+	h.t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = name, mac
+	h.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name + "-p"}))
+	l, err := netlink.LinkByName(name)
+	h.must(err)
+	return l
+}
+
+func (h *host) addPorts(members ...member) {
+	h.t.Helper()
+	for _, m := range members {
+		l := h.veth("tap"+m.ca.String()[9:]+string(rune('a'+m.id%26)), nil)
+		h.taps[m.id] = l.Attrs().Index
+		h.must(h.dp.SetPort(m.id, m.port(l.Attrs().Index)))
+	}
+}
+
+func (h *host) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// An skb is struct __sk_buff (linux/bpf.h), of which a test run reads and writes
+// only the fields with a name.
+type skb struct {
+	_       [2]uint32
+	Mark    uint32
+	_       [7]uint32
+	Ifindex uint32
+	_       [30]uint32
+	GSOSegs uint32
+	_       [2]uint32
+	GSOSize uint32
+	_       [3]uint32
+}
+
+// run puts one frame through a program.
+func (h *host) run(p *ebpf.Program, in skb, frame []byte) (verdict uint32, out []byte, after skb) {
+	h.t.Helper()
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: in, ContextOut: &after}
+	verdict, err := p.Run(&opts)
+	if err != nil {
+		h.t.Fatalf("run %s over %d bytes: %v", p, len(frame), err)
+	}
+	return verdict, opts.DataOut, after
+}
+
+// send is a frame from the VM of m.
+func (h *host) send(m member, frame []byte) (uint32, []byte) {
+	h.t.Helper()
+	v, out, _ := h.run(h.dp.objs.FromVm, skb{Ifindex: uint32(h.taps[m.id])}, frame)
+	return v, out
+}
+
+// receive is a frame from the underlay, addressed to the uplink's MAC.
+func (h *host) receive(frame []byte) (uint32, []byte) {
+	h.t.Helper()
+	v, out, _ := h.run(h.dp.objs.FromWire, skb{Ifindex: uint32(h.uplink.Attrs().Index)}, h.arriving(frame))
+	return v, out
+}
+
+// arriving is frame with the outer destination MAC that the last router writes.
+func (h *host) arriving(frame []byte) []byte {
+	frame = append([]byte(nil), frame...)
+	copy(frame, h.uplink.Attrs().HardwareAddr)
+	return frame
+}
+
+// drops returns the reasons that have counted, and how often. "none" counts the
+// frames that weren't dropped.
+func (h *host) drops() map[string]uint64 {
+	h.t.Helper()
+	all, err := h.dp.Drops()
+	h.must(err)
+	forwarded, err := h.dp.Forwarded()
+	h.must(err)
+	out := map[string]uint64{"none": forwarded}
+	for r, n := range all {
+		out[r.String()] = n
+	}
+	maps.DeleteFunc(out, func(_ string, n uint64) bool { return n == 0 })
+	return out
+}
+
+// counted fails unless exactly one frame was counted since before, under want.
+func (h *host) counted(name string, before map[string]uint64, want string) {
+	h.t.Helper()
+	after := h.drops()
+	for r, n := range before {
+		after[r] -= n
+	}
+	maps.DeleteFunc(after, func(_ string, n uint64) bool { return n == 0 })
+	if len(after) != 1 || after[want] != 1 {
+		h.t.Errorf("%s: counted %v, want %s once", name, after, want)
+	}
+}
+
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 {
+		println("the datapath's tests need root")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
