@@ -1,0 +1,121 @@
+// Package netdev makes and finds the network devices and routes that the
+// datapath needs, through netlink, in the network namespace of the calling
+// thread. An agent runs all of its threads in one.
+//
+// Every call may be made twice and takes over what is there: devices outlive
+// the agent, because traffic goes on without it. It attaches no programs, and
+// sends no frames but those by which the kernel asks for a neighbour.
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"replug/directory/vnet"
+)
+
+// Errors of this package, wrapped with the device or address.
+var (
+	ErrNoDevice = errors.New("no such device")
+	ErrForeign  = errors.New("a device of this name is there that Replug did not make: rename or delete it")
+	ErrNoUplink = errors.New("no uplink: no IPv4 default route, or no IPv4 address on the device; name the device")
+	ErrNoRoute  = errors.New("no route")
+	ErrLocal    = errors.New("an address of this host")
+)
+
+// A Device is a network device as it was when it was looked at.
+type Device struct {
+	Name    string
+	Ifindex int
+	MTU     int // bytes
+	MAC     vnet.MAC
+	Up      bool // administratively; a tap that nobody has opened has no carrier
+}
+
+// Find returns a device, or [ErrNoDevice].
+func Find(name string) (Device, error) {
+	link, err := find(name)
+	if err != nil {
+		return Device{}, err
+	}
+	return deviceOf(link), nil
+}
+
+// Delete removes a device; none of that name is fine.
+func Delete(name string) error {
+	link, err := find(name)
+	if errors.Is(err, ErrNoDevice) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Somebody else may have been faster.
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
+}
+
+func find(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	var absent netlink.LinkNotFoundError
+	if errors.As(err, &absent) {
+		return nil, fmt.Errorf("%s: %w", name, ErrNoDevice)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	return link, nil
+}
+
+func deviceOf(link netlink.Link) Device {
+	a := link.Attrs()
+	d := Device{Name: a.Name, Ifindex: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0}
+	copy(d.MAC[:], a.HardwareAddr)
+	return d
+}
+
+// ready gives a device its MTU, keeps IPv6 off it, and sets it up. IPv6 goes
+// first: a device that comes up with it says hello to the guest.
+func ready(name string, mtu int) (Device, error) {
+	link, err := find(name)
+	if err != nil {
+		return Device{}, err
+	}
+	if link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return Device{}, fmt.Errorf("set MTU %d of %s: %w", mtu, name, err)
+		}
+	}
+	if err := setSysctl("ipv6", name, "disable_ipv6", "1"); err != nil {
+		return Device{}, err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return Device{}, fmt.Errorf("set %s up: %w", name, err)
+	}
+	return Find(name)
+}
+
+// setSysctl writes a device's setting. /proc/sys/net shows the namespace of the
+// thread that opens it. A kernel without IPv6 has nothing to switch off.
+func setSysctl(family, device, key, value string) error {
+	path := filepath.Join("/proc/sys/net", family, "conf", device, key)
+	if old, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(old)) == value {
+		return nil // also where /proc/sys is read-only
+	}
+	err := os.WriteFile(path, []byte(value), 0)
+	if errors.Is(err, os.ErrNotExist) && family == "ipv6" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set %s of %s: %w", key, device, err)
+	}
+	return nil
+}

@@ -1,0 +1,414 @@
+package netdev_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"replug/dataplane/netdev"
+	"replug/directory/vnet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const deadline = 10 * time.Second
+
+// newNetns puts the running test into a network namespace of its own, which the
+// kernel frees with the thread that Go ends after the test.
+func newNetns(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("unshare: %v (needs root)", err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sysctl(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sys/net/" + path)
+	must(t, err)
+	return strings.TrimSpace(string(b))
+}
+
+func TestTapNames(t *testing.T) {
+	for _, id := range []vnet.PortID{7, 4094} {
+		if got, ok := netdev.TapPort(netdev.TapName(id)); !ok || got != id || len(netdev.TapName(id)) > 15 {
+			t.Errorf("%d is %q is %d", id, netdev.TapName(id), got)
+		}
+	}
+	for _, s := range []string{"", "tap7", "rp-tap", "rp-tap0", "rp-tap07", "rp-tap4095", "rp-tap+7", "rp-tap7x", "rp-tap65543"} {
+		if id, ok := netdev.TapPort(s); ok {
+			t.Errorf("%q is port %d", s, id)
+		}
+	}
+}
+
+func TestTap(t *testing.T) {
+	newNetns(t)
+	first, err := netdev.CreateTap("rp-tap77", 1462, 65534)
+	must(t, err)
+	link, err := netlink.LinkByName("rp-tap77")
+	must(t, err)
+	tap := link.(*netlink.Tuntap)
+	if tap.NonPersist || tap.Owner != 65534 || tap.Flags != netlink.TUNTAP_VNET_HDR|netlink.TUNTAP_NO_PI {
+		t.Errorf("made %+v", tap)
+	}
+	if first.MTU != 1462 || !first.Up || first.Ifindex != link.Attrs().Index || sysctl(t, "ipv6/conf/rp-tap77/disable_ipv6") != "1" {
+		t.Errorf("made %+v", first)
+	}
+	if a, err := netlink.AddrList(link, netlink.FAMILY_ALL); err != nil || len(a) != 0 {
+		t.Errorf("addresses %v, %v", a, err)
+	}
+
+	guest := openTap(t, "rp-tap77") // QEMU has it open when the agent comes back
+	must(t, netlink.LinkSetDown(link))
+	again, err := netdev.CreateTap("rp-tap77", 1333, 65534)
+	must(t, err)
+	want := first
+	want.MTU = 1333
+	if d := cmp.Diff(want, again); d != "" {
+		t.Errorf("taken over (-want +got):\n%s", d)
+	}
+	guest.Close()
+
+	_, err = netdev.CreateTap("rp-tap42", 1462, -1)
+	must(t, err)
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "rp-tap23"}, PeerName: "other"}))
+	if _, err := netdev.CreateTap("rp-tap23", 1462, -1); !errors.Is(err, netdev.ErrForeign) {
+		t.Errorf("a name in use: %v", err)
+	}
+	taps, err := netdev.Taps()
+	if err != nil || len(taps) != 2 || taps[0].Name != "rp-tap77" || taps[1].Name != "rp-tap42" {
+		t.Errorf("taps %+v, %v", taps, err)
+	}
+	for range 2 {
+		must(t, netdev.Delete("rp-tap77"))
+	}
+	if _, err := netdev.Find("rp-tap77"); !errors.Is(err, netdev.ErrNoDevice) {
+		t.Errorf("after deletion: %v", err)
+	}
+	if _, err := netdev.Find("rp-tap42"); err != nil {
+		t.Errorf("the other: %v", err)
+	}
+}
+
+func openTap(t *testing.T, name string) *os.File {
+	t.Helper()
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	must(t, err)
+	req, err := unix.NewIfreq(name)
+	must(t, err)
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	must(t, unix.IoctlIfreq(fd, unix.TUNSETIFF, req))
+	return os.NewFile(uintptr(fd), name)
+}
+
+func TestVXLAN(t *testing.T) {
+	newNetns(t)
+	first, err := netdev.EnsureVXLAN(netdev.VXLANName, 1500)
+	must(t, err)
+	link, err := netlink.LinkByName(netdev.VXLANName)
+	must(t, err)
+	if v := link.(*netlink.Vxlan); !v.FlowBased || v.Port != 4789 || v.Learning {
+		t.Errorf("made %+v", v)
+	}
+	again, err := netdev.EnsureVXLAN(netdev.VXLANName, 1500)
+	if d := cmp.Diff(first, again); d != "" || err != nil || !first.Up || first.MTU != 1500 {
+		t.Errorf("%v (-first +again):\n%s", err, d)
+	}
+	must(t, netdev.Delete(netdev.VXLANName))
+	for name, theirs := range map[string]netlink.Vxlan{"another port": {FlowBased: true, Port: 4790}, "one network": {VxlanId: 77, Port: 4789}} {
+		theirs.Name = netdev.VXLANName
+		must(t, netlink.LinkAdd(&theirs))
+		if _, err := netdev.EnsureVXLAN(netdev.VXLANName, 1500); !errors.Is(err, netdev.ErrForeign) {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, netdev.Delete(netdev.VXLANName))
+	}
+}
+
+func TestIMDS(t *testing.T) {
+	newNetns(t)
+	first, err := netdev.EnsureIMDS()
+	must(t, err)
+	must(t, netlink.LinkSetDown(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: first.Near.Ifindex}}))
+	again, err := netdev.EnsureIMDS() // the route went with the link
+	if d := cmp.Diff(first, again); d != "" || err != nil {
+		t.Fatalf("%v (-first +again):\n%s", err, d)
+	}
+	link, err := netlink.LinkByName(netdev.IMDSNear)
+	must(t, err)
+	if a := link.Attrs(); a.RawFlags&unix.IFF_NOARP == 0 || a.OperState != netlink.OperUp || first.Near.MAC.String() != "02:52:50:4c:49:30" {
+		t.Errorf("near end: %+v", a)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != "169.254.169.254/32" || addrs[0].Scope != unix.RT_SCOPE_LINK {
+		t.Errorf("addresses %v, %v", addrs, err)
+	}
+	must(t, netdev.Delete(netdev.IMDSNear))
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: netdev.IMDSNear}, PeerName: "other"}))
+	if _, err := netdev.EnsureIMDS(); !errors.Is(err, netdev.ErrForeign) {
+		t.Errorf("somebody's own: %v", err)
+	}
+}
+
+// TestCallers connects to the service from addresses such as the datapath makes
+// up for ports, in a namespace that stands for the datapath.
+func TestCallers(t *testing.T) {
+	newNetns(t)
+	must(t, os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv4/conf/default/rp_filter", []byte("1"), 0))
+	pair, err := netdev.EnsureIMDS()
+	must(t, err)
+	if v := sysctl(t, "ipv4/conf/imds0/rp_filter"); v != "0" {
+		t.Errorf("rp_filter %s", v)
+	}
+	ln, err := net.Listen("tcp4", "169.254.169.254:80")
+	must(t, err)
+	defer ln.Close()
+	mine, err := netns.Get()
+	must(t, err)
+	defer mine.Close()
+	other, err := netns.New() // and switches to it
+	must(t, err)
+	defer other.Close()
+	must(t, netns.Set(mine))
+	far := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: pair.Far.Ifindex}}
+	must(t, netlink.LinkSetNsFd(far, int(other)))
+	must(t, netns.Set(other))
+	// Without ARP a frame is addressed to the sender's own MAC.
+	must(t, netlink.LinkSetHardwareAddr(far, pair.Near.MAC[:]))
+	must(t, netlink.LinkSetARPOff(far))
+	must(t, netlink.LinkSetUp(far))
+	for _, caller := range []string{"240.77.16.254", "255.254.33.9"} {
+		addr, err := netlink.ParseAddr(caller + "/32")
+		must(t, err)
+		must(t, netlink.AddrAdd(far, addr))
+	}
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: pair.Far.Ifindex, Scope: unix.RT_SCOPE_LINK, Dst: &net.IPNet{IP: net.IPv4(169, 254, 169, 254).To4(), Mask: net.CIDRMask(32, 32)}}))
+	for _, caller := range []string{"240.77.16.254", "255.254.33.9"} {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(caller)}, Timeout: deadline}
+		c, err := d.Dial("tcp4", "169.254.169.254:80")
+		if err != nil {
+			t.Errorf("%s: %v", caller, err)
+			continue
+		}
+		defer c.Close()
+		s, err := ln.Accept()
+		must(t, err)
+		defer s.Close()
+		if got := s.RemoteAddr().(*net.TCPAddr).IP.String(); got != caller {
+			t.Errorf("%s came as %s", caller, got)
+		}
+	}
+	must(t, netns.Set(mine))
+}
+
+// A fabric is an uplink with a router at its other end, in another namespace.
+type fabric struct {
+	uplink, router netlink.Link
+	far            *netlink.Handle // of the router's namespace
+}
+
+var (
+	hostMAC   = vnet.MAC{0x02, 0x52, 0x31, 0x42, 0x53, 0x64}
+	routerMAC = vnet.MAC{0x02, 0x52, 0x75, 0x86, 0x97, 0xa8}
+	routerIP  = netip.MustParseAddr("172.31.77.1")
+)
+
+func newFabric(t *testing.T) *fabric {
+	t.Helper()
+	newNetns(t)
+	mine, err := netns.Get()
+	must(t, err)
+	defer mine.Close()
+	other, err := netns.New() // and switches to it
+	must(t, err)
+	must(t, netns.Set(mine))
+	defer other.Close()
+	a := netlink.NewLinkAttrs()
+	a.Name, a.HardwareAddr, a.MTU = "up0", hostMAC[:], 1550
+	must(t, netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs: a, PeerName: "router0", PeerHardwareAddr: routerMAC[:], PeerNamespace: netlink.NsFd(int(other)),
+	}))
+	f := &fabric{}
+	f.far, err = netlink.NewHandleAt(other)
+	must(t, err)
+	t.Cleanup(f.far.Close)
+	f.uplink, err = netlink.LinkByName("up0")
+	must(t, err)
+	f.router, err = f.far.LinkByName("router0")
+	must(t, err)
+	addr := func(s string) *netlink.Addr {
+		a, err := netlink.ParseAddr(s)
+		must(t, err)
+		return a
+	}
+	must(t, f.far.AddrAdd(f.router, addr("172.31.77.1/24")))
+	must(t, f.far.LinkSetUp(f.router))
+	must(t, netlink.AddrAdd(f.uplink, addr("172.31.77.2/24")))
+	must(t, netlink.LinkSetUp(f.uplink))
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: f.uplink.Attrs().Index, Gw: routerIP.AsSlice(), Priority: 700}))
+	return f
+}
+
+func TestUplink(t *testing.T) {
+	newNetns(t)
+	if _, err := netdev.FindUplink(""); !errors.Is(err, netdev.ErrNoUplink) {
+		t.Errorf("no route at all: %v", err)
+	}
+	f := newFabric(t)
+	// A worse default route through a device without an address.
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "spare"}, PeerName: "spare1"}))
+	spare, err := netlink.LinkByName("spare")
+	must(t, err)
+	must(t, netlink.LinkSetUp(spare))
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: spare.Attrs().Index, Scope: unix.RT_SCOPE_LINK, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: make(net.IPMask, 4)}, Priority: 900}))
+	for _, name := range []string{"", "up0"} {
+		u, err := netdev.FindUplink(name)
+		want := netdev.Uplink{
+			Device: netdev.Device{Name: "up0", Ifindex: f.uplink.Attrs().Index, MTU: 1550, MAC: hostMAC, Up: true},
+			Addr:   netip.MustParseAddr("172.31.77.2"), Prefix: netip.MustParsePrefix("172.31.77.2/24"),
+		}
+		if d := cmp.Diff(want, u, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" || err != nil {
+			t.Errorf("%q: %v (-want +got):\n%s", name, err, d)
+		}
+	}
+	if _, err := netdev.FindUplink("spare"); !errors.Is(err, netdev.ErrNoUplink) {
+		t.Errorf("no address: %v", err)
+	}
+	if _, err := netdev.FindUplink("absent"); !errors.Is(err, netdev.ErrNoDevice) {
+		t.Errorf("no device: %v", err)
+	}
+}
+
+// TestNextHop finds a router, sees it replaced by one with another MAC, and
+// learns of both from Watch.
+func TestNextHop(t *testing.T) {
+	f := newFabric(t)
+	changed := watch(t)
+	remote := netip.MustParseAddr("100.64.78.9")
+	want := netdev.NextHop{Ifindex: f.uplink.Attrs().Index, Gateway: routerIP, SrcMAC: hostMAC}
+	hop, err := netdev.Resolve(remote)
+	if err != nil || hop != want {
+		t.Fatalf("at first: got %+v, %v; want %+v", hop, err, want)
+	}
+	want.DstMAC, want.Resolved = routerMAC, true
+	await(t, changed, func() string {
+		hop, err = netdev.Resolve(remote)
+		return explain(err == nil && hop == want, "the router: got %+v, %v; want %+v", hop, err, want)
+	})
+
+	// Nobody announces the new router; the entry here has only grown old.
+	want.DstMAC = vnet.MAC{0x02, 0x52, 0xb9, 0xca, 0xdb, 0xec}
+	must(t, f.far.LinkSetHardwareAddr(f.router, want.DstMAC[:]))
+	must(t, os.WriteFile("/proc/sys/net/ipv4/neigh/up0/delay_first_probe_time", []byte("0"), 0))
+	must(t, netlink.NeighSet(&netlink.Neigh{LinkIndex: hop.Ifindex, IP: routerIP.AsSlice(), HardwareAddr: routerMAC[:], State: netlink.NUD_STALE}))
+	await(t, changed, func() string {
+		hop, err = netdev.Resolve(remote)
+		return explain(err == nil && hop == want, "the new router: got %+v, %v; want %+v", hop, err, want)
+	})
+
+	onLink, err := netdev.Resolve(netip.MustParseAddr("172.31.77.9"))
+	if err != nil || onLink.Gateway.String() != "172.31.77.9" || onLink.Resolved {
+		t.Errorf("a neighbour that isn't there: %+v, %v", onLink, err)
+	}
+	if _, err := netdev.Resolve(netip.MustParseAddr("172.31.77.2")); !errors.Is(err, netdev.ErrLocal) {
+		t.Errorf("the host's own: %v", err)
+	}
+	prefix := netip.MustParsePrefix("100.64.77.0/24")
+	for range 2 {
+		must(t, netdev.EnsureBlackhole(prefix))
+	}
+	if _, err := netdev.Resolve(netip.MustParseAddr("100.64.77.9")); !errors.Is(err, netdev.ErrNoRoute) {
+		t.Errorf("a blackhole: %v", err)
+	}
+	for range 2 {
+		must(t, netdev.RemoveBlackhole(prefix))
+	}
+	if _, err := netdev.Resolve(netip.MustParseAddr("100.64.77.9")); err != nil {
+		t.Errorf("no blackhole any more: %v", err)
+	}
+	must(t, netlink.LinkSetDown(f.uplink))
+	await(t, changed, func() string {
+		_, err := netdev.Resolve(remote)
+		return explain(errors.Is(err, netdev.ErrNoRoute), "without uplink: %v", err)
+	})
+}
+
+// watch runs Watch until the test ends. Its goroutine gets a socket that was made
+// in the test's namespace, for Watch subscribes before anything else.
+func watch(t *testing.T) <-chan struct{} {
+	t.Helper()
+	changed := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	ns, err := netns.Get()
+	must(t, err)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			ended <- err
+			return
+		}
+		ended <- netdev.Watch(ctx, slog.New(slog.DiscardHandler), func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Watch: %v", err)
+		}
+		ns.Close()
+	})
+	return changed
+}
+
+// await asks again after each change until there is nothing to complain about.
+func await(t *testing.T, changed <-chan struct{}, complaint func() string) {
+	t.Helper()
+	late := time.After(deadline)
+	for {
+		why := complaint()
+		if why == "" {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatal(why)
+		}
+	}
+}
+
+func explain(ok bool, format string, args ...any) string {
+	if ok {
+		return ""
+	}
+	return fmt.Sprintf(format, args...)
+}
