@@ -48,8 +48,8 @@ type host struct {
 
 const enough = 20 * time.Second // for what takes less than one on an idle machine
 
-// newHost has two images: "talks" says hello on the serial port and halts, "dies"
-// ends its QEMU (with -no-reboot) as soon as it runs.
+// newHost has three images: "talks" says hello on the serial port and halts, "dies"
+// ends its QEMU (with -no-reboot) as soon as it runs, "babbles" says x for ever.
 func newHost(t *testing.T, change ...func(*Config)) *host {
 	t.Helper()
 	h := &host{t: t, exits: make(chan Exit, 99)}
@@ -58,7 +58,7 @@ func newHost(t *testing.T, change ...func(*Config)) *host {
 	for _, f := range change {
 		f(&h.c)
 	}
-	for name, code := range map[string][]byte{"talks": hello("hello from the disk\r\n"), "dies": tripleFault} {
+	for name, code := range map[string][]byte{"talks": hello("hello from the disk\r\n"), "dies": tripleFault, "babbles": babble} {
 		dir := filepath.Join(h.c.Images, name)
 		check(t, os.MkdirAll(dir, 0o755))
 		raw := filepath.Join(t.TempDir(), "raw")
@@ -146,6 +146,9 @@ func hello(s string) []byte {
 		0xf4, 0xeb, 0xfd} // end: hlt; jmp end
 	return append(append(code, s...), 0)
 }
+
+// babble is mov dx,0x3f8; mov al,'x'; out dx,al; jmp out.
+var babble = []byte{0xba, 0xf8, 0x03, 0xb0, 'x', 0xee, 0xeb, 0xfd}
 
 // tripleFault loads an empty interrupt table and interrupts: the CPU gives up.
 var tripleFault = []byte{0x31, 0xc0, 0x8e, 0xd8, 0x0f, 0x01, 0x1e, 0x0c, 0x7c, 0x0f, 0x0b, 0x90, 0, 0, 0, 0, 0, 0}

@@ -20,6 +20,7 @@ type QEMU struct {
 	probing sync.Mutex
 	known   verdict // what a probe has found; guarded by probing
 	watches sync.WaitGroup
+	stopAll context.CancelFunc // ends what runs beside
 
 	mu       sync.Mutex
 	machines map[string]*machine // those in use or running
@@ -52,10 +53,13 @@ func New(ctx context.Context, c Config) (*QEMU, error) {
 	if err := os.MkdirAll(q.dir(""), 0o755); err != nil {
 		return nil, fmt.Errorf("compute: %w", err)
 	}
+	beside, end := context.WithCancel(context.Background())
+	q.stopAll = end
 	states, err := q.List(ctx)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, q.Close())
 	}
+	q.watches.Go(func() { q.watchConsoles(beside) })
 	for _, s := range states {
 		if s.Power == vnet.PowerOn {
 			c.Log.Info("machine runs, adopted", "vm", s.ID, "pid", s.PID)
@@ -66,6 +70,7 @@ func New(ctx context.Context, c Config) (*QEMU, error) {
 
 // Close lets go of the machines, which run on.
 func (q *QEMU) Close() error {
+	q.stopAll()
 	q.mu.Lock()
 	q.closed = true
 	for _, m := range q.machines {

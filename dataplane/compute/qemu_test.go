@@ -269,6 +269,27 @@ func TestRunAs(t *testing.T) {
 	check(t, h.q.Stop(t.Context(), s.ID, false))
 }
 
+// One tenant can't fill the host's disk with its console (invariant 7).
+func TestConsoleIsCut(t *testing.T) {
+	h := newHost(t)
+	s, err := h.q.Ensure(t.Context(), spec("vm-81", "babbles"), h.tap("tap81"))
+	check(t, err)
+	h.said(s, strings.Repeat("x", 5000))
+	before, err := os.Stat(s.Console)
+	check(t, err)
+	h.q.trimConsoles(before.Size() * 999)
+	if now, err := os.Stat(s.Console); err != nil || now.Size() < before.Size() {
+		t.Errorf("a short one was cut: %v, %v", now, err)
+	}
+	h.q.trimConsoles(4000)
+	h.said(s, "x") // it goes on
+	b, err := os.ReadFile(s.Console)
+	check(t, err)
+	if len(b) >= int(before.Size()) || b[0] != 'x' {
+		t.Errorf("%d bytes after the cut, %d before, the first is %q", len(b), before.Size(), b[0])
+	}
+}
+
 func (h *host) is(id string, want vnet.Power) {
 	h.t.Helper()
 	s, err := h.q.State(h.t.Context(), id)

@@ -85,6 +85,7 @@ type agent struct {
 	since     vnet.Epoch        // of the last document handled; polls ask for newer ones
 	pending   *vnet.GuestReport // not yet accepted by the host
 	malformed string            // what was last said of a document that can't be read
+	settled   bool              // another DHCP client was found before
 	stale     int               // lease renewals since IMDS last answered
 }
 
@@ -160,7 +161,12 @@ func (a *agent) configure(ctx context.Context, st linkState) (time.Time, error) 
 	}
 	if a.DHCP == DHCPAuto {
 		if c, ok := findClient(); ok {
-			a.log.say("dhcp is left to %s%s", c.name, c.kick())
+			told := ""
+			if a.settled { // not at the agent's start: the client has just asked
+				told = c.kick()
+			}
+			a.settled = true
+			a.log.say("dhcp is left to %s%s", c.name, told)
 			return time.Time{}, nil
 		}
 	}

@@ -135,6 +135,7 @@ func TestRefusedRenewalStartsAnew(t *testing.T) {
 	w.lease.valid = 3 * time.Second
 	w.start()
 	w.said("lease 10.37.91.17/24 via " + gateway)
+	drain(w.dhcp)
 	w.give("10.37.91.77/24")
 	w.mu.Lock()
 	w.nak = true
@@ -148,7 +149,7 @@ func TestRefusedRenewalStartsAnew(t *testing.T) {
 		t.Errorf("addresses %s", got)
 	}
 	var kinds []string
-	for _, m := range drain(w.dhcp)[2:4] {
+	for _, m := range drain(w.dhcp)[:2] {
 		kinds = append(kinds, m.MessageType().String()+" "+m.ClientIPAddr.String())
 	}
 	if got := strings.Join(kinds, ", "); got != "REQUEST 10.37.91.17, DISCOVER 0.0.0.0" {

@@ -18,7 +18,7 @@ type otherClient struct {
 
 // findClient looks for a running DHCP client in the agent's network namespace.
 func findClient() (otherClient, bool) {
-	self, err := os.Readlink("/proc/self/ns/net")
+	self, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		return otherClient{}, false
 	}

@@ -302,6 +302,14 @@ func (w *world) flap(d time.Duration) {
 	check(w.t, w.nl.LinkSetUp(w.host))
 }
 
+func setUpByName(nic string) error {
+	l, err := netlink.LinkByName(nic)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
 // addrs is what the kernel has on the guest's NIC.
 func (w *world) addrs() string {
 	l, err := netlink.LinkByName(w.nic)
