@@ -47,14 +47,13 @@ func CallerOf(remote netip.AddrPort) (Caller, bool) {
 func low(e vnet.Epoch) uint16 { return uint16(e.Counter()) }
 
 // Listen opens the service's TCP socket in the calling thread's network
-// namespace. Its packets leave with a hop limit of 1: a guest that forwards for
-// others can't pass the answers on.
-func Listen(ctx context.Context, address string) (net.Listener, error) {
+// namespace. It hears what comes in through device only, so nobody reaches it
+// from the underlay; "" is any device. Its packets leave with a hop limit of 1:
+// a guest that forwards for others can't pass the answers on.
+func Listen(ctx context.Context, device, address string) (net.Listener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		if cerr := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, 1)
-		}); cerr != nil {
+		if cerr := c.Control(func(fd uintptr) { err = confine(int(fd), device) }); cerr != nil {
 			return cerr
 		}
 		return err
@@ -64,4 +63,17 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen for metadata requests: %w", err)
 	}
 	return ln, nil
+}
+
+func confine(fd int, device string) error {
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, 1); err != nil {
+		return fmt.Errorf("set the hop limit: %w", err)
+	}
+	if device == "" {
+		return nil
+	}
+	if err := unix.BindToDevice(fd, device); err != nil {
+		return fmt.Errorf("bind to %s: %w", device, err)
+	}
+	return nil
 }

@@ -58,7 +58,7 @@ func serve(t *testing.T) *service {
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
-	ln, err := imds.Listen(t.Context(), "127.0.0.1:0")
+	ln, err := imds.Listen(t.Context(), "lo", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
