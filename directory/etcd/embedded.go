@@ -44,10 +44,7 @@ func (e *Etcd) embedded(ctx context.Context, c Config) error {
 		if errors.Is(err, context.Canceled) {
 			err = nil // what closing an in-process client always says
 		}
-		if e.Err() == nil { // a member that has failed would never stop
-			member.Close()
-		}
-		return errors.Join(err, lock.Close())
+		return errors.Join(err, e.stop(member), lock.Close())
 	}
 	return nil
 }
@@ -86,6 +83,24 @@ func (e *Etcd) start(ctx context.Context, c Config) (*embed.Etcd, error) {
 	case <-ctx.Done():
 		r.member.Close()
 		return nil, fmt.Errorf("start the embedded store in %s: %w", c.DataDir, ctx.Err())
+	}
+}
+
+// stop stops the member, unless it has failed or fails now: then it would never
+// stop, and what it has not written is in its log.
+func (e *Etcd) stop(member *embed.Etcd) error {
+	done := make(chan struct{})
+	if e.Err() == nil {
+		go func() {
+			defer close(done)
+			member.Close()
+		}()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-e.failed:
+		return e.Err()
 	}
 }
 
