@@ -1,3 +1,9 @@
+// Package trap is how the host agent speaks to a guest on its own account: the
+// answers to frames that the datapath trapped, and ARP.
+//
+// It sends frames that somebody else made, and builds ARP ones. The datapath's
+// ring of trapped frames is read in package bpf; what a frame means and what to
+// answer is for the parent to say.
 package trap
 
 import (
