@@ -71,6 +71,8 @@ func (r *rungs) remember(image string, n int) {
 // something last happened to it: a cut, a lease.
 func probeGap(since time.Duration) time.Duration {
 	switch {
+	case since < 20*time.Millisecond:
+		return 2 * time.Millisecond
 	case since < 100*time.Millisecond:
 		return 10 * time.Millisecond
 	case since < 2*time.Second:

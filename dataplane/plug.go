@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"time"
 
 	"replug/directory/vnet"
@@ -76,6 +77,34 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 	return r
 }
 
+// refresh takes over what has changed within the epoch in force: routes, an MTU,
+// a document.
+func (p *port) refresh(in *vnet.Intent) error {
+	old, ifindex, _, ok := p.inForce()
+	if !ok || p.row == nil || old.Epoch != in.Current.Epoch || reflect.DeepEqual(*old, in.Current) {
+		return nil
+	}
+	row := p.rowOf(in, &in.Current, p.row.Timed)
+	row.Ifindex = p.row.Ifindex
+	if row != *p.row {
+		if err := p.datapath.SetPort(row); err != nil {
+			return err
+		}
+		p.row = &row
+	}
+	if err := p.settleNetworks(in); err != nil {
+		return err
+	}
+	here := in.Current
+	p.setPlace(&here, ifindex)
+	p.run.dirty = true
+	served := p.run.Step == stepConfirm || p.run.Step == stepSettled
+	if served && !reflect.DeepEqual(old.Document, here.Document) {
+		p.run.Step = stepPublish
+	}
+	return nil
+}
+
 // settleNetworks keeps the routes of the network where the port is, and of the
 // one where it is about to be.
 func (p *port) settleNetworks(in *vnet.Intent) error {
@@ -145,6 +174,8 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return powerCheck, nil
 	case running:
 		p.closeLink()
+		ctx, cancel := p.long(ctx)
+		defer cancel()
 		if err := p.machines.Stop(ctx, *m); err != nil {
 			return 0, fmt.Errorf("stop the machine: %w", err)
 		}
@@ -158,6 +189,8 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	if err := p.device(&in); err != nil {
 		return 0, err
 	}
+	ctx, cancel := p.long(ctx)
+	defer cancel()
 	if err := p.machines.Start(ctx, in, p.guestMTU(&in.Current)); err != nil {
 		return 0, fmt.Errorf("start the machine: %w", err)
 	}

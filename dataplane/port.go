@@ -31,6 +31,9 @@ type port struct {
 	place   *vnet.Place
 	ifindex int
 	events  events
+	version int                // of intent and removed
+	looking int                // version that the worker works on
+	cancel  context.CancelFunc // ends what takes long
 
 	// The worker's own.
 	row       *Row // in force, as the datapath has it; nil: none
@@ -87,7 +90,7 @@ func (p *port) set(in vnet.Intent) bool {
 		return false
 	}
 	p.intent, p.fresh, p.removed = in, true, false
-	p.kick()
+	p.interrupt()
 	return true
 }
 
@@ -96,7 +99,27 @@ func (p *port) remove() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.removed, p.fresh = true, true
+	p.interrupt()
+}
+
+// interrupt ends what takes long and lets the worker look again; p is locked.
+func (p *port) interrupt() {
+	p.version++
+	if p.cancel != nil {
+		p.cancel()
+	}
 	p.kick()
+}
+
+// long returns a context that ends as soon as there is a newer intent.
+func (p *port) long(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cancel = cancel; p.version != p.looking {
+		cancel()
+	}
+	return ctx, cancel
 }
 
 func (p *port) kick() {
@@ -126,10 +149,12 @@ func (p *port) work(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait, err := p.step(ctx)
 		switch {
-		case err != nil && ctx.Err() == nil:
+		case errors.Is(err, context.Canceled):
+			wait = 0 // interrupted
+		case err != nil:
 			p.complain(err)
 			wait, retry = retry, min(2*retry, retryBound)
-		case err == nil:
+		default:
 			retry = retryFirst
 		}
 		if p.over() {
@@ -149,6 +174,7 @@ func (p *port) work(ctx context.Context) {
 func (p *port) step(ctx context.Context) (time.Duration, error) {
 	p.mu.Lock()
 	in, fresh, removed := p.intent, p.fresh, p.removed
+	p.looking = p.version
 	p.mu.Unlock()
 	if in.Gone || removed {
 		return forever, p.leave(ctx, in)
@@ -265,6 +291,8 @@ func (p *port) leave(ctx context.Context, in vnet.Intent) error {
 	}
 	p.closeLink()
 	if in.Machine != nil {
+		ctx, cancel := p.long(ctx)
+		defer cancel()
 		if err := p.machines.Delete(ctx, *in.Machine); err != nil {
 			return err
 		}

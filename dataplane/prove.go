@@ -86,7 +86,7 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 	e := p.events
 	p.mu.Unlock()
 	if e.ackEpoch == r.Epoch && e.ack.After(r.Flipped) && r.ACK.IsZero() {
-		r.ACK, r.kicked = e.ack, time.Now()
+		r.ACK, r.kicked, r.probed = e.ack, time.Now(), time.Time{}
 		r.Hops = append(r.Hops, vnet.Hop{Name: "dhcp", At: e.ack})
 		r.dirty = true
 	}

@@ -100,6 +100,9 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 		p.again(&in)
 	}
 	p.recorded = false
+	if err := p.refresh(&in); err != nil {
+		return 0, err
+	}
 	for {
 		s := steps[p.run.Step]
 		o, err := s.do(p, ctx, &in)

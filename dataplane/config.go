@@ -1,0 +1,76 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+
+	"replug/directory/vnet"
+)
+
+// ErrConfig says that a configuration can't work; the text says what is wrong.
+var ErrConfig = errors.New("bad configuration")
+
+// A Config says what a host is and where its things are.
+type Config struct {
+	Servers       []string     // host:port of each server, tried in turn
+	Name          string       // of the host, unique in the cluster
+	Uplink        string       // device to the underlay; "": that of the default route
+	PAPrefix      netip.Prefix // routed to this host; invalid: its own address
+	StateDir      string       // lock, records, machines
+	BPFFS         string       // a mounted bpf filesystem
+	Images        string       // image repository
+	Memory        int          // MiB that VMs may use; 0: no VMs of our own
+	MaxPorts      int
+	CA, Cert, Key string // files
+	QEMUArgs      []string
+	Labels        map[string]string
+	MetricsListen string // "": nobody is served
+}
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// Check returns [ErrConfig] with all that is wrong.
+func (c *Config) Check() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrConfig}, args...)...))
+	}
+	if len(c.Servers) == 0 {
+		bad("no server: give --server HOST:PORT")
+	}
+	if !hostName.MatchString(c.Name) {
+		bad("name %q: want letters, digits, dots and dashes, at most 63", c.Name)
+	}
+	if c.PAPrefix.IsValid() && (!c.PAPrefix.Addr().Is4() || c.PAPrefix != c.PAPrefix.Masked()) {
+		bad("pa-prefix %s: want an IPv4 prefix without host bits, such as %s", c.PAPrefix, c.PAPrefix.Masked())
+	}
+	for name, dir := range map[string]string{"state-dir": c.StateDir, "bpffs": c.BPFFS, "images": c.Images} {
+		if !filepath.IsAbs(dir) {
+			bad("%s %q: want an absolute path", name, dir)
+		}
+	}
+	if c.MaxPorts < 1 || c.MaxPorts > int(vnet.MaxPortID) {
+		bad("max-ports %d: want 1 to %d", c.MaxPorts, vnet.MaxPortID)
+	}
+	if c.Memory < 0 {
+		bad("memory %d MiB", c.Memory)
+	}
+	if c.CA == "" || c.Cert == "" || c.Key == "" {
+		bad("no certificates: give --ca, --cert and --key (see: replug pki)")
+	}
+	return errors.Join(errs...)
+}
+
+// pins is where the datapath is pinned.
+func (c *Config) pins() string { return filepath.Join(c.BPFFS, "replug") }
+
+// info is the host as it registers.
+func (c *Config) info(address netip.Addr, mtu uint16, images []string, version string) vnet.HostInfo {
+	return vnet.HostInfo{
+		Name: c.Name, Address: address, PAPrefix: c.PAPrefix, MTU: mtu, Ports: c.MaxPorts, Memory: c.Memory,
+		Images: images, Labels: c.Labels, Version: version,
+	}
+}

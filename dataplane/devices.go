@@ -1,0 +1,106 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"replug/bpf"
+	"replug/dataplane/netdev"
+	"replug/directory/vnet"
+)
+
+// overhead is what VXLAN over IPv4 takes of the underlay's MTU (RFC 7348,
+// section 4.3: outer IPv4, UDP, VXLAN and inner Ethernet headers).
+const overhead = 50
+
+// An underlay is the host's side of the network that carries frames.
+type underlay struct {
+	uplink netdev.Uplink
+	imds   netdev.IMDS
+	vxlan  netdev.Device
+	prefix netip.Prefix // PAs of this host
+	mtu    uint16       // left to guests
+}
+
+// plug makes the host's devices, or adopts them.
+func plug(uplink string, prefix netip.Prefix) (*underlay, error) {
+	var u underlay
+	var err error
+	if u.uplink, err = netdev.FindUplink(uplink); err != nil {
+		return nil, fmt.Errorf("find the uplink (give --uplink): %w", err)
+	}
+	if u.uplink.MTU < 576+overhead {
+		return nil, fmt.Errorf("uplink %s has an MTU of %d bytes: at least %d are needed", u.uplink.Name, u.uplink.MTU, 576+overhead)
+	}
+	u.mtu = uint16(min(u.uplink.MTU, 9216) - overhead)
+	if u.prefix = prefix; !prefix.IsValid() {
+		u.prefix = netip.PrefixFrom(u.uplink.Addr, u.uplink.Addr.BitLen())
+	}
+	if u.ownRange() {
+		if err := netdev.EnsureBlackhole(u.prefix); err != nil {
+			return nil, fmt.Errorf("keep the PA prefix off this host: %w", err)
+		}
+	}
+	if u.vxlan, err = netdev.EnsureVXLAN(netdev.VXLANName, u.uplink.MTU); err != nil {
+		return nil, fmt.Errorf("make the VXLAN device: %w", err)
+	}
+	if u.imds, err = netdev.EnsureIMDS(); err != nil {
+		return nil, fmt.Errorf("make the metadata service's device: %w", err)
+	}
+	return &u, nil
+}
+
+// ownRange reports whether PAs are other addresses than the host's own. Then
+// none of them may be local, lest guests' frames reach services of the host.
+func (u *underlay) ownRange() bool { return !u.prefix.Contains(u.uplink.Addr) }
+
+// load puts the datapath in force, or takes over the one that is.
+func (u *underlay) load(pins string) (*bpf.Datapath, error) {
+	d, err := bpf.Load(bpf.Options{
+		PinDir: pins, Uplink: u.uplink.Ifindex, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
+		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, attach := range []func() error{
+		func() error { return d.AttachIMDS(u.imds.Near.Ifindex) },
+		func() error { return d.AttachVXLAN(u.vxlan.Ifindex) },
+		func() error { return d.AttachUplink(u.uplink.Ifindex) },
+	} {
+		if err := attach(); err != nil {
+			_ = d.Close()
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// taps are real devices.
+type taps struct{}
+
+func (taps) Ensure(id vnet.PortID, mtu int) (int, error) {
+	d, err := netdev.CreateTap(netdev.TapName(id), mtu, 0)
+	return d.Ifindex, err
+}
+
+func (taps) Find(name string) (int, error) {
+	d, err := netdev.Find(name)
+	return d.Ifindex, err
+}
+
+func (taps) Delete(id vnet.PortID) error { return netdev.Delete(netdev.TapName(id)) }
+
+// neighbours asks the kernel.
+type neighbours struct{ log *slog.Logger }
+
+func (n neighbours) NextHop(_ context.Context, dst netip.Addr) (NextHop, bool) {
+	h, err := netdev.Resolve(dst)
+	if err != nil {
+		n.log.Debug("no next hop", "to", dst, "err", err)
+		return NextHop{}, false
+	}
+	return NextHop{Ifindex: h.Ifindex, Src: h.SrcMAC, Dst: h.DstMAC}, h.Resolved
+}

@@ -1,0 +1,283 @@
+// Package dataplane is the agent of one host: it makes what the directory says
+// true here. It loads the BPF datapath, reconciles ports and machines to their
+// intents, moves running guests between networks, answers their DHCP and serves
+// their metadata, and reports what it has made true.
+//
+// What is in force stands in the pinned datapath, not in the agent: it may be
+// killed and started again at any time, and goes on from there. While no server
+// can be reached, traffic, leases and metadata go on; only changes wait.
+//
+// It does not decide where a port should be, and knows no store. The rooms below
+// this one don't know each other; files here wire them: maps.go the datapath,
+// devices.go the devices, machines.go the hypervisor, guests.go DHCP and ARP.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"replug/dataplane/compute"
+	"replug/dataplane/imds"
+	"replug/dataplane/netdev"
+	"replug/dataplane/qmp"
+	"replug/dataplane/trap"
+	"replug/directory/client"
+	"replug/directory/pki"
+	"replug/directory/vnet"
+)
+
+// metadataAddress is where guests find the metadata service.
+const metadataAddress = "169.254.169.254:80"
+
+// A Host is the agent, made by [New].
+type Host struct {
+	config   Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	metrics  *Metrics
+
+	state    *stateDir
+	underlay *underlay
+	maps     *maps
+	qemu     *compute.QEMU // nil: no machines
+	sender   *trap.Sender
+	imds     *imds.Server
+	ports    *ports
+	networks *networks
+	client   *client.Client
+	close    []func() error // in reverse order
+}
+
+// New puts the datapath in force and makes everything ready. The ports of an
+// earlier session carry traffic all the time. [Host.Run] must follow, or Close.
+func New(ctx context.Context, c Config, log *slog.Logger) (*Host, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	h := &Host{config: c, log: log, registry: prometheus.NewRegistry()}
+	h.metrics = NewMetrics(h.registry)
+	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, step := range []func(context.Context) error{h.openState, h.openDatapath, h.openMachines, h.openPorts, h.openClient} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
+	}
+	return h, nil
+}
+
+// Close lets go of everything. What is in force stays: ports, taps, machines.
+func (h *Host) Close() error {
+	var errs []error
+	for i := len(h.close) - 1; i >= 0; i-- {
+		errs = append(errs, h.close[i]())
+	}
+	h.close = nil
+	return errors.Join(errs...)
+}
+
+func (h *Host) openState(context.Context) error {
+	if err := Missing(h.config.BPFFS); err != nil {
+		return err
+	}
+	state, err := openState(h.config.StateDir)
+	if err != nil {
+		return err
+	}
+	h.state = state
+	h.close = append(h.close, state.close)
+	return nil
+}
+
+func (h *Host) openDatapath(context.Context) error {
+	u, err := plug(h.config.Uplink, h.config.PAPrefix)
+	if err != nil {
+		return err
+	}
+	d, err := u.load(h.config.pins())
+	if err != nil {
+		return fmt.Errorf("put the datapath in force: %w", err)
+	}
+	h.underlay, h.config.PAPrefix = u, u.prefix
+	h.maps = newMaps(d, h.log)
+	h.registry.MustRegister(h.maps)
+	h.close = append(h.close, h.maps.close)
+	return nil
+}
+
+func (h *Host) openMachines(ctx context.Context) error {
+	if h.config.Memory == 0 {
+		return nil
+	}
+	q, err := compute.New(ctx, compute.Config{
+		Dir: h.config.StateDir, Images: h.config.Images, ExtraArgs: h.config.QEMUArgs, Log: h.log,
+		Grace:  10 * time.Second,
+		Open:   func(ctx context.Context, s string) (compute.Monitor, error) { return qmp.Dial(ctx, s) },
+		OnExit: h.machineEnded,
+	})
+	if err != nil {
+		return fmt.Errorf("take over the machines: %w", err)
+	}
+	h.qemu = q
+	h.close = append(h.close, q.Close)
+	return nil
+}
+
+// machineEnded lets the machine's port look.
+func (h *Host) machineEnded(e compute.Exit) {
+	if !e.Asked {
+		h.log.Warn("machine ended by itself", "vm", e.ID, "said", e.Said)
+	}
+	if ps := h.ports; ps != nil {
+		ps.kick()
+	}
+}
+
+func (h *Host) openPorts(context.Context) error {
+	recs, err := newRecords(h.config.StateDir + "/ports")
+	if err != nil {
+		return err
+	}
+	h.networks, err = newNetworks(h.maps, neighbours{h.log}, h.config.Name, h.metrics, h.log)
+	if err != nil {
+		return err
+	}
+	h.sender, err = trap.NewSender(func(id vnet.PortID) (vnet.Epoch, bool) { return h.ports.epoch(id) })
+	if err != nil {
+		return err
+	}
+	h.close = append(h.close, h.sender.Close)
+	h.imds = imds.New(imds.Config{
+		OnReport: func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+			return h.ports.guestReport(ctx, id, r)
+		},
+		Refused: func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() },
+		Log:     h.log,
+	})
+	var driver compute.Driver
+	if h.qemu != nil {
+		driver = h.qemu
+	}
+	ps, err := newPorts(rooms{
+		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver}, docs: h.imds,
+		prober: prober{h.sender}, networks: h.networks, records: recs, rungs: newRungs(), metrics: h.metrics,
+		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
+	}, h.log)
+	if err != nil {
+		return err
+	}
+	h.networks.kick, h.ports = ps.kick, ps
+	return nil
+}
+
+func (h *Host) openClient(context.Context) error {
+	tls, err := pki.Files{CA: h.config.CA, Cert: h.config.Cert, Key: h.config.Key}.ClientTLS(h.log)
+	if err != nil {
+		return fmt.Errorf("read the host's certificates: %w", err)
+	}
+	session, err := h.state.session()
+	if err != nil {
+		return err
+	}
+	var images []string
+	if h.qemu != nil {
+		if images, err = h.qemu.Images(); err != nil {
+			return fmt.Errorf("list images: %w", err)
+		}
+	}
+	h.client, err = client.New(client.Config{
+		Endpoints: h.config.Servers, TLS: tls, Session: session, Log: h.log,
+		Host: h.config.info(h.underlay.uplink.Addr, h.underlay.mtu, images, version()),
+	}, handler{h.networks, h.ports, h.log})
+	return err
+}
+
+func version() string {
+	if b, ok := debug.ReadBuildInfo(); ok {
+		return b.Main.Version
+	}
+	return ""
+}
+
+// Run works until ctx is done, and then lets go of everything as Close does.
+func (h *Host) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	guests := &guests{ports: h.ports, sender: h.sender, metrics: h.metrics, mtu: h.underlay.mtu, log: h.log}
+	read, stop, err := h.maps.traps(guests.take, guests.lost)
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	context.AfterFunc(ctx, stop)
+	listener, err := imds.Listen(ctx, h.underlay.imds.Near.Name, metadataAddress)
+	if err != nil {
+		stop()
+		return errors.Join(fmt.Errorf("serve metadata: %w", err), h.Close())
+	}
+	h.ports.begin(ctx)
+	g.Go(read)
+	g.Go(func() error { return h.imds.Run(ctx, listener) })
+	g.Go(func() error { h.networks.run(ctx); return nil })
+	g.Go(func() error { return netdev.Watch(ctx, h.log, h.networks.changed) })
+	g.Go(func() error { return h.client.Run(ctx) })
+	g.Go(func() error { return h.serveMetrics(ctx) })
+	h.log.Info("ready", "name", h.config.Name, "uplink", h.underlay.uplink.Name, "address", h.underlay.uplink.Addr,
+		"pa_prefix", h.underlay.prefix, "mtu", h.underlay.mtu, "ports", h.ports.count())
+	err = g.Wait()
+	h.ports.wg.Wait()
+	return errors.Join(err, h.Close())
+}
+
+func (h *Host) serveMetrics(ctx context.Context) error {
+	if h.config.MetricsListen == "" {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", h.config.MetricsListen)
+	if err != nil {
+		return fmt.Errorf("serve metrics (--metrics-listen): %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(h.registry, promhttp.HandlerOpts{}))
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
+
+// A handler hands what the directory says to ports and networks. What ports
+// rely on is written before they hear of it.
+type handler struct {
+	*networks
+	ports *ports
+	log   *slog.Logger
+}
+
+func (h handler) OnResync() {
+	h.networks.OnResync()
+	h.ports.resync()
+}
+
+func (h handler) OnIntent(in vnet.Intent) {
+	h.flush()
+	h.ports.set(in)
+}
+
+func (h handler) OnIntentGone(port string) { h.ports.gone(port) }
+
+func (h handler) OnSynced(revision int64) {
+	h.networks.OnSynced(revision)
+	h.ports.synced()
+}

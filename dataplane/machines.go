@@ -1,0 +1,111 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"replug/dataplane/compute"
+	"replug/dataplane/netdev"
+	"replug/dataplane/qmp"
+	"replug/directory/vnet"
+)
+
+// errNoMachines is the answer to a machine on a host that runs none.
+var errNoMachines = errors.New("this host runs no machines: start replug-host with --memory, or place the VM elsewhere")
+
+// machines runs VMs by a compute driver; driver is nil on a host without.
+type machines struct{ driver compute.Driver }
+
+func (m machines) Start(ctx context.Context, in vnet.Intent, mtu uint16) error {
+	if m.driver == nil {
+		return errNoMachines
+	}
+	tap := in.Tap
+	if tap == "" {
+		tap = netdev.TapName(in.ID)
+	}
+	_, err := m.driver.Ensure(ctx, *in.Machine, compute.NIC{Tap: tap, MAC: in.MAC, MTU: int(mtu)})
+	return err
+}
+
+func (m machines) Stop(ctx context.Context, spec vnet.Machine) error {
+	if m.driver == nil {
+		return errNoMachines
+	}
+	return m.driver.Stop(ctx, spec.ID, true)
+}
+
+func (m machines) Delete(ctx context.Context, spec vnet.Machine) error {
+	if m.driver == nil {
+		return nil
+	}
+	return m.driver.Delete(ctx, spec.ID)
+}
+
+func (m machines) Running(spec vnet.Machine) bool {
+	if m.driver == nil {
+		return false
+	}
+	s, err := m.driver.State(context.Background(), spec.ID)
+	return err == nil && s.Power == vnet.PowerOn
+}
+
+// links opens the monitors of VMs: that of a machine of ours, or that which an
+// orchestrator named.
+type links struct{ driver compute.Driver }
+
+func (l links) Open(ctx context.Context, in vnet.Intent) (Link, error) {
+	socket := in.Monitor
+	if in.Machine != nil && l.driver != nil {
+		s, err := l.driver.State(ctx, in.Machine.ID)
+		if err != nil {
+			return nil, err
+		}
+		socket = s.Monitor
+	}
+	if socket == "" {
+		return nil, errNoMonitor
+	}
+	c, err := qmp.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	name := compute.NICName
+	if in.Machine == nil {
+		name = nicOf(ctx, c, in.MAC)
+	}
+	return &link{c, name}, nil
+}
+
+// nicOf finds the NIC of another orchestrator's VM by its MAC. Adapters without
+// a receive filter don't say theirs: then it is the back-end's usual name.
+func nicOf(ctx context.Context, c *qmp.Client, mac vnet.MAC) string {
+	var filters []struct {
+		Name string   `json:"name"`
+		MAC  vnet.MAC `json:"main-mac"`
+	}
+	if err := c.Execute(ctx, "query-rx-filter", nil, &filters); err == nil {
+		for _, f := range filters {
+			if f.MAC == mac {
+				return f.Name
+			}
+		}
+	}
+	return compute.NetName
+}
+
+// A link is one NIC at an open monitor.
+type link struct {
+	monitor *qmp.Client
+	nic     string
+}
+
+func (l *link) Set(ctx context.Context, up bool) error {
+	if err := l.monitor.SetLink(ctx, l.nic, up); err != nil {
+		return fmt.Errorf("set link of %s: %w", l.nic, err)
+	}
+	return nil
+}
+
+func (l *link) Close() error { return l.monitor.Close() }
