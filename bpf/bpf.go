@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -70,8 +71,9 @@ type Datapath struct {
 	dir  string
 	objs datapathObjects
 
-	mu        sync.Mutex // guards rows, and every read-modify-write of ports
-	unsettled map[uint16]bool
+	mu        sync.Mutex        // guards rows, and every read-modify-write of ports
+	flips     uint64            // counts them
+	unsettled map[uint16]uint64 // port -> its last flip, if a frame may still use what that replaced
 }
 
 // Load loads the programs and makes the maps, or takes over those that are
@@ -101,7 +103,7 @@ func Load(o Options) (*Datapath, error) {
 }
 
 func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
-	d := &Datapath{dir: dir, unsettled: map[uint16]bool{}}
+	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}}
 	err := spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: mapDir(dir)},
 	})
@@ -148,19 +150,19 @@ func (d *Datapath) Close() error { return d.objs.Close() }
 // waits for.
 func (d *Datapath) Settle() error {
 	d.mu.Lock()
-	waited := d.unsettled
-	d.unsettled = map[uint16]bool{}
+	waited := maps.Clone(d.unsettled)
 	d.mu.Unlock()
-	err := gracePeriod()
-	if err == nil {
-		return nil
+	if err := gracePeriod(); err != nil {
+		return err
 	}
 	d.mu.Lock()
-	for id := range waited {
-		d.unsettled[id] = true
+	defer d.mu.Unlock()
+	for id, flip := range waited {
+		if d.unsettled[id] == flip { // else it was flipped again meanwhile
+			delete(d.unsettled, id)
+		}
 	}
-	d.mu.Unlock()
-	return err
+	return nil
 }
 
 // gracePeriod waits as synchronize_rcu does, which the kernel does for this

@@ -145,7 +145,7 @@ func (d *Datapath) Ports() (map[uint16]Port, error) {
 
 // flip writes row where no frame looks, then makes frames look there.
 func (d *Datapath) flip(id uint16, row datapathPort) error {
-	if d.unsettled[id] {
+	if d.unsettled[id] != 0 {
 		// A frame may still use the row that the last flip left.
 		if err := gracePeriod(); err != nil {
 			return err
@@ -165,7 +165,8 @@ func (d *Datapath) flip(id uint16, row datapathPort) error {
 	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
 		return fmt.Errorf("flip port %d: %w", id, err)
 	}
-	d.unsettled[id] = true
+	d.flips++
+	d.unsettled[id] = d.flips
 	return nil
 }
 
