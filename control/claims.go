@@ -1,0 +1,172 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"replug/control/compute"
+	"replug/control/network"
+	"replug/control/resource"
+	"replug/control/swap"
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+// claimsAtOnce bounds how many claims are served at the same time.
+const claimsAtOnce = 8
+
+// A claiming is what a swap for a claim hands to Reserve.
+type claiming struct {
+	claim string
+	vm    string
+}
+
+var errNotPooled = errors.New("not in the pool any more")
+
+// putClaim composes the writing of a claim.
+func (r *reign) putClaim(ctx context.Context, row store.Row[resource.Claim], c resource.Claim, txn *store.Txn) error {
+	lease, err := r.requests.shared(ctx)
+	txn.Add(resource.PutClaim(row, c, lease))
+	return err
+}
+
+// composeClaim checks all that can be known of a claim and composes it.
+func (r *reign) composeClaim(ctx context.Context, c resource.Claim, txn *store.Txn) (string, error) {
+	if err := r.mayAllocate(); err != nil {
+		return "", err
+	}
+	if err := compute.CheckSettings(&c.Settings); err != nil {
+		return "", err
+	}
+	typ, err := r.vms.GetType(ctx, c.Type)
+	if err != nil {
+		return "", err
+	}
+	net, err := r.networks.Get(ctx, c.Tenant, c.Network)
+	if err != nil {
+		return "", err
+	}
+	if err := routable(typ, &net.Value); err != nil {
+		return "", err
+	}
+	// Name and address are taken when a VM is found; here only what is plainly
+	// impossible is refused at once.
+	if _, err := r.vms.TakeName(ctx, &compute.VM{Name: c.Name, Tenant: c.Tenant}); err != nil {
+		return "", err
+	}
+	if _, _, err := r.networks.Take(ctx, net, c.CA, network.Holder{}); err != nil {
+		return "", err
+	}
+	if _, _, err := r.disks.Create("", c.Tenant, 0, c.Data); err != nil {
+		return "", err
+	}
+	c, row, err := r.tenants.Accept(ctx, c, time.Now())
+	if err != nil {
+		return "", err
+	}
+	txn.Add(row)
+	return c.ID, nil
+}
+
+// serveClaims gives a VM to each claim that waits for one.
+func (r *reign) serveClaims(ctx context.Context, keys []string, all bool) (time.Time, error) {
+	if all {
+		claims, err := r.tenants.ListClaims(ctx, "")
+		if err != nil {
+			return time.Time{}, err
+		}
+		keys = keys[:0]
+		for _, c := range claims {
+			keys = append(keys, resource.ClaimKey(c.ID))
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(claimsAtOnce)
+	for _, k := range keys {
+		g.Go(func() error { return r.serveClaim(ctx, strings.TrimPrefix(k, store.Claims)) })
+	}
+	return time.Time{}, g.Wait()
+}
+
+func (r *reign) serveClaim(ctx context.Context, id string) error {
+	row, err := r.tenants.GetClaim(ctx, id)
+	if errors.Is(err, resource.ErrNotFound) || err == nil && row.Value.Phase != resource.Accepted {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	why := "no pooled VM of type " + row.Value.Type + " was ready: made from scratch"
+	if len(row.Value.Data) > 0 {
+		why = "data disks can't be added to a VM that runs: made from scratch"
+	} else if served, err := r.claimPooled(ctx, row.Value); served || err != nil {
+		return r.claimFailed(ctx, id, err)
+	}
+	return r.claimFailed(ctx, id, r.claimScratch(ctx, id, why))
+}
+
+// claimPooled begins to swap a pooled VM to the claim's tenant. It returns false
+// when there is none.
+func (r *reign) claimPooled(ctx context.Context, c resource.Claim) (bool, error) {
+	for {
+		vm, putBack, err := r.takePooled(ctx, c.Type)
+		if err != nil || vm == "" {
+			return false, err
+		}
+		q := swap.Request{
+			ID: fmt.Sprintf("claim/%s/%d/%s", c.ID, c.Tries+1, vm), Tenant: c.Tenant, VM: vm, Network: c.Network,
+			Confirm: vnet.ConfirmGuest, Claim: c.ID, Settings: claiming{claim: c.ID, vm: vm},
+		}
+		if c.CA.IsValid() {
+			q.CA = &c.CA
+		}
+		_, err = r.swaps.Start(ctx, q)
+		putBack()
+		if !errors.Is(err, errNotPooled) && !errors.Is(err, swap.ErrBusy) {
+			return true, err
+		}
+	}
+}
+
+// claimScratch begins to make a VM for the claim.
+func (r *reign) claimScratch(ctx context.Context, id, why string) error {
+	return r.alone(ctx, func() error {
+		return r.retried(ctx, func() (*store.Txn, error) {
+			row, err := r.tenants.GetClaim(ctx, id)
+			if err != nil || row.Value.Phase != resource.Accepted {
+				return nil, err
+			}
+			c, txn := row.Value, &store.Txn{}
+			vm, err := r.composeVM(ctx, vmSpec{
+				tenant: c.Tenant, name: c.Name, typ: c.Type, network: c.Network, ca: c.CA,
+				settings: c.Settings, data: c.Data, claim: c.ID,
+			}, txn)
+			if err != nil {
+				return nil, err
+			}
+			return txn, r.putClaim(ctx, row, c.Make(vm.ID, why, time.Now()), txn)
+		})
+	})
+}
+
+// claimFailed ends a claim that can't be served, for a reason that trying again
+// won't change.
+func (r *reign) claimFailed(ctx context.Context, id string, cause error) error {
+	if cause == nil || ctx.Err() != nil || errors.Is(cause, store.ErrUnavailable) || errors.Is(cause, store.ErrFenced) ||
+		errors.Is(cause, store.ErrConflict) || errors.Is(cause, swap.ErrStopped) {
+		return cause
+	}
+	return r.retried(ctx, func() (*store.Txn, error) {
+		row, err := r.tenants.GetClaim(ctx, id)
+		if err != nil || row.Value.Phase != resource.Accepted {
+			return nil, err
+		}
+		txn := &store.Txn{}
+		return txn, r.putClaim(ctx, row, row.Value.Fail(cause.Error(), time.Now()), txn)
+	})
+}

@@ -1,0 +1,68 @@
+package compute
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+
+	"replug/directory/vnet"
+)
+
+// Bounds of what a guest is told: the document must fit a metadata answer and a
+// store's row.
+const (
+	maxKeys     = 32
+	maxKeyBytes = 16 << 10
+	maxFiles    = 64
+	maxFileSum  = 256 << 10 // bytes, all files of a VM
+)
+
+var (
+	hostForm = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+	userForm = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	zoneForm = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$`)
+)
+
+// CheckSettings returns [ErrInvalid] for an owner's settings that a guest can't or
+// must not apply.
+func CheckSettings(s *vnet.Document) error {
+	if s.Hostname != "" && !hostForm.MatchString(s.Hostname) {
+		return fmt.Errorf("%w host name %q: letters, digits and dashes, 1 to 63 (RFC 1123)", ErrInvalid, s.Hostname)
+	}
+	if s.User != "" && !userForm.MatchString(s.User) {
+		return fmt.Errorf("%w user %q: lower-case letters, digits, _ and -, 1 to 32, a letter first", ErrInvalid, s.User)
+	}
+	if s.TimeZone != "" && (len(s.TimeZone) > 64 || !zoneForm.MatchString(s.TimeZone)) {
+		return fmt.Errorf("%w time zone %q: write it as in Europe/Berlin", ErrInvalid, s.TimeZone)
+	}
+	if len(s.SSHKeys) > maxKeys {
+		return fmt.Errorf("%w: %d ssh keys; at most %d are allowed", ErrInvalid, len(s.SSHKeys), maxKeys)
+	}
+	for i, k := range s.SSHKeys {
+		if k == "" || len(k) > maxKeyBytes || strings.ContainsAny(k, "\r\n\x00") {
+			return fmt.Errorf("%w ssh key %d: must be one line, as in an authorized_keys file", ErrInvalid, i+1)
+		}
+	}
+	return checkFiles(s.Files)
+}
+
+func checkFiles(files []vnet.File) error {
+	if len(files) > maxFiles {
+		return fmt.Errorf("%w: %d files; at most %d are allowed", ErrInvalid, len(files), maxFiles)
+	}
+	sum := 0
+	for _, f := range files {
+		if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsRune(f.Path, 0) {
+			return fmt.Errorf("%w file path %q: must be absolute and clean, as in /etc/motd", ErrInvalid, f.Path)
+		}
+		if f.Mode > 0o7777 {
+			return fmt.Errorf("%w mode %o of file %s: permission bits only", ErrInvalid, f.Mode, f.Path)
+		}
+		sum += len(f.Content)
+	}
+	if sum > maxFileSum {
+		return fmt.Errorf("%w: the files have %d bytes; at most %d are allowed", ErrInvalid, sum, maxFileSum)
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"replug/control/compute"
+	"replug/control/network"
+	"replug/control/pool"
+	"replug/control/resource"
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+// Where pooled VMs are until they are claimed: one network of the platform, its
+// ports isolated from one another.
+const placeholder vnet.Moniker = "placeholder"
+
+// placeholderSubnet has room for the pool of a large cluster; it is shared address
+// space (RFC 6598), which no customer's network is likely to be mistaken for.
+var placeholderSubnet = netip.MustParsePrefix("100.96.0.0/16")
+
+var errBusy = pool.ErrBusy
+
+// A fleet makes and destroys VMs for the pool manager.
+type fleet struct{ r *reign }
+
+// Members returns the platform's VMs.
+func (f fleet) Members(ctx context.Context) ([]pool.Member, error) {
+	rows, _, err := f.r.vms.List(ctx, resource.Platform)
+	var members []pool.Member
+	for _, row := range rows {
+		vm := row.Value
+		m := pool.Member{ID: vm.ID, Type: vm.Type, Since: vm.Ready, Because: vm.Error}
+		switch vm.Phase {
+		case compute.Creating:
+			m.State = pool.Booting
+		case compute.Pooled:
+			m.State = pool.Waiting
+		case compute.Failed:
+			m.State = pool.Broken
+		default:
+			continue // on its way out
+		}
+		members = append(members, m)
+	}
+	return members, err
+}
+
+// Boot begins to make a VM for the pool.
+func (f fleet) Boot(ctx context.Context, typ string) error {
+	r := f.r
+	return r.alone(ctx, func() error {
+		return r.retried(ctx, func() (*store.Txn, error) {
+			txn := &store.Txn{}
+			_, err := r.composeVM(ctx, vmSpec{tenant: resource.Platform, typ: typ, network: placeholder, pool: true}, txn)
+			return txn, err
+		})
+	})
+}
+
+// Destroy begins to delete a VM of the pool, unless it was claimed meanwhile.
+func (f fleet) Destroy(ctx context.Context, id string) error {
+	var done func()
+	err := f.r.retried(ctx, func() (*store.Txn, error) {
+		row, err := f.r.vms.Get(ctx, id)
+		if errors.Is(err, compute.ErrNotFound) || err == nil && (row.Value.Tenant != resource.Platform || row.Value.Phase == compute.Deleting) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		txn := &store.Txn{}
+		done, err = f.r.composeDelete(ctx, row, row.Value.Error, txn)
+		return txn, err
+	})
+	if done != nil {
+		done()
+	}
+	return err
+}
+
+// bootingOf returns how many VMs boot on each host for the pool. It bounds what
+// the pool does, not what customers ask for.
+func (r *reign) bootingOf(ctx context.Context, pooled bool) (map[string]int, error) {
+	booting := make(map[string]int)
+	if !pooled {
+		return booting, nil
+	}
+	rows, _, err := r.vms.List(ctx, resource.Platform)
+	for _, row := range rows {
+		if row.Value.Phase == compute.Creating {
+			booting[row.Value.Host]++
+		}
+	}
+	return booting, err
+}
+
+// composePool composes the size of a pool, and the placeholder network when it is
+// the first one.
+func (r *reign) composePool(ctx context.Context, typ string, size int, txn *store.Txn) error {
+	if _, err := r.vms.GetType(ctx, typ); err != nil {
+		return err
+	}
+	set, err := r.pools.Set(typ, size)
+	if err != nil {
+		return err
+	}
+	txn.Exists(compute.TypeKey(typ)).Add(set)
+	_, err = r.networks.Get(ctx, resource.Platform, placeholder)
+	if !errors.Is(err, network.ErrNotFound) {
+		return err
+	}
+	_, made, err := r.networks.Create(ctx, network.Network{
+		Moniker: placeholder, Tenant: resource.Platform, Isolated: true,
+		Subnets: []network.Subnet{{Prefix: placeholderSubnet}}, Lease: network.DefaultLease,
+	})
+	if err == nil {
+		txn.Add(made)
+	}
+	return err
+}
+
+// takePooled returns a VM of a type that waits, the oldest, on a host that is
+// there, and keeps others from it until put back. It returns false for none.
+func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack func(), err error) {
+	members, err := (fleet{r}).Members(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	r.takingMu.Lock()
+	defer r.takingMu.Unlock()
+	for _, m := range pool.Ready(members, typ) {
+		row, err := r.vms.Get(ctx, m.ID)
+		if err != nil || r.taking[m.ID] || !r.connected(row.Value.Host) {
+			continue
+		}
+		r.taking[m.ID] = true
+		return m.ID, func() {
+			r.takingMu.Lock()
+			defer r.takingMu.Unlock()
+			delete(r.taking, m.ID)
+		}, nil
+	}
+	return "", nil, nil
+}

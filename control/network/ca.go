@@ -1,0 +1,179 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+// State is what a CA is to its holder.
+type State string
+
+// The states of a CA's row. A CA without a row is free.
+const (
+	Used    State = "used"    // a port has it
+	Held    State = "held"    // a swap has set it aside for a port
+	Resting State = "resting" // given back, unused until Holder.Until
+)
+
+// A Holder says who has a CA: one row a CA, so no CA is given twice (invariant 10).
+type Holder struct {
+	Port  string    `json:"port"`
+	Claim string    `json:"claim,omitempty"` // that may take the CA while it rests
+	State State     `json:"state"`
+	Until time.Time `json:"until,omitzero"` // of a resting one
+}
+
+// free reports whether the CA of a row may be given to next.
+func (h Holder) free(next Holder, now time.Time) bool {
+	return h.State == Resting && (!h.Until.After(now) || h.Claim != "" && h.Claim == next.Claim)
+}
+
+func (h Holder) owner() string { return "by port " + h.Port }
+
+func casPrefix(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", store.CAs, v) }
+
+// Take composes the taking of a CA of network n for h: want, or for the zero CA
+// the next free one. The network must not change until the commit.
+func (m *Manager) Take(ctx context.Context, n store.Row[Network], want vnet.CA, h Holder) (vnet.CA, *store.Txn, error) {
+	var ca vnet.CA
+	var rev int64
+	var err error
+	if want.IsValid() {
+		ca, rev, err = m.check(ctx, &n.Value, want, h)
+	} else {
+		ca, rev, err = m.nextFree(ctx, &n.Value)
+	}
+	if err != nil {
+		return ca, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
+	}
+	key := store.CAKey(n.Value.VNI, ca)
+	return ca, (&store.Txn{}).Unchanged(n.Key, n.Revision).Unchanged(key, rev).Put(key, h), nil
+}
+
+// check returns want and the revision of its row, 0 for none, when it may be taken.
+func (m *Manager) check(ctx context.Context, n *Network, want vnet.CA, next Holder) (vnet.CA, int64, error) {
+	s, ok := n.subnet(want)
+	if !ok {
+		return want, 0, fmt.Errorf("%w: %s is in none of %s", ErrOutside, want, n.prefixes())
+	}
+	if why := s.unusable(want.Addr); why != "" {
+		return want, 0, fmt.Errorf("%w: %s is %s of %s", ErrOutside, want, why, s.Prefix)
+	}
+	row, err := store.Get[Holder](ctx, m.Store, store.CAKey(n.VNI, want))
+	if errors.Is(err, store.ErrNotFound) {
+		return want, 0, nil
+	}
+	if err != nil {
+		return want, 0, err
+	}
+	if row.Value.free(next, m.Now()) {
+		return want, row.Revision, nil
+	}
+	if row.Value.State != Resting {
+		return want, 0, fmt.Errorf("%w: %s is %s %s; leave the address out to get the next free one", ErrTaken, want, row.Value.State, row.Value.owner())
+	}
+	wait := row.Value.Until.Sub(m.Now()).Round(time.Second)
+	return want, 0, fmt.Errorf("%w: %s was given back and rests for another %s", ErrTaken, want, wait)
+}
+
+func (n *Network) prefixes() string {
+	var all []string
+	for _, s := range n.Subnets {
+		all = append(all, s.Prefix.String())
+	}
+	return strings.Join(all, ", ")
+}
+
+// unusable says what a is when it can't be a port's address, or "".
+func (s Subnet) unusable(a netip.Addr) string {
+	switch a {
+	case s.Gateway:
+		return "the gateway"
+	case s.Prefix.Addr():
+		return "the network address"
+	case last(s.Prefix):
+		return "the broadcast address"
+	}
+	return ""
+}
+
+// nextFree returns the lowest CA that nobody has, never a resting one while its
+// time is not up.
+func (m *Manager) nextFree(ctx context.Context, n *Network) (vnet.CA, int64, error) {
+	rows, _, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
+	if err != nil {
+		return vnet.CA{}, 0, err
+	}
+	taken := make(map[string]store.Row[Holder], len(rows))
+	for _, r := range rows {
+		taken[strings.TrimPrefix(r.Key, casPrefix(n.VNI))] = r
+	}
+	for _, s := range n.Subnets {
+		for a := s.Prefix.Addr(); s.Prefix.Contains(a); a = a.Next() {
+			row, ok := taken[a.String()]
+			if s.unusable(a) == "" && (!ok || row.Value.free(Holder{}, m.Now())) {
+				return vnet.CA{Addr: a}, row.Revision, nil
+			}
+		}
+	}
+	return vnet.CA{}, 0, fmt.Errorf("address: %w in %s (%d used, held or resting): add a subnet or delete ports", ErrExhausted, n.prefixes(), len(rows))
+}
+
+// Use composes that port now has ca, which was held for it.
+func (m *Manager) Use(v vnet.VNI, ca vnet.CA, port string) *store.Txn {
+	return (&store.Txn{}).Put(store.CAKey(v, ca), Holder{Port: port, State: Used})
+}
+
+// Release composes that ca, never seen by anybody, is free at once.
+func (m *Manager) Release(v vnet.VNI, ca vnet.CA) *store.Txn {
+	return (&store.Txn{}).Delete(store.CAKey(v, ca))
+}
+
+// Retire composes that ca is given back and rests.
+func (m *Manager) Retire(v vnet.VNI, ca vnet.CA, port string) *store.Txn {
+	return (&store.Txn{}).Put(store.CAKey(v, ca), Holder{Port: port, State: Resting, Until: m.Now().Add(m.Rest)})
+}
+
+// Yield composes that port, which is being destroyed, leaves ca to whatever serves
+// claim next; to all others it rests.
+func (m *Manager) Yield(v vnet.VNI, ca vnet.CA, port, claim string) *store.Txn {
+	return (&store.Txn{}).Put(store.CAKey(v, ca), Holder{Port: port, Claim: claim, State: Resting, Until: m.Now().Add(m.Rest)})
+}
+
+// sweepBatch is how many rows go with one write.
+const sweepBatch = 50
+
+// Sweep deletes the rows of CAs that have rested and returns when the next one
+// will have, or the zero time when none rests.
+func (m *Manager) Sweep(ctx context.Context) (time.Time, error) {
+	rows, _, err := store.List[Holder](ctx, m.Store, store.CAs)
+	if err != nil {
+		return time.Time{}, err
+	}
+	now, next, rested := m.Now(), time.Time{}, 0
+	t := &store.Txn{}
+	for _, r := range rows {
+		switch until := r.Value.Until; {
+		case r.Value.State != Resting:
+		case until.After(now) || rested == sweepBatch:
+			if next.IsZero() || until.Before(next) {
+				next = until
+			}
+		default:
+			t.Unchanged(r.Key, r.Revision).Delete(r.Key)
+			rested++
+		}
+	}
+	if rested == 0 {
+		return next, nil
+	}
+	_, err = m.Store.Commit(ctx, t)
+	return next, err
+}

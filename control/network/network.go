@@ -1,0 +1,184 @@
+// Package network is the networking manager: virtual networks by moniker, their
+// VNIs, the customer addresses in them, and the ports with their place, MAC and
+// physical address. Whoever else speaks of a network knows its moniker only.
+//
+// What changes the world is returned as a [store.Txn] that the caller joins with
+// the writes of others into one commit. Each of them carries the conditions under
+// which it is right, so a lost race is a conflict and never a second owner.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+// Errors of this package. What is wrong, why and what next is in the text around them.
+var (
+	ErrInvalid   = errors.New("invalid")
+	ErrNotFound  = errors.New("not found")
+	ErrExists    = errors.New("exists already")
+	ErrTaken     = errors.New("address taken")
+	ErrOutside   = errors.New("address outside the network")
+	ErrInUse     = errors.New("in use")
+	ErrExhausted = errors.New("none left")
+)
+
+// A Network is a virtual network, as it is stored.
+type Network struct {
+	Moniker  vnet.Moniker  `json:"moniker"`
+	Tenant   string        `json:"tenant"`
+	VNI      vnet.VNI      `json:"vni"`
+	Subnets  []Subnet      `json:"subnets"`
+	Routes   []vnet.Route  `json:"routes,omitempty"`
+	DNS      []netip.Addr  `json:"dns,omitempty"`
+	Domain   string        `json:"domain,omitempty"`
+	NTP      []netip.Addr  `json:"ntp,omitempty"`
+	MTU      uint16        `json:"mtu,omitempty"` // bytes of a guest's IP packet; 0: what the underlay leaves
+	Lease    time.Duration `json:"lease"`
+	Isolated bool          `json:"isolated,omitempty"` // the pool's: its ports reach DHCP and IMDS only
+}
+
+// A Subnet is a range of CAs with its gateway.
+type Subnet struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Gateway netip.Addr   `json:"gateway"`
+}
+
+// A Range is the VNIs that may be given out, both ends included.
+type Range struct{ Min, Max vnet.VNI }
+
+// Rest is how long a CA that was given back stays unused, so that no peer takes
+// its next owner for the former one.
+const Rest = 60 * time.Second
+
+// A Manager reads and composes changes of networks, addresses and ports. It is
+// safe for concurrent use.
+type Manager struct {
+	Store *store.Store
+	Era   uint16
+	VNIs  Range
+	Rest  time.Duration    // of a CA given back; [Rest] unless a test says otherwise
+	Now   func() time.Time // the clock that rests are measured with
+
+	macs *store.Counter
+	ids  rotation
+}
+
+// New makes a manager of the leader's store, in the cluster's era.
+func New(s *store.Store, era uint16, vnis Range) *Manager {
+	return &Manager{Store: s, Era: era, VNIs: vnis, Rest: Rest, Now: time.Now, macs: store.NewCounter(s, "mac", era)}
+}
+
+// Key is where a tenant's network is stored. Two tenants may have the same moniker.
+func Key(tenant string, m vnet.Moniker) string {
+	return store.Networks + tenant + "/" + string(m)
+}
+
+// Get reads a tenant's network; it returns [ErrNotFound], naming those there are.
+func (m *Manager) Get(ctx context.Context, tenant string, moniker vnet.Moniker) (store.Row[Network], error) {
+	row, err := store.Get[Network](ctx, m.Store, Key(tenant, moniker))
+	if errors.Is(err, store.ErrNotFound) {
+		return row, fmt.Errorf("network %q of tenant %q: %w%s", moniker, tenant, ErrNotFound, m.others(ctx, tenant))
+	}
+	return row, err
+}
+
+func (m *Manager) others(ctx context.Context, tenant string) string {
+	nets, err := m.List(ctx, tenant)
+	if err != nil || len(nets) == 0 {
+		return "; the tenant has no network yet: create one first"
+	}
+	names := make([]string, 0, len(nets))
+	for _, n := range nets {
+		names = append(names, string(n.Moniker))
+	}
+	return "; there are: " + strings.Join(names, ", ")
+}
+
+// List returns a tenant's networks, or all for tenant "".
+func (m *Manager) List(ctx context.Context, tenant string) ([]Network, error) {
+	prefix := store.Networks
+	if tenant != "" {
+		prefix += tenant + "/"
+	}
+	rows, _, err := store.List[Network](ctx, m.Store, prefix)
+	nets := make([]Network, 0, len(rows))
+	for _, r := range rows {
+		nets = append(nets, r.Value)
+	}
+	return nets, err
+}
+
+// Create checks n, fills in what was left open (gateways, VNI, lease) and composes
+// its rows.
+func (m *Manager) Create(ctx context.Context, n Network) (Network, *store.Txn, error) {
+	if err := n.complete(); err != nil {
+		return n, nil, fmt.Errorf("network %q: %w", n.Moniker, err)
+	}
+	key := Key(n.Tenant, n.Moniker)
+	if _, err := store.Get[Network](ctx, m.Store, key); err == nil {
+		return n, nil, fmt.Errorf("network %q of tenant %q: %w: choose another moniker or delete it first", n.Moniker, n.Tenant, ErrExists)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return n, nil, err
+	}
+	vni, err := m.freeVNI(ctx, n.VNI)
+	if err != nil {
+		return n, nil, fmt.Errorf("network %q: %w", n.Moniker, err)
+	}
+	n.VNI = vni
+	vniKey := vniKey(vni)
+	return n, (&store.Txn{}).Absent(key).Put(key, n).Absent(vniKey).Put(vniKey, key), nil
+}
+
+// Delete composes the removal of a network. It returns [ErrInUse] while a port, a
+// swap or another hold has an address in it.
+func (m *Manager) Delete(ctx context.Context, tenant string, moniker vnet.Moniker) (*store.Txn, error) {
+	row, err := m.Get(ctx, tenant, moniker)
+	if err != nil {
+		return nil, err
+	}
+	n := row.Value
+	t := (&store.Txn{}).Unchanged(row.Key, row.Revision).Delete(row.Key).Delete(vniKey(n.VNI))
+	held, rev, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range held {
+		if h.Value.State != Resting {
+			return nil, fmt.Errorf("network %q: %w: %s %s %s, and %d more; delete or move them first", moniker, ErrInUse,
+				strings.TrimPrefix(h.Key, casPrefix(n.VNI)), h.Value.State, h.Value.owner(), len(held)-1)
+		}
+		t.Delete(h.Key)
+	}
+	return t.UnchangedUnder(casPrefix(n.VNI), rev), nil
+}
+
+// Place returns where a port with address ca is, but for what the caller knows:
+// document, swap, proof and trigger.
+func (n *Network) Place(ca vnet.CA, epoch vnet.Epoch) vnet.Place {
+	p := vnet.Place{
+		Epoch: epoch, Tenant: n.Tenant, Network: n.Moniker, VNI: n.VNI,
+		Routes: n.Routes, MTU: n.MTU, Isolated: n.Isolated,
+		DHCP: vnet.DHCP{DNS: n.DNS, Domain: n.Domain, NTP: n.NTP, Lease: n.Lease},
+	}
+	if s, ok := n.subnet(ca); ok {
+		p.Addrs = []vnet.Addr{{CA: ca, Bits: s.Prefix.Bits(), Gateway: s.Gateway}}
+	}
+	return p
+}
+
+func (n *Network) subnet(ca vnet.CA) (Subnet, bool) {
+	for _, s := range n.Subnets {
+		if s.Prefix.Contains(ca.Addr) {
+			return s, true
+		}
+	}
+	return Subnet{}, false
+}

@@ -1,0 +1,187 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"replug/control/compute"
+	"replug/control/network"
+	"replug/control/pool"
+	"replug/control/resource"
+	"replug/control/storage"
+	"replug/control/swap"
+	"replug/directory/store"
+)
+
+// A reign is the time that one server leads: the managers over the fenced store,
+// the swaps, and the loops that make the world what the rows say. Nothing of it
+// outlives the leadership; a new leader reads all it needs from the store.
+type reign struct {
+	s        *Server
+	cfg      *Config
+	log      *slog.Logger
+	store    *store.Store
+	networks *network.Manager
+	vms      *compute.Manager
+	disks    *storage.Manager
+	pools    *pool.Manager
+	tenants  *resource.Manager
+	swaps    *swap.Engine
+	board    *board
+	requests requests
+	gate     gate
+
+	// alloc lets those who choose something free (a name, a number, an address)
+	// compose and commit one after another, so that they don't lose races against
+	// each other. Correctness does not rest on it, the transactions' conditions do.
+	alloc chan struct{} // has a token when nobody does
+
+	takingMu sync.Mutex
+	taking   map[string]bool // pooled VMs that a claim is about to reserve
+}
+
+func newReign(s *Server, fenced *store.Store) *reign {
+	c := &s.cfg
+	r := &reign{
+		s: s, cfg: c, log: c.Log, store: fenced,
+		networks: network.New(fenced, c.Era, c.VNIs),
+		vms:      compute.New(fenced, c.Era),
+		disks:    &storage.Manager{Store: fenced},
+		tenants:  resource.New(fenced, c.Era),
+		board:    newBoard(),
+		requests: requests{store: fenced},
+		taking:   make(map[string]bool),
+		alloc:    make(chan struct{}, 1),
+	}
+	r.alloc <- struct{}{}
+	r.networks.Rest = c.Rest
+	r.pools = pool.New(fenced, fleet{r})
+	r.swaps = swap.New(swap.Options{
+		Store: fenced, Objects: objects{r}, Connected: r.connected, Era: c.Era,
+		OnEnd: r.swapEnded, Log: c.Log, Metrics: s.swaps,
+	})
+	return r
+}
+
+func (r *reign) connected(host string) bool {
+	here, _ := r.s.up.get(host)
+	return here
+}
+
+// prepare reads what must be known before the first call is answered.
+func (r *reign) prepare(ctx context.Context) error { return r.openGate(ctx) }
+
+// run drives the loops until ctx ends or one of them finds that another server
+// leads.
+func (r *reign) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.swaps.Run(ctx) })
+	g.Go(func() error { return r.follow(ctx, "statuses", r.observe, statusPrefix) })
+	g.Go(func() error { return r.follow(ctx, "vms", r.tidyVMs, store.VMs) })
+	g.Go(func() error { return r.follow(ctx, "claims", r.serveClaims, store.Claims) })
+	g.Go(func() error {
+		return r.follow(ctx, "pools", r.fillPools, store.Pools, store.VMs, store.Hosts, store.Types)
+	})
+	g.Go(func() error { return r.follow(ctx, "addresses", r.sweep, store.CAs) })
+	g.Go(func() error { return r.follow(ctx, "era", r.watchGate, store.Hosts) })
+	return g.Wait()
+}
+
+// A step does what the rows that changed ask for: keys, or all. It says when it
+// wants to be called again if nothing changes before; zero: never.
+type step func(ctx context.Context, keys []string, all bool) (time.Time, error)
+
+// follow calls f at the start and after each change under prefixes. What fails is
+// tried again for all rows after a moment, but that another server leads is final.
+func (r *reign) follow(ctx context.Context, name string, f step, prefixes ...string) error {
+	l := r.s.feed.listen(prefixes...)
+	defer l.close()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.ready:
+		case <-timer.C:
+			l.everything()
+			continue
+		}
+		keys, all := l.take()
+		next, err := f(ctx, keys, all)
+		switch {
+		case errors.Is(err, store.ErrFenced):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			r.log.Warn("a step failed; trying again", "loop", name, "error", err)
+			next = time.Now().Add(retryPause)
+		}
+		timer.Stop()
+		if !next.IsZero() {
+			timer.Reset(max(time.Until(next), time.Millisecond))
+		}
+	}
+}
+
+// commit applies txn and returns once it is durable.
+func (r *reign) commit(ctx context.Context, txn *store.Txn) error {
+	_, err := r.store.Commit(ctx, txn)
+	return err
+}
+
+// alone runs f while nobody else runs through here, or fails when ctx ends before.
+func (r *reign) alone(ctx context.Context, f func() error) error {
+	select {
+	case <-r.alloc:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for other changes: %w: %w", store.ErrUnavailable, ctx.Err())
+	}
+	defer func() { r.alloc <- struct{}{} }()
+	return f()
+}
+
+// retried composes and commits until no condition is hurt, at most a few times:
+// who has lost a race reads anew.
+func (r *reign) retried(ctx context.Context, compose func() (*store.Txn, error)) error {
+	var err error
+	for range maxAttempts {
+		var txn *store.Txn
+		if txn, err = compose(); err != nil || txn == nil || txn.Empty() {
+			return err
+		}
+		if err = r.commit(ctx, txn); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return err
+}
+
+const maxAttempts = 10
+
+// sweepPause lets several addresses that have rested go with one write.
+const sweepPause = 10 * time.Second
+
+func (r *reign) sweep(ctx context.Context, _ []string, _ bool) (time.Time, error) {
+	next, err := r.networks.Sweep(ctx)
+	if soonest := time.Now().Add(min(sweepPause, r.cfg.Rest)); !next.IsZero() && next.Before(soonest) {
+		next = soonest
+	}
+	return next, err
+}
+
+func (r *reign) fillPools(ctx context.Context, _ []string, _ bool) (time.Time, error) {
+	return r.pools.Fill(ctx)
+}
+
+// swapEnded is a hint: the timelines of VM and claim may be looked at again.
+func (r *reign) swapEnded(rec swap.Record) {
+	r.s.feed.touch(compute.Key(rec.VM), network.PortKey(rec.Port))
+}

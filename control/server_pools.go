@@ -1,0 +1,113 @@
+package control
+
+import (
+	"context"
+
+	pb "replug/control/controlpb"
+	"replug/control/pool"
+	"replug/directory/store"
+)
+
+type typesAPI struct {
+	pb.UnimplementedVMTypesServer
+	s *Server
+}
+
+func (typesAPI) CreateVMType(ctx context.Context, q *pb.CreateVMTypeRequest) (*pb.VMType, error) {
+	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
+	name, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
+		t, made, err := c.vms.CreateType(ctx, typeFrom(q.GetType()))
+		if err == nil {
+			txn.Add(made)
+		}
+		return t.Name, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.vms.GetType(ctx, name)
+	return typeTo(&t), err
+}
+
+func (typesAPI) ListVMTypes(ctx context.Context, _ *pb.ListVMTypesRequest) (*pb.ListVMTypesResponse, error) {
+	all, err := callerOf(ctx).vms.ListTypes(ctx)
+	r := &pb.ListVMTypesResponse{}
+	for _, t := range all {
+		r.Types = append(r.Types, typeTo(&t))
+	}
+	return r, err
+}
+
+func (typesAPI) DeleteVMType(ctx context.Context, q *pb.DeleteVMTypeRequest) (*pb.DeleteVMTypeResponse, error) {
+	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
+	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
+		gone, err := c.vms.DeleteType(ctx, q.Name)
+		if err == nil {
+			txn.Add(gone).Absent(pool.Key(q.Name))
+		}
+		return q.Name, err
+	})
+	return &pb.DeleteVMTypeResponse{}, err
+}
+
+type poolsAPI struct {
+	pb.UnimplementedPoolsServer
+	s *Server
+}
+
+func (poolsAPI) SetPool(ctx context.Context, q *pb.SetPoolRequest) (*pb.Pool, error) {
+	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
+	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
+		return q.Type, c.composePool(ctx, q.Type, int(q.Size), txn)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.poolTo(ctx, pool.Pool{Type: q.Type, Size: int(q.Size)})
+}
+
+func (c *caller) poolTo(ctx context.Context, p pool.Pool) (*pb.Pool, error) {
+	n, err := c.pools.Count(ctx, p.Type)
+	return &pb.Pool{Type: p.Type, Size: int32(p.Size), Ready: int32(n.Ready), Booting: int32(n.Booting), Error: n.Error}, err
+}
+
+func (poolsAPI) GetPool(ctx context.Context, q *pb.GetPoolRequest) (*pb.Pool, error) {
+	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
+	p, err := c.pools.Get(ctx, q.Type)
+	if err != nil {
+		return nil, err
+	}
+	return c.poolTo(ctx, p)
+}
+
+func (poolsAPI) ListPools(ctx context.Context, _ *pb.ListPoolsRequest) (*pb.ListPoolsResponse, error) {
+	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
+	all, err := c.pools.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &pb.ListPoolsResponse{}
+	for _, p := range all {
+		one, err := c.poolTo(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		r.Pools = append(r.Pools, one)
+	}
+	return r, nil
+}

@@ -1,0 +1,228 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"replug/control/compute"
+	pb "replug/control/controlpb"
+	"replug/control/network"
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+type portsAPI struct {
+	pb.UnimplementedPortsServer
+	s *Server
+}
+
+// tapForm is what Linux takes as the name of a device (dev_valid_name).
+var tapForm = regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,15}$`)
+
+// An attachment is a port whose VM is somebody else's.
+type attachment struct {
+	tenant, name, host, tap, monitor string
+	mac                              vnet.MAC
+	network                          vnet.Moniker
+	ca                               vnet.CA
+}
+
+func (portsAPI) AttachPort(ctx context.Context, q *pb.AttachPortRequest) (*pb.Port, error) {
+	c := callerOf(ctx)
+	a, err := attachmentFrom(q)
+	if err != nil {
+		return nil, err
+	}
+	if a.tenant, err = c.owner(q.Tenant); err != nil {
+		return nil, err
+	}
+	name, err := c.once(ctx, q, func(txn *store.Txn) (string, error) { return c.composeAttach(ctx, a, txn) })
+	if err != nil {
+		return nil, err
+	}
+	return c.portView(ctx, name)
+}
+
+func attachmentFrom(q *pb.AttachPortRequest) (attachment, error) {
+	a := attachment{name: q.Name, host: q.Host, tap: q.Tap, monitor: q.Monitor}
+	var err error
+	if err = compute.CheckName("port", q.Name); err != nil {
+		return a, err
+	}
+	if !tapForm.MatchString(q.Tap) || q.Tap == "." || q.Tap == ".." {
+		return a, fmt.Errorf("%w tap %q: the name of a tap device on the host, 1 to 15 characters", ErrInvalid, q.Tap)
+	}
+	if q.Monitor != "" && !strings.HasPrefix(q.Monitor, "/") {
+		return a, fmt.Errorf("%w monitor %q: an absolute path on the host, or nothing", ErrInvalid, q.Monitor)
+	}
+	if a.mac, err = vnet.ParseMAC(q.Mac); err != nil {
+		return a, fmt.Errorf("%w MAC: %w", ErrInvalid, err)
+	}
+	if a.network, err = monikerFrom(q.Network); err != nil {
+		return a, err
+	}
+	a.ca, err = caFrom(q.Ip)
+	return a, err
+}
+
+// attachedName is the name in the cluster of a port that a tenant calls name.
+func attachedName(tenant, name string) string { return tenant + "." + name }
+
+// composeAttach composes a port for somebody else's VM.
+func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn) (string, error) {
+	if err := r.mayAllocate(); err != nil {
+		return "", err
+	}
+	name := attachedName(a.tenant, a.name)
+	if _, err := r.networks.GetPort(ctx, name); err == nil {
+		return "", fmt.Errorf("port %q: %w: choose another name or detach it first", name, network.ErrExists)
+	}
+	host, err := store.Get[vnet.HostInfo](ctx, r.store, store.Hosts+a.host)
+	if errors.Is(err, store.ErrNotFound) || strings.Contains(a.host, "/") {
+		return "", fmt.Errorf("host %q: %w: list the hosts there are", a.host, ErrMissing)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := r.unusedDevice(ctx, a, txn); err != nil {
+		return "", err
+	}
+	net, err := r.networks.Get(ctx, a.tenant, a.network)
+	if err != nil {
+		return "", err
+	}
+	in, made, err := r.networks.NewPort(ctx, network.PortRequest{
+		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true},
+		Network: net, CA: a.ca, MAC: a.mac, Host: host.Value,
+	})
+	if err != nil {
+		return "", err
+	}
+	in.Tap, in.Monitor, in.Current.Confirm = a.tap, a.monitor, vnet.ConfirmLease
+	txn.Exists(host.Key).Add(made, network.PutIntent(&in))
+	return name, nil
+}
+
+// unusedDevice returns an error when another port has the tap or the MAC.
+func (r *reign) unusedDevice(ctx context.Context, a attachment, txn *store.Txn) error {
+	intents, rev, err := store.List[vnet.Intent](ctx, r.store, store.Intents)
+	for _, in := range intents {
+		switch {
+		case in.Value.MAC == a.mac:
+			return fmt.Errorf("MAC %s: %w: port %s has it", a.mac, ErrNotSo, in.Value.Port)
+		case in.Value.Host == a.host && in.Value.Tap == a.tap:
+			return fmt.Errorf("tap %s of host %s: %w: port %s has it", a.tap, a.host, ErrNotSo, in.Value.Port)
+		}
+	}
+	txn.UnchangedUnder(store.Intents+a.host+"/", rev)
+	return err
+}
+
+// portView reads a port as callers see it.
+func (r *reign) portView(ctx context.Context, name string) (*pb.Port, error) {
+	row, err := r.networks.GetPort(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	in, err := r.networks.GetIntent(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s, _ := r.board.get(name)
+	return portTo(&row.Value, &in.Value, s), nil
+}
+
+// allPorts reads all ports as callers see them, by name.
+func (r *reign) allPorts(ctx context.Context) (map[string]*pb.Port, error) {
+	rows, _, err := store.List[network.Port](ctx, r.store, store.Ports)
+	if err != nil {
+		return nil, err
+	}
+	intents, _, err := store.List[vnet.Intent](ctx, r.store, store.Intents)
+	in := make(map[string]*vnet.Intent, len(intents))
+	for i := range intents {
+		in[intents[i].Value.Port] = &intents[i].Value
+	}
+	ports := make(map[string]*pb.Port, len(rows))
+	for _, row := range rows {
+		if of := in[row.Value.Name]; of != nil {
+			s, _ := r.board.get(row.Value.Name)
+			ports[row.Value.Name] = portTo(&row.Value, of, s)
+		}
+	}
+	return ports, err
+}
+
+// findPort returns the name in the cluster of a port that the caller names.
+func (c *caller) findPort(ctx context.Context, tenant, name string) (network.Port, error) {
+	tenant, err := c.tenant(tenant)
+	if err != nil {
+		return network.Port{}, err
+	}
+	missing := fmt.Errorf("port %q of tenant %q: %w; list the ports there are", name, tenant, network.ErrNotFound)
+	if name == "" || strings.Contains(name, "/") {
+		return network.Port{}, missing
+	}
+	for _, n := range []string{attachedName(tenant, name), name} {
+		row, err := c.networks.GetPort(ctx, n)
+		if err == nil && (tenant == "" || row.Value.Tenant == tenant) {
+			return row.Value, nil
+		}
+		if err != nil && !errors.Is(err, network.ErrNotFound) {
+			return network.Port{}, err
+		}
+	}
+	return network.Port{}, missing
+}
+
+func (portsAPI) GetPort(ctx context.Context, q *pb.GetPortRequest) (*pb.Port, error) {
+	c := callerOf(ctx)
+	p, err := c.findPort(ctx, q.Tenant, q.Name)
+	if err != nil {
+		return nil, err
+	}
+	return c.portView(ctx, p.Name)
+}
+
+func (portsAPI) ListPorts(ctx context.Context, q *pb.ListPortsRequest) (*pb.ListPortsResponse, error) {
+	c := callerOf(ctx)
+	tenant, err := c.tenant(q.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	rows, _, err := store.List[network.Port](ctx, c.store, store.Ports)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := c.allPorts(ctx)
+	r := &pb.ListPortsResponse{}
+	for _, row := range rows {
+		if p := ports[row.Value.Name]; p != nil && (tenant == "" || p.Tenant == tenant) {
+			r.Ports = append(r.Ports, p)
+		}
+	}
+	return r, err
+}
+
+func (portsAPI) DetachPort(ctx context.Context, q *pb.DetachPortRequest) (*pb.DetachPortResponse, error) {
+	c := callerOf(ctx)
+	done := func() {}
+	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
+		p, err := c.findPort(ctx, q.Tenant, q.Name)
+		if err != nil {
+			return "", err
+		}
+		if !p.Attached {
+			return "", fmt.Errorf("port %q: %w: it is VM %s's; delete the VM", p.Name, ErrNotSo, p.VM)
+		}
+		done, err = c.composeEnd(ctx, p.Name, txn)
+		return p.Name, err
+	})
+	if done != nil {
+		done()
+	}
+	return &pb.DetachPortResponse{}, err
+}
