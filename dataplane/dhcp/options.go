@@ -34,20 +34,21 @@ func settings(req *dhcpv4.DHCPv4, kind Kind, addr vnet.Addr, port Port) []dhcpv4
 		opts = append(opts, dhcpv4.OptMessage("this port has another address: ask again"))
 		return append(opts, echo(req)...)
 	}
-	p := port.Place
-	lease := min(p.DHCP.Lease, maxLease)
-	if lease <= 0 {
-		lease = defaultLease
-	}
-	if kind != Inform {
-		opts = append(opts, dhcpv4.OptIPAddressLeaseTime(lease))
+	if kind == Offer || kind == Ack {
+		opts = append(opts, dhcpv4.OptIPAddressLeaseTime(lease(port.Place.DHCP)))
 	}
 	opts = append(opts, dhcpv4.OptSubnetMask(net.CIDRMask(addr.Bits, 32)))
 	opts = append(opts, echo(req)...)
 	if addr.Gateway.Is4() {
-		opts = append(opts, dhcpv4.OptClasslessStaticRoute(routes(addr)...),
-			dhcpv4.OptRouter(addr.Gateway.AsSlice()))
+		opts = append(opts, dhcpv4.OptClasslessStaticRoute(routes(addr)...), dhcpv4.OptRouter(addr.Gateway.AsSlice()))
 	}
+	return append(opts, comforts(kind, port)...)
+}
+
+// comforts are what a client can do without.
+func comforts(kind Kind, port Port) []dhcpv4.Option {
+	var opts []dhcpv4.Option
+	p := port.Place
 	if mtu := mtu(port); mtu >= minMTU {
 		opts = append(opts, dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(mtu)})
 	}
@@ -55,7 +56,8 @@ func settings(req *dhcpv4.DHCPv4, kind Kind, addr vnet.Addr, port Port) []dhcpv4
 		opts = append(opts, dhcpv4.OptDNS(dns...))
 	}
 	if kind != Inform {
-		opts = append(opts, dhcpv4.OptRenewTimeValue(lease/2), dhcpv4.OptRebindingTimeValue(lease/8*7))
+		l := lease(p.DHCP)
+		opts = append(opts, dhcpv4.OptRenewTimeValue(l/2), dhcpv4.OptRebindingTimeValue(l/8*7))
 	}
 	if name := hostname(p.Document); name != "" {
 		opts = append(opts, dhcpv4.OptHostName(name))
@@ -67,6 +69,14 @@ func settings(req *dhcpv4.DHCPv4, kind Kind, addr vnet.Addr, port Port) []dhcpv4
 		opts = append(opts, dhcpv4.OptNTPServers(ntp...))
 	}
 	return opts
+}
+
+// lease is for how long the address is given.
+func lease(d vnet.DHCP) time.Duration {
+	if d.Lease <= 0 {
+		return defaultLease
+	}
+	return min(d.Lease, maxLease)
 }
 
 func messageType(k Kind) dhcpv4.MessageType {

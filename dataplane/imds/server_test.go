@@ -214,7 +214,7 @@ func TestPollEnds(t *testing.T) {
 	}
 }
 
-// TestOldEpoch is the leak that must not be: a connection that the guest opened
+// TestOldEpoch is invariant 9 for metadata, the leak that must not be: a connection that the guest opened
 // before the flip never reads the next tenant's document, kept alive or polling.
 func TestOldEpoch(t *testing.T) {
 	s := serve(t)
@@ -263,7 +263,7 @@ func TestPortsAreApart(t *testing.T) {
 	}
 }
 
-// TestCrowd fills one port's share of connections and requests: another port is
+// TestCrowd is invariant 7 for metadata. It fills one port's share of connections and requests: another port is
 // served as ever.
 func TestCrowd(t *testing.T) {
 	s := serve(t)

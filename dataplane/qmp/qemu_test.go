@@ -12,8 +12,10 @@ import (
 	"replug/dataplane/qmp"
 )
 
-// TestQEMU moves the link of a NIC of a real machine that never runs.
-func TestQEMU(t *testing.T) {
+// startQEMU starts a machine whose virtual CPUs never run, and returns its
+// monitor and what the process ends with.
+func startQEMU(t *testing.T) (string, <-chan error) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "qmp.sock")
 	cmd := exec.Command("qemu-system-x86_64", "-machine", "q35", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64",
 		"-netdev", "hubport,hubid=0,id=net7", "-device", "virtio-net-pci,netdev=net7,id=nic7,mac=02:52:1a:2b:3c:4d,romfile=",
@@ -26,19 +28,25 @@ func TestQEMU(t *testing.T) {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	ctx := within(t, time.Minute)
+	late := time.After(time.Minute)
 	for { // until the socket is there
 		if _, err := os.Stat(socket); err == nil {
-			break
+			return socket, exited
 		}
 		select {
 		case err := <-exited:
 			t.Fatalf("QEMU ended: %v\n%s", err, said.String())
-		case <-ctx.Done():
+		case <-late:
 			t.Fatal("QEMU made no socket")
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// TestQEMU moves the link of a NIC of a real machine.
+func TestQEMU(t *testing.T) {
+	socket, exited := startQEMU(t)
+	ctx := within(t, time.Minute)
 	c := dial(t, socket)
 	if s, err := c.Status(ctx); err != nil || s != "prelaunch" {
 		t.Errorf("status %q, %v", s, err)
@@ -60,6 +68,6 @@ func TestQEMU(t *testing.T) {
 		t.Errorf("quit: %v", err)
 	}
 	if err := <-exited; err != nil {
-		t.Errorf("QEMU ended: %v\n%s", err, said.String())
+		t.Errorf("QEMU ended: %v", err)
 	}
 }
