@@ -28,6 +28,8 @@ type memory struct {
 	lose    int      // answers of writes to lose, though they were made
 	commits []string // keys written by each transaction
 	after   func()   // called after each commit, outside the lock
+	onWrite func()   // called with each commit, inside it
+	dead    bool     // for the present leader, which is to be killed
 }
 
 var errDown = errors.New("test: no store")
@@ -58,7 +60,7 @@ func (p peeking) Get(_ context.Context, key string, opts ...clientv3.OpOption) (
 func (m *memory) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.down || ctx.Err() != nil {
+	if m.down || m.dead || ctx.Err() != nil {
 		return nil, errDown
 	}
 	return m.read(clientv3.OpGet(key, opts...)), nil
@@ -102,7 +104,7 @@ func (t *memoryTxn) commit() (*clientv3.TxnResponse, error) {
 	m := t.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.down || t.ctx.Err() != nil {
+	if m.down || m.dead || t.ctx.Err() != nil {
 		return nil, errDown
 	}
 	r := &clientv3.TxnResponse{Header: &pb.ResponseHeader{Revision: m.rev}, Succeeded: !slices.ContainsFunc(t.conds, m.differs)}
@@ -120,11 +122,24 @@ func (t *memoryTxn) commit() (*clientv3.TxnResponse, error) {
 	}
 	r.Header.Revision = m.rev
 	m.commits = append(m.commits, strings.Join(keys, " "))
+	if m.onWrite != nil {
+		m.onWrite()
+	}
 	if m.lose > 0 {
 		m.lose--
 		return nil, errDown
 	}
 	return r, nil
+}
+
+// revive lets the next leader at the store, unless it is down for all.
+func (m *memory) revive() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.down {
+		m.dead = false
+	}
+	return !m.down
 }
 
 func (m *memory) setDown(down bool) {

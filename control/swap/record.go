@@ -127,8 +127,11 @@ func (r *Record) with(change func(*Record)) Record {
 func (r *Record) enter(p Phase, why string, now time.Time) {
 	r.Phase = p
 	r.step(p.String(), ByServer, now)
-	if why != "" && r.Error == "" {
+	switch {
+	case r.Error == "":
 		r.Error = why
+	case p == Abandoned:
+		r.Error += "; then " + why
 	}
 	if p.Ended() {
 		r.Ended, r.Alarm = now, ""

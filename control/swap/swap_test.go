@@ -499,7 +499,9 @@ func TestAbandon(t *testing.T) {
 				w.status(p)
 				synctest.Wait()
 			}
-			w.deletePort()
+			if err := w.deletePort(w.engine); err != nil {
+				t.Fatal(err)
+			}
 			w.wantPhase(Abandoned)
 			if got := w.describe(); got != "intent  (0.0)\n" {
 				t.Errorf("after %v the world is\n%s", told, got)
@@ -512,21 +514,19 @@ func TestAbandon(t *testing.T) {
 }
 
 // deletePort is what a manager does to delete a port in mid-swap.
-func (w *world) deletePort() {
+func (w *world) deletePort(e *Engine) error {
 	var txn store.Txn
-	r, done, err := w.engine.Abandon(context.Background(), testPort, "", &txn)
+	r, done, err := e.Abandon(context.Background(), testPort, "", &txn)
 	if err != nil {
-		w.t.Fatal(err)
+		return err
 	}
+	defer done()
 	txn.Delete(store.IntentKey("h2", testPort)).Delete(store.Ports + testPort)
 	if r != nil {
 		txn.Delete(store.CAKey(r.Before.VNI, r.Before.Addrs[0].CA)).Delete(store.CAKey(r.After.VNI, r.After.Addrs[0].CA))
 	}
-	if _, err := w.store.Commit(context.Background(), &txn); err != nil {
-		w.t.Fatal(err)
-	}
-	done()
-	synctest.Wait()
+	_, err = w.store.Commit(context.Background(), &txn)
+	return err
 }
 
 // A manager's refusal of the switch lets everything go.

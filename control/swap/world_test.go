@@ -103,9 +103,12 @@ type world struct {
 	started int // swaps
 	engine  *Engine
 	stop    func() error
-	id      string // of the last swap
-	mu      sync.Mutex
-	ended   []Record
+	id      string              // of the last swap
+	asked   Request             // a start without an answer yet
+	calling func(*Engine) error // a call without an answer yet
+
+	mu    sync.Mutex
+	ended []Record
 
 	session, seq uint64
 	told         *vnet.Status // what the host told last
