@@ -5,11 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"net/url"
-	"strconv"
+	"strings"
 	"time"
 
 	"replug/directory/vnet"
@@ -30,44 +27,43 @@ const maxDocument = 4 << 20
 // An imds asks the metadata service. Each request has a connection of its own: one
 // from before a swap would lead nowhere.
 type imds struct {
-	url  string
+	addr string // to connect to
+	host string // as the URL has it
 	wait time.Duration
-	http http.Client
 }
 
-func newIMDS(url string, wait time.Duration) *imds {
-	return &imds{url: url, wait: wait, http: http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, DialContext: dial, ResponseHeaderTimeout: wait + time.Second},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       wait + 3*time.Second,
-	}}
-}
-
-// dial gives up after a second. A SYN that is lost would be sent again after that
-// second only, so a second one follows sooner.
-func dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: 250 * time.Millisecond}
-	c, err := d.DialContext(ctx, network, addr)
-	if isTimeout(err) && ctx.Err() == nil {
-		d.Timeout = 750 * time.Millisecond
-		c, err = d.DialContext(ctx, network, addr)
+// newIMDS takes a URL that [Config.Check] has passed.
+func newIMDS(base string, wait time.Duration) *imds {
+	host := strings.TrimPrefix(base, "http://")
+	m := &imds{addr: host, host: host, wait: wait}
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		m.addr = net.JoinHostPort(strings.Trim(host, "[]"), "80")
 	}
-	return c, err
+	return m
 }
+
+// HTTP status codes that mean something here (RFC 9110, section 15).
+const (
+	statusOK              = 200
+	statusNoContent       = 204
+	statusNotFound        = 404
+	statusTooManyRequests = 429
+	statusServerError     = 500
+)
 
 // next waits for a document newer than since, no longer than the wait. It returns
 // errNothing, errEmpty, errMalformed or errStale.
 func (m *imds) next(ctx context.Context, since vnet.Epoch) (*vnet.Document, error) {
-	q := url.Values{"since": {since.String()}, "wait": {strconv.Itoa(int(m.wait.Seconds()))}}
-	status, body, err := m.do(ctx, http.MethodGet, "/replug/v1/config?"+q.Encode(), nil)
+	path := fmt.Sprintf("/replug/v1/config?since=%s&wait=%d", since, int(m.wait.Seconds()))
+	status, body, err := m.do(ctx, "GET", path, nil)
 	switch {
 	case err != nil:
 		return nil, err
-	case status == http.StatusNoContent:
+	case status == statusNoContent:
 		return nil, errNothing
-	case status == http.StatusNotFound:
+	case status == statusNotFound:
 		return nil, errEmpty
-	case status != http.StatusOK:
+	case status != statusOK:
 		return nil, fmt.Errorf("%w: HTTP status %d", errEmpty, status)
 	}
 	var d vnet.Document
@@ -140,30 +136,4 @@ func (a *agent) once(ctx context.Context) error {
 	r := a.handle(d)
 	a.since, a.pending = max(d.Epoch, a.state.Epoch), &r
 	return a.report(ctx)
-}
-
-// do sends one request and reads the answer. No answer in time, or no way to IMDS,
-// is errStale.
-func (m *imds) do(ctx context.Context, method, path string, body io.Reader) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, m.url+path, body)
-	if err != nil {
-		return 0, nil, fmt.Errorf("make the request: %w", err)
-	}
-	req.Header.Set("Metadata", "true")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	res, err := m.http.Do(req)
-	if err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", errStale, err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxDocument+1))
-	if err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", errStale, err)
-	}
-	if len(b) > maxDocument {
-		return 0, nil, fmt.Errorf("%w: longer than %d bytes", errMalformed, maxDocument)
-	}
-	return res.StatusCode, b, nil
 }

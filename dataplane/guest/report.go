@@ -1,12 +1,10 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"strings"
 
@@ -52,13 +50,13 @@ func (a *agent) report(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode the report: %w", err)
 	}
-	status, _, err := a.imds.do(ctx, http.MethodPost, "/replug/v1/report", bytes.NewReader(b))
+	status, _, err := a.imds.do(ctx, "POST", "/replug/v1/report", b)
 	switch {
 	case err != nil:
 		return err
-	case status == http.StatusNoContent || status == http.StatusOK:
+	case status == statusNoContent || status == statusOK:
 		a.log.say("reported %s%s", a.pending.Kind, map[bool]string{false: " failure"}[a.pending.OK])
-	case status >= http.StatusInternalServerError || status == http.StatusTooManyRequests:
+	case status >= statusServerError || status == statusTooManyRequests:
 		return fmt.Errorf("%w: HTTP status %d to the report", errEmpty, status)
 	default:
 		a.log.say("report for epoch %s is refused: HTTP status %d", a.pending.Epoch, status)

@@ -32,6 +32,10 @@ import (
 func TestMain(m *testing.M) {
 	const inside = "REPLUG_GUEST_TEST_NETNS"
 	if os.Getenv(inside) != "" {
+		if err := setUpByName("lo"); err != nil {
+			fmt.Fprintf(os.Stderr, "set lo up: %v\n", err)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
