@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 	"time"
 )
@@ -248,6 +249,16 @@ func TestTooBig(t *testing.T) {
 	golden(t, "icmp_too_big", told)
 	if sum(told[34:]) != 0xffff {
 		t.Errorf("ICMP checksum is wrong")
+	}
+	// The underlay may take less than the port's network hands out.
+	narrow := newHost(t, "n", hostB, prefixB, func(o *Options) { o.UnderlayMTU = 1549 })
+	narrow.addPorts(redA)
+	narrow.must(narrow.dp.PutMappings(Mapping{MappingKey{red, caB}, redA2.pa, redB.mac, redB.epoch, 7}))
+	before = narrow.drops()
+	_, told = narrow.send(redA, big(1500))
+	narrow.counted("1500 bytes over an underlay of 1549", before, "too_big")
+	if mtu := binary.BigEndian.Uint16(told[40:]); mtu != 1499 {
+		t.Errorf("told an MTU of %d, want 1499", mtu)
 	}
 	// A GSO frame is as large as its segments.
 	gso := func(size uint32, frame []byte) string {
