@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -14,6 +15,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
+
+// startWithin bounds a start that hangs; a sound directory takes a fraction of it.
+const startWithin = 2 * time.Minute
 
 // embedded starts the one member of a data directory. It listens nowhere: the
 // client calls it in the process, so that nobody else can.
@@ -52,6 +56,8 @@ func (e *Etcd) embedded(ctx context.Context, c Config) error {
 // start starts the member in a goroutine of its own: etcd's way of giving up is
 // to panic or to exit, and the logger turns that into e's failure.
 func (e *Etcd) start(ctx context.Context, c Config) (*embed.Etcd, error) {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
 	type result struct {
 		member *embed.Etcd
 		err    error

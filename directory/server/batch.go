@@ -99,8 +99,11 @@ func (v *view) batch(host string, before map[vnet.VNI]bool, cs []change) (out []
 		case c.isMapping() && after[c.vni] && before[c.vni]:
 			puts = append(puts, c.item())
 		case c.isIntent() && c.key.host == host:
-			networks(stale, c.was)
-			networks(stale, c.intent)
+			// Also of a network that came and went: a host that lost its stream in
+			// between may hold a part of it.
+			for _, i := range append(c.between, c.was, c.intent) {
+				networks(stale, i)
+			}
 			if c.gone() {
 				intentsGone = append(intentsGone, c.item())
 			} else {

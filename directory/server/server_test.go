@@ -2,15 +2,19 @@ package server_test
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/credentials"
 
 	"replug/directory/client"
 	"replug/directory/etcd"
@@ -92,17 +96,8 @@ func openStore(t testing.TB, dir string) (*etcd.Etcd, *store.Store) {
 type site struct {
 	*server.Server
 	addr string
+	ca   string // directory with the CA; "": no TLS
 	stop func()
-}
-
-// identify believes what the caller's metadata says; certificates have a test of
-// their own.
-func identify(ctx context.Context) (pki.Identity, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	if v := md.Get("identity"); len(v) == 1 {
-		return pki.Identity{Cluster: "lab", Kind: pki.Host, Name: v[0]}, nil
-	}
-	return pki.Identity{}, pki.ErrUnauthenticated
 }
 
 // anyHost lets every caller be the host it wants to be.
@@ -112,7 +107,8 @@ func anyHost(name string) func(context.Context) (pki.Identity, error) {
 	}
 }
 
-// serve starts a server that leads. Addr "" means any port.
+// serve starts a server that leads. Addr "" means any port. Without Identify it
+// makes a CA and speaks TLS.
 func serve(t testing.TB, o server.Options, addr string) *site {
 	t.Helper()
 	if o.Cluster == "" {
@@ -126,7 +122,12 @@ func serve(t testing.TB, o server.Options, addr string) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(server.Keepalive()...)
+	opts, ca := server.Keepalive(), ""
+	if o.Identify == nil {
+		ca = caOf(t)
+		opts = append(opts, grpc.Creds(credentials.NewTLS(issueServer(t, ca))))
+	}
+	g := grpc.NewServer(opts...)
 	s.Register(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -137,7 +138,46 @@ func serve(t testing.TB, o server.Options, addr string) *site {
 	once := sync.Once{}
 	stop := func() { once.Do(func() { g.Stop(); cancel(); wg.Wait() }) }
 	t.Cleanup(stop)
-	return &site{s, l.Addr().String(), stop}
+	return &site{s, l.Addr().String(), ca, stop}
+}
+
+// caOf is a directory with a CA, one for all servers of a test.
+func caOf(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("replug-server-test-%d-%s", os.Getpid(), t.Name()))
+	if err := pki.Init(dir, "lab"); errors.Is(err, pki.ErrExists) {
+		return dir
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func issueServer(t testing.TB, dir string) *tls.Config {
+	t.Helper()
+	f, err := pki.Issue(dir, pki.Request{Kind: pki.Server, Name: "s1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := f.ServerTLS(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func issueHost(t testing.TB, dir, name string) *tls.Config {
+	t.Helper()
+	f, err := pki.Issue(dir, pki.Request{Kind: pki.Host, Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := f.ClientTLS(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func hostInfo(name string) vnet.HostInfo {
@@ -146,10 +186,14 @@ func hostInfo(name string) vnet.HostInfo {
 }
 
 // attach runs a client until the test ends or stop is called.
-func attach(t testing.TB, addr, name string, session uint64, h client.Handler) (c *client.Client, stop func()) {
+func attach(t testing.TB, site *site, name string, session uint64, h client.Handler) (c *client.Client, stop func()) {
 	t.Helper()
-	c, err := client.New(client.Config{Endpoints: []string{addr}, Insecure: true,
-		Host: hostInfo(name), Session: session, MaxWait: 50 * time.Millisecond}, h)
+	config := client.Config{Endpoints: []string{site.addr}, Insecure: site.ca == "",
+		Host: hostInfo(name), Session: session, MaxWait: 50 * time.Millisecond}
+	if site.ca != "" {
+		config.TLS = issueHost(t, site.ca, name)
+	}
+	c, err := client.New(config, h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +234,15 @@ func (w *world) note(format string, args ...any) {
 	if w.repeated != nil {
 		w.repeated[e] = true
 	}
+}
+
+// clear forgets everything, as an agent does that is started anew.
+func (w *world) clear() {
+	clear(w.intents)
+	clear(w.mappings)
+	clear(w.hosts)
+	clear(w.synced)
+	w.revision, w.repeated = 0, nil
 }
 
 func (w *world) OnResync() {

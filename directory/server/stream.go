@@ -200,7 +200,7 @@ func (st *stream) push(items []item, live bool) {
 	st.wake()
 }
 
-var errSlow = status.Error(codes.ResourceExhausted, "the host does not keep up with its changes: come again for everything")
+var errSlow = status.Error(codes.ResourceExhausted, "the host does not keep up with its changes: come again")
 
 func (st *stream) wake() {
 	select {

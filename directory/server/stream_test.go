@@ -23,7 +23,7 @@ func TestSwap(t *testing.T) {
 
 	site := serve(t, server.Options{Store: s, Control: newControl(), Identify: anyHost("h7")}, "")
 	w := newWorld(t)
-	attach(t, site.addr, "h7", 4, w)
+	attach(t, site, "h7", 4, w)
 	w.until("first sync", func() bool { return w.revision > 0 })
 	if got := len(w.mappings); got != 1 || len(w.mappings[red]) != 1 || len(w.intents) != 1 || w.hosts["h9"].Ports != 50 {
 		t.Fatalf("after the snapshot: %v, %v, %v", w.mappings, w.intents, w.hosts)

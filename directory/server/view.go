@@ -51,7 +51,8 @@ type change struct {
 	host     *vnet.HostInfo
 	intent   *vnet.Intent
 	mapping  *vnet.Mapping
-	was      *vnet.Intent // the intent before
+	was      *vnet.Intent   // the intent before
+	between  []*vnet.Intent // in a summary of several changes: those that it skips
 }
 
 func (c *change) isMapping() bool { return c.vni != 0 }
@@ -155,8 +156,8 @@ func put[A, B comparable, T any](m map[A]map[B]*T, a A, b B, value *T) {
 	m[a][b] = value
 }
 
-// since returns the last change of each row after a revision, and false when the
-// ring does not reach back to it.
+// since sums up the changes of each row after a revision, and returns false when
+// the ring does not reach back to it.
 func (v *view) since(revision int64) ([]change, bool) {
 	if revision < v.floor || revision > v.revision {
 		return nil, false
@@ -172,6 +173,7 @@ func (v *view) since(revision int64) ([]change, bool) {
 			continue
 		}
 		c.was = out[i].was // as it was at revision
+		c.between = append(out[i].between, out[i].intent)
 		out[i] = c
 	}
 	return out, true
