@@ -83,6 +83,9 @@ func (g *Guest) Monitor() string { return filepath.Join(g.Dir(), "qmp.sock") }
 // Tap returns the name of the guest's device in the host's namespace.
 func (g *Guest) Tap() string { return g.c.Tap }
 
+// Keeper returns the process that copies the guest's frames.
+func (g *Guest) Keeper() *Proc { return g.keeper }
+
 // On returns the host.
 func (g *Guest) On() *Node { return g.host }
 

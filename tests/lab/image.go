@@ -16,7 +16,7 @@ import (
 // kernelLine boots fast under emulation: no probing of what QEMU doesn't have,
 // no wait before a reboot, and a console that is quiet but for /init.
 const kernelLine = "console=ttyS0 quiet loglevel=3 panic=-1 nokaslr mitigations=off random.trust_cpu=on " +
-	"no_timer_check tsc=reliable audit=0 selinux=0 apparmor=0 cryptomgr.notests i8042.noaux i8042.nokbd 8250.nr_uarts=2"
+	"no_timer_check tsc=reliable noreplace-smp rcupdate.rcu_expedited=1 audit=0 selinux=0 apparmor=0 cryptomgr.notests i8042.noaux i8042.nokbd 8250.nr_uarts=2"
 
 // diskSize of the blank disk that a guest's OS disk is laid over.
 const diskSize = "16M"

@@ -109,7 +109,7 @@ func Names() []string {
 func clearStale(ctx context.Context, name string) error {
 	rec, err := readRecord(name)
 	if err == nil && rec.alive() {
-		return fmt.Errorf("lab %s (owner pid %d): %w: take it down with `replug lab down %s`", name, rec.Owner.PID, ErrIsUp, name)
+		return fmt.Errorf("lab %s (owner pid %d): %w: take it down with `replug lab down --name %s`", name, rec.Owner.PID, ErrIsUp, name)
 	}
 	return takeDown(ctx, name)
 }
