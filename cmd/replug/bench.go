@@ -1,12 +1,30 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
+
+	"replug/tests/bench"
 )
 
 func benchCommand() *cobra.Command {
-	return &cobra.Command{Use: "bench", Short: "Measure the figures beside their floors", Args: exact(0, "no argument"),
-		RunE: func(*cobra.Command, []string) error { return errors.New("not there yet") }}
+	o := bench.Options{}
+	cmd := &cobra.Command{Use: "bench", Short: "Measure the figures beside their floors", Args: exact(0, "no argument"),
+		Example: `  replug bench --out out/bench.json
+  replug bench --only traffic --rounds 5`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.Bin, err = programs(); err != nil {
+				return err
+			}
+			if o.Helper, err = helper(); err != nil {
+				return err
+			}
+			o.Out = cmd.OutOrStdout()
+			return bench.Run(cmd.Context(), o)
+		}}
+	f := cmd.Flags()
+	f.StringVar(&o.File, "out", "out/bench.json", "file for the result")
+	f.IntVar(&o.Rounds, "rounds", 3, "rounds of each interleaved comparison")
+	f.IntVar(&o.Swaps, "swaps", 200, "swaps for the percentiles")
+	f.StringSliceVar(&o.Only, "only", nil, "traffic, order, swaps, memory (default: all)")
+	return cmd
 }

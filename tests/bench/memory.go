@@ -1,0 +1,104 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	pb "replug/control/controlpb"
+	"replug/dataplane/netdev"
+	"replug/tests/cluster"
+	"replug/tests/lab"
+)
+
+// Ports on the host whose agent's memory is measured.
+const memoryPorts = 50
+
+// memory reads the resident memory of the agent of a host with 50 ports, and of
+// the server.
+func memory(ctx context.Context, o Options) (figures []Figure, err error) {
+	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
+	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := crowd(ctx, c); err != nil {
+		return nil, err
+	}
+	host, err := rss(c.Agent(1).PID())
+	if err != nil {
+		return nil, err
+	}
+	server, err := rss(c.Server().PID())
+	if err != nil {
+		return nil, err
+	}
+	return []Figure{
+		atMost("rss_host_mb", "MB", []float64{host}, median, 60, "", 0),
+		atMost("rss_server_mb", "MB", []float64{server}, median, 200, "", 0),
+	}, nil
+}
+
+// crowd attaches the ports, to taps without guests, and waits until they are in force.
+func crowd(ctx context.Context, c *cluster.Cluster) error {
+	conn, err := c.Conn()
+	if err != nil {
+		return err
+	}
+	if _, err := pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant}); err != nil {
+		return err
+	}
+	if _, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network",
+		Network: &pb.Network{Moniker: "red", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: subnet}}}}); err != nil {
+		return err
+	}
+	client := pb.NewPortsClient(conn)
+	for i := range memoryPorts {
+		name := fmt.Sprintf("crowd%d", i+1)
+		if err := c.Lab.Host(1).Do(func() error { _, err := netdev.CreateTap(name, guestMTU, 0); return err }); err != nil {
+			return err
+		}
+		if _, err := client.AttachPort(ctx, &pb.AttachPortRequest{RequestId: name, Tenant: tenant, Name: name, Host: "h1", Tap: name,
+			Mac: fmt.Sprintf("02:63:72:77:64:%02x", i+1), Network: "red"}); err != nil {
+			return err
+		}
+	}
+	return lab.Until(ctx, "all ports to be in force", func() error {
+		r, err := client.ListPorts(ctx, &pb.ListPortsRequest{Tenant: tenant})
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, p := range r.Ports {
+			if p.Status != "" {
+				ready++
+			}
+		}
+		if ready < memoryPorts {
+			return fmt.Errorf("%d of %d are", ready, memoryPorts)
+		}
+		return nil
+	})
+}
+
+// rss is the resident memory of a process, in MB of 10^6 bytes.
+func rss(pid int) (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib float64
+		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
+			return kib * 1024 / 1e6, nil
+		}
+	}
+	return 0, errors.New("the kernel doesn't tell the resident memory")
+}

@@ -1,0 +1,178 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"replug/bpf"
+	"replug/dataplane/netdev"
+	"replug/directory/vnet"
+)
+
+// A variant is one way to carry frames between the guests. Its undo puts the
+// test bed back.
+type variant struct {
+	name string
+	up   func(context.Context, *world) (undo func(context.Context) error, err error)
+}
+
+const (
+	plain = "plain routing"
+	vxlan = "kernel VXLAN + bridge"
+	ours  = "replug"
+)
+
+var variants = []variant{{plain, routed}, {vxlan, bridged}, {ours, replug}}
+
+// routed is plain IP forwarding: no overlay at all.
+func routed(ctx context.Context, w *world) (func(context.Context) error, error) {
+	var undo []func(context.Context) error
+	for i, s := range w.sides {
+		other := w.sides[1-i]
+		for j, n := range s.nics {
+			peer := other.nics[j].addr
+			if err := run(ctx, s.host,
+				fmt.Sprintf("ip route add %s/32 dev %s", n.addr, n.host), fmt.Sprintf("ip route add %s/32 via %s", peer, other.addr),
+				fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.addr, n.mac, n.host)); err != nil {
+				return nil, err
+			}
+			undo = append(undo, func(ctx context.Context) error {
+				return run(ctx, s.host, fmt.Sprintf("ip route del %s/32 dev %s", n.addr, n.host), fmt.Sprintf("ip route del %s/32 via %s", peer, other.addr))
+			})
+		}
+	}
+	return all(undo), w.neighbours(ctx, func(s *side, nic int) net.HardwareAddr { return s.nics[nic].hostMAC })
+}
+
+// bridged is a kernel VXLAN device and a bridge for each of the two networks.
+func bridged(ctx context.Context, w *world) (func(context.Context) error, error) {
+	var undo []func(context.Context) error
+	for i, s := range w.sides {
+		other := w.sides[1-i]
+		for j, n := range s.nics {
+			vx, br := fmt.Sprintf("vx%d", j), fmt.Sprintf("br%d", j)
+			if err := run(ctx, s.host,
+				fmt.Sprintf("ip link add %s type vxlan id %d local %s remote %s dstport 4789 dev %s", vx, 100+j, s.addr, other.addr, wire),
+				"ip link add "+br+" type bridge stp_state 0 mcast_snooping 0",
+				fmt.Sprintf("ip link set %s mtu %d master %s up", vx, guestMTU, br),
+				"ip link set "+n.host+" master "+br, "ip link set "+br+" up"); err != nil {
+				return nil, err
+			}
+			undo = append(undo, func(ctx context.Context) error {
+				return run(ctx, s.host, "ip link set "+n.host+" nomaster", "ip link del "+vx, "ip link del "+br)
+			})
+		}
+	}
+	return all(undo), w.neighbours(ctx, func(s *side, nic int) net.HardwareAddr {
+		return w.sides[1-indexOfSide(w, s)].nics[nic].mac
+	})
+}
+
+func indexOfSide(w *world, s *side) int {
+	if w.sides[0] == s {
+		return 0
+	}
+	return 1
+}
+
+// replug is the product's datapath, with each NIC as a port in a network of its own.
+func replug(ctx context.Context, w *world) (func(context.Context) error, error) {
+	var undo []func(context.Context) error
+	for i, s := range w.sides {
+		if err := s.host.Do(func() error { return load(s, w.sides[1-i]) }); err != nil {
+			return nil, err
+		}
+		undo = append(undo, func(context.Context) error {
+			return s.host.Do(func() error {
+				return errors.Join(bpf.Remove(pins(s)), netdev.Delete(netdev.VXLANName), netdev.Delete("imds0"))
+			})
+		})
+	}
+	return all(undo), w.neighbours(ctx, func(*side, int) net.HardwareAddr { return vnet.GatewayMAC[:] })
+}
+
+// open loads the datapath on one host, or adopts the one in force. The devices
+// are the agent's own kind.
+func open(s *side) (d *bpf.Datapath, up, vx, imds int, err error) {
+	dev, err := net.InterfaceByName(wire)
+	if err != nil {
+		return nil, 0, 0, 0, err
+	}
+	v, err := netdev.EnsureVXLAN(netdev.VXLANName, wireMTU-50)
+	if err != nil {
+		return nil, 0, 0, 0, err
+	}
+	m, err := netdev.EnsureIMDS()
+	if err != nil {
+		return nil, 0, 0, 0, err
+	}
+	d, err = bpf.Load(bpf.Options{PinDir: pins(s), Uplink: dev.Index, IMDS: m.Near.Ifindex, IMDSMAC: m.Near.MAC, GatewayMAC: vnet.GatewayMAC,
+		HostAddress: s.addr, PAPrefix: netip.PrefixFrom(s.nics[0].pa, 24).Masked(), UnderlayMTU: wireMTU})
+	return d, dev.Index, v.Ifindex, m.Near.Ifindex, err
+}
+
+func pins(s *side) string { return filepath.Join(s.host.BPF(), "replug") }
+
+// load brings the datapath into force on one host, as the agent does.
+func load(s, other *side) error {
+	d, up, vx, imds, err := open(s)
+	if err != nil {
+		return err
+	}
+	defer d.Close() // everything stays in force
+	hop := bpf.NextHop{Ifindex: up, Dst: [6]byte(other.mac), Src: [6]byte(s.mac)}
+	if err := errors.Join(d.AttachUplink(up), d.AttachVXLAN(vx), d.AttachIMDS(imds), d.SetNextHop(1, hop)); err != nil {
+		return err
+	}
+	for j, n := range s.nics {
+		peer := other.nics[j]
+		err := errors.Join(plug(d, j, n, n.host, 7),
+			d.PutMappings(bpf.Mapping{MappingKey: bpf.MappingKey{VNI: vni(j), CA: peer.addr}, PA: peer.pa, MAC: [6]byte(peer.mac), Epoch: 7, NextHop: 1}))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// movePort moves the port of the guest's tap to another device of the host.
+func movePort(s *side, device string) error {
+	d, _, _, _, err := open(s)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return plug(d, tapNIC, s.nics[tapNIC], device, 8)
+}
+
+func vni(j int) uint32 { return uint32(0xabc000 + j) }
+
+// plug makes a device of the host the port of the guest's j-th NIC.
+func plug(d *bpf.Datapath, j int, n nic, device string, epoch uint64) error {
+	dev, err := net.InterfaceByName(device)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.AttachTap(dev.Index), d.SetPort(uint16(11+j), bpf.Port{Ifindex: dev.Index, VNI: vni(j), Epoch: epoch, MAC: [6]byte(n.mac),
+		PA: n.pa, CAs: []netip.Addr{n.addr}, Gateway: gateway(n.addr), Bits: 24, MTU: guestMTU, Flags: bpf.Open}))
+}
+
+// gateway is the last address of the guest's subnet.
+func gateway(ca netip.Addr) netip.Addr {
+	b := ca.As4()
+	b[3] = 254
+	return netip.AddrFrom4(b)
+}
+
+func all(fs []func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) (err error) {
+		for _, f := range fs {
+			err = errors.Join(err, f(ctx))
+		}
+		return err
+	}
+}
