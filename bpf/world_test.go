@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -72,6 +73,7 @@ func (m member) mapping(nextHop uint32) Mapping {
 // A host is one load of the datapath with devices for its ports.
 type host struct {
 	t       *testing.T
+	name    string
 	dp      *Datapath
 	options Options
 	uplink  netlink.Link
@@ -122,7 +124,7 @@ func bpffs(t *testing.T) string {
 
 func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, change func(*Options)) *host {
 	t.Helper()
-	h := &host{t: t, taps: map[uint16]int{}}
+	h := &host{t: t, name: name, taps: map[uint16]int{}}
 	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As4()[3]})
 	h.options = Options{
 		PinDir: filepath.Join(bpffs(t), "replug"), Uplink: h.uplink.Attrs().Index, IMDS: 1, IMDSMAC: imdsMAC,
@@ -153,7 +155,7 @@ func (h *host) veth(name string, mac net.HardwareAddr) netlink.Link {
 func (h *host) addPorts(members ...member) {
 	h.t.Helper()
 	for _, m := range members {
-		l := h.veth("tap"+m.ca.String()[9:]+string(rune('a'+m.id%26)), nil)
+		l := h.veth(fmt.Sprintf("tap%d-%s", m.id, h.name), nil)
 		h.taps[m.id] = l.Attrs().Index
 		h.must(h.dp.SetPort(m.id, m.port(l.Attrs().Index)))
 	}
