@@ -21,19 +21,23 @@ import (
 	"replug/directory/vnet"
 )
 
-// TestMain runs the tests in network and mount namespaces of their own: for taps,
-// and for a file system that can be filled.
+// TestMain runs the tests in namespaces of their own: network for taps, mount for a
+// file system that can be filled, and pid, so that no QEMU outlives them.
 func TestMain(m *testing.M) {
-	const inside = "REPLUG_COMPUTE_TEST_NETNS"
+	const inside = "REPLUG_COMPUTE_TEST_INSIDE"
 	if os.Getenv(inside) != "" {
+		if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+			fmt.Fprintf(os.Stderr, "mount proc: %v\n", err)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	if err := cmd.Run(); err != nil {
-		fmt.Fprintf(os.Stderr, "tests in a network namespace (needs root): %v\n", err)
+		fmt.Fprintf(os.Stderr, "tests in namespaces (needs root): %v\n", err)
 		os.Exit(1)
 	}
 }

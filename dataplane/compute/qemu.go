@@ -59,12 +59,14 @@ func New(ctx context.Context, c Config) (*QEMU, error) {
 	if err != nil {
 		return nil, errors.Join(err, q.Close())
 	}
-	q.watches.Go(func() { q.watchConsoles(beside) })
 	for _, s := range states {
-		if s.Power == vnet.PowerOn {
-			c.Log.Info("machine runs, adopted", "vm", s.ID, "pid", s.PID)
+		m, unlock := q.lock(s.ID)
+		if p := q.running(m); p != nil {
+			q.c.Log.Info("machine runs, adopted", "vm", s.ID, "pid", p.pid)
 		}
+		unlock()
 	}
+	q.watches.Go(func() { q.watchConsoles(beside) })
 	return q, nil
 }
 
@@ -86,7 +88,7 @@ func (q *QEMU) Close() error {
 func (q *QEMU) dir(id string) string { return filepath.Join(q.c.Dir, "vms", id) }
 
 // lock gives one caller the machine. The machine's process is found again if it
-// runs and is not known: another agent has started it.
+// runs and is not known: a former agent has started it.
 func (q *QEMU) lock(id string) (*machine, func()) {
 	q.mu.Lock()
 	m := q.machines[id]
@@ -339,13 +341,17 @@ func (q *QEMU) List(ctx context.Context) ([]State, error) {
 	return all, nil
 }
 
-// State returns one machine: see [Driver].
+// State returns one machine: see [Driver]. It does not wait for a change of it.
 func (q *QEMU) State(_ context.Context, id string) (State, error) {
 	if !word.MatchString(id) {
 		return State{ID: id, Power: vnet.PowerAbsent}, nil
 	}
-	m, unlock := q.lock(id)
-	defer unlock()
+	q.mu.Lock()
+	m := q.machines[id]
+	q.mu.Unlock()
+	if m == nil {
+		return q.state(id, nil), nil
+	}
 	return q.state(id, q.running(m)), nil
 }
 

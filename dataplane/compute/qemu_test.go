@@ -173,7 +173,15 @@ func TestHungQEMU(t *testing.T) {
 	if _, err := h.q.Ensure(short, m, nic); !errors.Is(err, ErrHung) {
 		t.Errorf("Ensure: %v", err)
 	}
-	check(t, h.q.Stop(t.Context(), m.ID, false))
+	ended := make(chan error)
+	go func() { ended <- h.q.Stop(t.Context(), m.ID, false) }()
+	h.is(m.ID, vnet.PowerOn) // does not wait for the end of Stop
+	select {
+	case <-ended:
+		t.Error("Stop ended before State")
+	default:
+	}
+	check(t, <-ended)
 	h.is(m.ID, vnet.PowerOff)
 }
 
