@@ -132,7 +132,9 @@ func TestSilenceRenewsTheLease(t *testing.T) {
 // P2: a lease that is refused at T1 is dropped, and a fresh one asked for.
 func TestRefusedRenewalStartsAnew(t *testing.T) {
 	w := newWorld(t)
+	w.mu.Lock()
 	w.lease.valid = 3 * time.Second
+	w.mu.Unlock()
 	w.start()
 	w.said("lease 10.37.91.17/24 via " + gateway)
 	drain(w.dhcp)
