@@ -47,10 +47,10 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 	switch {
 	case !bounces(&in.Current) || !p.hasLink(in):
 		return noBouncePatience
-	case p.run.cuts == 0:
+	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
 		return resumePatience
 	default:
-		return at(p.run.rung).patience
+		return at(p.run.Tried).patience
 	}
 }
 
@@ -127,9 +127,9 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	r.Hops = append(r.Hops, vnet.Hop{Name: "seen", At: seen})
 	r.Blackout = blackout
 	switch {
-	case r.cuts > 0:
-		r.Rung = at(r.rung).String()
-		p.rungs.remember(image(in), r.rung)
+	case r.Cuts > 0:
+		r.Rung = at(r.Tried).String()
+		p.rungs.remember(image(in), r.Tried)
 	case in.Current.Swap != "":
 		r.Rung = "none"
 	}

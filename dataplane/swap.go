@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"replug/directory/vnet"
@@ -68,11 +69,12 @@ type run struct {
 	ACK      time.Time         `json:"ack"` // of the lease, later than the flip
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
+	Cuts     int               `json:"cuts,omitempty"`  // of the link so far
+	Tried    int               `json:"tried,omitempty"` // rung of the ladder
 
 	dirty   bool // the record doesn't have this yet
 	resumed bool // an earlier session of the agent began it
-	rung    int  // of the ladder
-	cuts    int  // so far
+	again   bool // bounced by this session because there was no proof
 	cutAt   time.Time
 	kicked  time.Time // something happened to the guest: ask often from now on
 	dueBy   time.Time // for a proof; zero: the wait has not begun
@@ -85,6 +87,16 @@ type run struct {
 func (r *run) hop(name string) {
 	r.Hops = append(r.Hops, vnet.Hop{Name: name, At: time.Now()})
 	r.dirty = true
+}
+
+// up reports whether the link was put up after the last cut.
+func (r *run) up() bool {
+	for _, h := range slices.Backward(r.Hops) {
+		if h.Name == "link_up" || h.Name == "link_down" {
+			return h.Name == "link_up"
+		}
+	}
+	return false
 }
 
 // advance walks the epoch that is to be in force through the steps, as far as
@@ -129,7 +141,7 @@ func (p *port) begin(in *vnet.Intent) {
 		// Flipped by a session that left no word of it. The guest may have
 		// followed: it is not bounced again before it had time to prove that.
 		p.run.Step, p.run.resumed = stepDark, true
-		p.run.rung = p.rungs.first(image(in))
+		p.run.Tried = p.rungs.first(image(in))
 		p.log.Info("found in force", "place", in.Current.String())
 		return
 	case p.staged != nil && p.staged.Epoch == in.Current.Epoch:
@@ -141,7 +153,7 @@ func (p *port) begin(in *vnet.Intent) {
 		// The guest may be at either place.
 		p.run.From = append(p.run.From, old.From...)
 	}
-	p.run.rung = p.rungs.first(image(in))
+	p.run.Tried = p.rungs.first(image(in))
 }
 
 // again takes up a walk that a record knows. What was done before the flip is
@@ -149,7 +161,6 @@ func (p *port) begin(in *vnet.Intent) {
 func (p *port) again(in *vnet.Intent) {
 	r := &p.run
 	r.resumed = true
-	r.rung = p.rungs.first(image(in))
 	switch {
 	case p.row == nil || p.row.Epoch != in.Current.Epoch:
 		p.begin(in)
@@ -194,7 +205,7 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		if err := p.setLink(ctx, in, false); err != nil {
 			p.log.Warn("link could not be cut", "err", err)
 		} else {
-			p.run.cuts++
+			p.run.Cuts++
 			p.run.hop("link_down")
 		}
 	}
@@ -254,17 +265,17 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		r.kicked = time.Now()
 		return outcome{kind: done}, nil
 	}
-	if left := at(r.rung).dark - time.Since(r.cutAt); r.cuts > 0 && left > 0 {
+	if left := at(r.Tried).dark - time.Since(r.cutAt); r.Cuts > 0 && left > 0 {
 		return wait(left), nil
 	}
 	err := p.setLink(ctx, in, true)
 	switch {
-	case err != nil && r.cuts > 0:
+	case err != nil && r.Cuts > 0:
 		return outcome{}, err // we cut it
 	case err != nil:
 		p.log.Warn("link is not known to be up", "err", err)
 		r.owed = true
-	case r.cuts > 0:
+	case r.Cuts > 0 && !r.up():
 		r.hop("link_up")
 	}
 	r.kicked, r.dueBy = time.Now(), time.Time{}
@@ -274,18 +285,19 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 // recut is the next rung.
 func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
-	if r.cuts > 0 {
-		r.rung++
+	if r.Cuts > 0 {
+		r.Tried++
 	}
-	if r.rung >= len(ladder) {
-		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client", r.cuts)
+	if r.Tried >= len(ladder) {
+		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client", r.Cuts)
 	}
 	if err := p.setLink(ctx, in, false); err != nil {
 		return outcome{}, err
 	}
-	r.cuts++
+	r.Cuts++
+	r.again = true
 	r.cutAt, r.dueBy = time.Now(), time.Time{}
 	r.hop("link_down")
-	p.log.Info("bounce again", "rung", at(r.rung).String(), "cuts", r.cuts)
+	p.log.Info("bounce again", "rung", at(r.Tried).String(), "cuts", r.Cuts)
 	return outcome{kind: done}, nil
 }

@@ -186,6 +186,9 @@ func (w *world) SetPort(r Row) error {
 	if r.Epoch < w.rows[r.Port].Epoch {
 		w.t.Errorf("port %d goes back from epoch %s to %s", r.Port, w.rows[r.Port].Epoch, r.Epoch)
 	}
+	if w.docs[r.Port] != nil && w.published[r.Port] != r.Epoch {
+		w.t.Errorf("port %d flips to epoch %s while the document of %s is served", r.Port, r.Epoch, w.published[r.Port])
+	}
 	if err := w.act("row %d %s vni %#x", r.Port, r.Epoch, r.VNI); err != nil {
 		return err
 	}

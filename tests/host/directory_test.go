@@ -172,6 +172,9 @@ func (d *directory) snapshot(host string) []*directorypb.ToHost {
 	}
 	for _, in := range d.intents {
 		vnis[in.Current.VNI] = true
+		if in.Next != nil {
+			vnis[in.Next.VNI] = true
+		}
 	}
 	for v := range vnis {
 		out = append(out, networkSynced(v))

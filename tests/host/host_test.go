@@ -68,7 +68,7 @@ type world struct {
 
 func newWorld(t *testing.T, name string, hosts int) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	l, err := lab.Up(ctx, lab.Config{Name: name, Hosts: hosts, Helper: helper})
 	if err != nil {
