@@ -251,7 +251,9 @@ func (d *driver) tell(f func(*facts)) {
 // status takes a status of the port, and reports whether it is about this swap.
 func (d *driver) status(s vnet.Status) bool {
 	d.mu.Lock()
-	mine := s.Host == d.rec.Host && s.Epoch >= d.rec.After.Epoch && !d.rec.Phase.Ended()
+	there := d.rec.After.Epoch
+	back := d.engine.after(there) // heard, perhaps, before the store has answered
+	mine := s.Host == d.rec.Host && (s.Epoch == there || s.Epoch == back) && !d.rec.Phase.Ended()
 	d.mu.Unlock()
 	if mine {
 		d.tell(func(f *facts) { f.hear(s) })
