@@ -12,7 +12,7 @@
 // is 172.31.250.2/24. Nothing has IPv6.
 //
 // Whatever a lab makes is found again from its name alone: namespaces
-// (/run/netns/rp-<lab>-*), its state directory (/run/replug/lab/<lab>), and
+// (rp-<lab>-*, below /run/replug/netns), its state directory (/run/replug/lab/<lab>), and
 // processes, by their namespace and by REPLUG_LAB=<lab> in their environment.
 // So another process can take it down, and [Residue] can tell what was left.
 //

@@ -12,11 +12,19 @@ import (
 	"replug/tests/lab/space"
 )
 
-const netnsDir = "/run/netns" // where iproute2 looks
+// Namespaces are mounted in a directory of the lab's own, and iproute2 finds them
+// by a link. Mounted in iproute2's directory they could get stuck: the first
+// `ip netns add` on a machine mounts that directory over itself, and hides them.
+const (
+	netnsDir = "/run/replug/netns"
+	linksDir = "/run/netns"
+)
 
 func netnsName(lab, node string) string { return "rp-" + lab + "-" + node }
 
 func netnsPath(lab, node string) string { return filepath.Join(netnsDir, netnsName(lab, node)) }
+
+func linkOf(path string) string { return filepath.Join(linksDir, filepath.Base(path)) }
 
 // labOfNetns takes "rp-<lab>-<node>" apart.
 func labOfNetns(name string) (lab string, ok bool) {
@@ -25,17 +33,22 @@ func labOfNetns(name string) (lab string, ok bool) {
 	return lab, ok && dash && nameForm.MatchString(lab)
 }
 
-// createNetns makes a named namespace, as `ip netns add` does.
+// createNetns makes a named namespace, which `ip netns exec` finds too.
 func createNetns(lab, node string) error {
 	path := netnsPath(lab, node)
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return fmt.Errorf("make %s: %w", netnsDir, err)
+	for _, dir := range []string{netnsDir, linksDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
 		return fmt.Errorf("make namespace: %w", err)
 	}
 	f.Close()
+	if err := os.Symlink(path, linkOf(path)); err != nil {
+		return errors.Join(fmt.Errorf("link namespace: %w", err), os.Remove(path))
+	}
 	return space.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make namespace %s: %w", filepath.Base(path), err)
@@ -53,8 +66,10 @@ func deleteNetns(path string) error {
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove %s: %w", path, err)
+	for _, p := range []string{path, linkOf(path)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove %s: %w", p, err)
+		}
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func residueOf(name string) []string {
 func strays() []string {
 	var left []string
 	// Tests make namespaces of their own, named rt-<room>.
-	spaces, _ := filepath.Glob(filepath.Join(netnsDir, "rt-*"))
+	spaces, _ := filepath.Glob(filepath.Join(linksDir, "rt-*"))
 	for _, s := range spaces {
 		left = append(left, "namespace "+filepath.Base(s))
 	}
