@@ -131,7 +131,14 @@ func (r *reign) portView(ctx context.Context, name string) (*pb.Port, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, _ := r.board.get(name)
+	s, ok := r.board.get(name)
+	if !ok { // the host has not said anything since this server leads
+		stored, err := store.Get[vnet.Status](ctx, r.store, store.StatusKey(row.Value.Host, name))
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		s = stored.Value
+	}
 	return portTo(&row.Value, &in.Value, s), nil
 }
 

@@ -1,0 +1,268 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "replug/control/controlpb"
+	"replug/directory/vnet"
+)
+
+// pooled fills the pool of type tiny.
+func (w *world) pooled(size int32) {
+	w.t.Helper()
+	op := w.as("olga")
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: id("pool", size), Type: "tiny", Size: size}))(w.t)
+	w.ready(size)
+}
+
+func (w *world) ready(size int32) {
+	w.t.Helper()
+	op := w.as("olga")
+	w.wait("pool", func() error {
+		p, err := op.GetPool(w.ctx, &pb.GetPoolRequest{Type: "tiny"})
+		if err == nil && p.Ready != size {
+			err = fmt.Errorf("%d of %d ready, %d boot; %s", p.Ready, size, p.Booting, p.Error)
+		}
+		return err
+	})
+}
+
+func (w *world) claimed(name, network, ip string) *pb.Claim {
+	w.t.Helper()
+	acme := w.as("acme")
+	c := must(acme.CreateClaim(w.ctx, &pb.CreateClaimRequest{
+		RequestId: id("claim", name), Name: name, Type: "tiny", Network: network, Ip: ip,
+		Settings: &pb.Settings{Hostname: name + "-host", User: "alice", SshKeys: []string{"ssh-ed25519 AAAA alice"}},
+	}))(w.t)
+	return w.claimDone(c.Id)
+}
+
+// claimDone watches a claim to its end.
+func (w *world) claimDone(id string) *pb.Claim {
+	w.t.Helper()
+	s := must(w.as("acme").WatchClaim(w.ctx, &pb.GetClaimRequest{Id: id}))(w.t)
+	var last *pb.Claim
+	for {
+		c, err := s.Recv()
+		if err != nil {
+			break
+		}
+		last = c
+	}
+	if last == nil || last.Phase != "ready" && last.Phase != "failed" {
+		w.t.Fatalf("claim ended as %v", last)
+	}
+	return last
+}
+
+// S20, S28, S39, S41, S46: the pool keeps its number, in a network of its own, by
+// partial success; and takes its VMs from nobody.
+func TestPoolFills(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.pooled(5)
+	vms := must(w.as("olga").ListVMs(w.ctx, &pb.ListVMsRequest{Tenant: "platform"}))(t).Vms
+	for _, vm := range vms {
+		in, _ := h.intent(vm.Port.Name)
+		if vm.Phase != "pooled" || vm.Guest.Kind != "partial" || !in.Current.Isolated || !in.Current.Document.Partial() {
+			t.Errorf("VM %v, place %+v", vm, in.Current)
+		}
+	}
+	must(w.as("olga").DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "lost", Name: vms[3].Id}))(t)
+	w.ready(5)
+	w.pooled(2)
+	w.pooled(3)
+	booting := 0
+	for _, in := range h.seen {
+		if in.Machine != nil {
+			booting++
+		}
+	}
+	if booting < 6 {
+		t.Errorf("only %d intents", booting)
+	}
+}
+
+// At most so many VMs boot at once on a host; those that fail are destroyed, and
+// not made again in a hurry.
+func TestPoolIsPatient(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.BootBudget = 300 * time.Millisecond })
+	w.furnish()
+	h := w.host("h7", 7)
+	var mu sync.Mutex
+	most, now := 0, make(map[string]bool)
+	h.behave(manners{
+		upTo: func(vnet.Place) vnet.StatusPhase { return vnet.StatusLeased },
+		hook: func(p vnet.StatusPhase, port string) {
+			mu.Lock()
+			defer mu.Unlock()
+			now[port] = p != vnet.StatusGone
+			n := 0
+			for _, up := range now {
+				if up {
+					n++
+				}
+			}
+			most = max(most, n)
+		},
+	})
+	op := w.as("olga")
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: 7}))(t)
+	w.wait("the pool's reason", func() error {
+		p, err := op.GetPool(w.ctx, &pb.GetPoolRequest{Type: "tiny"})
+		if err == nil && !strings.Contains(p.Error, "no report of success") {
+			err = fmt.Errorf("error is %q", p.Error)
+		}
+		return err
+	})
+	h.behave(manners{})
+	w.ready(7)
+	mu.Lock()
+	defer mu.Unlock()
+	if most > DefaultBootsPerHost {
+		t.Errorf("%d VMs booted at once", most)
+	}
+}
+
+// S50, S51, S53, S54, S55, S60, S61: a pooled VM becomes the tenant's: its network,
+// address, name, disks; MAC and physical address stay; nothing reboots.
+func TestClaimFromPool(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.pooled(2)
+	pool := must(w.as("olga").ListVMs(w.ctx, &pb.ListVMsRequest{Tenant: "platform"}))(t).Vms
+	c := w.claimed("web-1", "red", "10.17.34.51")
+	if c.Phase != "ready" || c.Source != "pool" || c.Tries != 1 || c.Note != "" || c.Swap == "" {
+		t.Fatalf("claim %v", c)
+	}
+	vm := must(w.as("acme").GetVM(w.ctx, &pb.GetVMRequest{Name: "web-1"}))(t)
+	var was *pb.VM
+	for _, p := range pool {
+		if p.Id == vm.Id {
+			was = p
+		}
+	}
+	if was == nil {
+		t.Fatalf("claimed %s, the pool had %v", vm.Id, pool)
+	}
+	if vm.Port.Mac != was.Port.Mac || vm.Port.Pa != was.Port.Pa || vm.Guest.BootId != was.Guest.BootId {
+		t.Errorf("changed: %v, was %v", vm.Port, was.Port)
+	}
+	if vm.Tenant != "acme" || vm.Phase != "ready" || vm.Port.Network != "red" || vm.Port.Addrs[0] != "10.17.34.51/24" || vm.Port.Tenant != "acme" ||
+		vm.Disks[0].Tenant != "acme" || vm.Settings.Hostname != "web-1-host" || vm.Guest.Kind != "final" || vm.Guest.Hostname != "web-1-host" {
+		t.Errorf("VM %v", vm)
+	}
+	in, _ := h.intent(vm.Port.Name)
+	if d := in.Current.Document; d.Partial() || d.User != "alice" || in.Current.Isolated {
+		t.Errorf("place %+v, document %+v", in.Current, d)
+	}
+	w.ready(2) // another one has taken its place
+	swap := must(w.as("acme").GetSwap(w.ctx, &pb.GetSwapRequest{Id: c.Swap}))(t)
+	if !swap.Ok || swap.Claim != c.Id || swap.Before.Network != "placeholder" {
+		t.Errorf("swap %v", swap)
+	}
+	must(w.as("acme").DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "d", Name: "web-1"}))(t)
+	w.ready(2)
+}
+
+// S49: without a pooled VM one is made from scratch, and the claim says so.
+func TestClaimFromScratch(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	w.host("h7", 7)
+	c := w.claimed("web-1", "red", "10.17.34.51")
+	if c.Phase != "ready" || c.Source != "scratch" || !strings.Contains(c.Note, "no pooled VM of type tiny") || c.View.Phase != "ready" || c.View.Tenant != "acme" {
+		t.Errorf("claim %v", c)
+	}
+}
+
+// No VM is handed out twice, however many ask at once.
+func TestClaimsAtOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	w.host("h7", 7)
+	w.pooled(5)
+	claims := make([]*pb.Claim, 5)
+	var all sync.WaitGroup
+	for i := range claims {
+		all.Go(func() { claims[i] = w.claimed(fmt.Sprintf("web-%d", i), "red", "") })
+	}
+	all.Wait()
+	vms, addrs := make(map[string]bool), make(map[string]bool)
+	for _, c := range claims {
+		if c.Phase != "ready" || c.Source != "pool" {
+			t.Errorf("claim %v", c)
+			continue
+		}
+		vms[c.Vm], addrs[c.View.Port.Addrs[0]] = true, true
+	}
+	if len(vms) != len(claims) || len(addrs) != len(claims) {
+		t.Errorf("VMs %v, addresses %v", vms, addrs)
+	}
+}
+
+// A claimed VM whose guest fails is destroyed and another one taken, with the
+// same name and address; after three of them the claim fails.
+func TestClaimServedAgain(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.pooled(2)
+	var mu sync.Mutex
+	bad := 1
+	h.behave(manners{guest: func(p vnet.Place, g *vnet.GuestReport) {
+		mu.Lock()
+		defer mu.Unlock()
+		if g.Kind == vnet.ReportFinal && bad > 0 {
+			bad--
+			g.OK, g.Error = false, "useradd: no space left"
+		}
+	}})
+	c := w.claimed("web-1", "red", "10.17.34.51")
+	if c.Phase != "ready" || c.Tries != 2 || !strings.Contains(c.Note, "useradd") || c.View.Port.Addrs[0] != "10.17.34.51/24" {
+		t.Fatalf("claim %v", c)
+	}
+	w.ready(2)
+	mu.Lock()
+	bad = 1000
+	mu.Unlock()
+	c = w.claimed("web-2", "red", "10.17.34.52")
+	if c.Phase != "failed" || c.Tries != 3 || !strings.Contains(c.Error, "useradd") {
+		t.Errorf("claim %v", c)
+	}
+	w.wait("the failed VMs are gone", func() error {
+		vms, err := w.as("olga").ListVMs(w.ctx, &pb.ListVMsRequest{Tenant: "acme"})
+		if err == nil && len(vms.Vms) != 1 {
+			err = fmt.Errorf("%d VMs", len(vms.Vms))
+		}
+		return err
+	})
+}
+
+// A host that refuses to stage ends the first try with no impact on anybody; a
+// claim on a dead host takes a VM elsewhere.
+func TestClaimAvoidsDeadHost(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h7 := w.host("h7", 7)
+	w.pooled(1)
+	h7.halt()
+	w.wait("h7 is gone", func() error {
+		hosts, err := w.as("olga").ListHosts(w.ctx, &pb.ListHostsRequest{})
+		if err == nil && hosts.Hosts[0].Connected {
+			err = fmt.Errorf("connected")
+		}
+		return err
+	})
+	w.host("h9", 9)
+	c := w.claimed("web-1", "red", "")
+	if c.Phase != "ready" || c.View.Host != "h9" || c.Source != "scratch" {
+		t.Errorf("claim %v", c)
+	}
+}
