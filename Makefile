@@ -17,7 +17,7 @@ GUEST_MAX := 8388608
 # What the programs and the demo need, and what building and testing need on top.
 # A virtual machine needs no network boot, so QEMU's recommends stay out.
 PACKAGES := qemu-system-x86 qemu-utils busybox-static xz-utils tzdata ca-certificates
-PACKAGES_TEST := clang-19 llvm-19 libbpf-dev linux-libc-dev libc6-dev protobuf-compiler \
+PACKAGES_TEST := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler \
 	iproute2 procps iperf3 tcpdump tshark vagrant
 
 export DEBIAN_FRONTEND := noninteractive
@@ -40,6 +40,7 @@ build: setup $(PROGRAMS:%=build-%) ## build the programs into bin/
 	[ "$$size" -lt $(GUEST_MAX) ] || { echo "bin/replug-guest has $$size bytes, at most $(GUEST_MAX) are allowed" >&2; exit 1; }
 
 build-%:
+	rm -f bin/$*
 	$(GO) build -trimpath -ldflags '-s -w' -o bin/$* ./cmd/$*
 
 generate: setup-test ## make the BPF objects and the protobuf code again, byte for byte

@@ -10,24 +10,22 @@ import (
 
 // Residue lists, in words, whatever is left of a lab: processes, namespaces,
 // mounts, pinned BPF objects, devices, files. Empty after a good Down. With ""
-// it lists what is left of all labs.
+// it lists what is left of all labs whose owner is dead, and of tests.
 func Residue(name string) []string {
-	names := []string{name}
-	if name == "" {
-		names = Names()
+	if name != "" {
+		return residueOf(name)
 	}
-	left := []string{}
-	for _, n := range names {
-		left = append(left, residueOf(n)...)
-	}
-	if name == "" {
-		left = append(left, strays()...)
+	left := append([]string{}, strays()...)
+	for _, n := range Names() {
+		if rec, err := readRecord(n); err != nil || !rec.alive() {
+			left = append(left, residueOf(n)...)
+		}
 	}
 	return left
 }
 
 func residueOf(name string) []string {
-	var left []string
+	left := []string{}
 	for _, m := range members(name) {
 		left = append(left, m.String())
 	}
