@@ -38,6 +38,7 @@ func TestModel(t *testing.T) {
 		rt.Repeat(map[string]func(*rapid.T){
 			"change": m.change,
 			"host":   m.reconnect,
+			"break":  m.breakStreams,
 			"server": m.restart,
 			"":       m.check,
 		})
@@ -71,8 +72,8 @@ func (m *model) serve() {
 	if m.site != nil {
 		addr = m.site.addr
 	}
-	// A ring so small that some hosts come back too late for it.
-	m.site = serve(m.t, server.Options{Store: m.store, Control: quiet{}, Ring: 12}, addr)
+	// A ring so small that some hosts come back too late for it, and some in time.
+	m.site = serve(m.t, server.Options{Store: m.store, Control: quiet{}, Ring: 24}, addr)
 }
 
 func (m *model) attach(h *modelHost) {
@@ -144,6 +145,15 @@ func (m *model) reconnect(rt *rapid.T) {
 		m.change(rt)
 	}
 	m.attach(h)
+}
+
+// breakStreams ends all streams; hosts keep what they know and come back.
+func (m *model) breakStreams(rt *rapid.T) {
+	m.site.SetLeader(false, "nobody")
+	for range rapid.IntRange(1, 4).Draw(rt, "missed") {
+		m.change(rt)
+	}
+	m.site.SetLeader(true, "s1")
 }
 
 func (m *model) restart(rt *rapid.T) {
