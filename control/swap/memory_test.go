@@ -26,6 +26,7 @@ type memory struct {
 	rows    map[string]*mvccpb.KeyValue
 	down    bool
 	lose    int      // answers of writes to lose, though they were made
+	refuse  int      // writes that fail, and are not made
 	commits []string // keys written by each transaction
 	after   func()   // called after each commit, outside the lock
 	onWrite func()   // called with each commit, inside it
@@ -115,6 +116,10 @@ func (t *memoryTxn) commit() (*clientv3.TxnResponse, error) {
 				ResponseRange: &pb.RangeResponse{Count: g.Count}}})
 		}
 		return r, nil
+	}
+	if m.refuse > 0 {
+		m.refuse--
+		return nil, errDown
 	}
 	keys, err := m.apply(t.then)
 	if err != nil {

@@ -100,6 +100,7 @@ type world struct {
 	eyes    *store.Store // of the test
 	objects *objects
 	online  bool
+	era     uint16
 	started int // swaps
 	engine  *Engine
 	stop    func() error
@@ -117,7 +118,7 @@ type world struct {
 const testPort = "p-31"
 
 func newWorld(t testing.TB, s *store.Store, m *memory) *world {
-	w := &world{t: t, memory: m, store: s, eyes: s, objects: &objects{store: s}, online: true, session: 3}
+	w := &world{t: t, memory: m, store: s, eyes: s, objects: &objects{store: s}, online: true, era: 2, session: 3}
 	if m != nil {
 		w.eyes = m.peek()
 	}
@@ -140,7 +141,7 @@ func newWorld(t testing.TB, s *store.Store, m *memory) *world {
 
 // lead starts a leader, as after an election.
 func (w *world) lead() {
-	w.engine = New(Options{Store: w.store, Objects: w.objects, Era: 2,
+	w.engine = New(Options{Store: w.store, Objects: w.objects, Era: w.era,
 		Connected: func(string) bool { return w.online },
 		OnEnd:     func(r Record) { w.mu.Lock(); defer w.mu.Unlock(); w.ended = append(w.ended, r) }})
 	ctx, cancel := context.WithCancel(context.Background())
