@@ -164,7 +164,25 @@ func (ns *networks) OnSynced(int64) {
 	seen := ns.seen
 	ns.sweep(func(k MappingKey) bool { _, ok := seen[k]; return !ok })
 	ns.forgetHosts()
+	ns.forgetRoutes()
 	ns.seen, ns.heard = nil, nil
+}
+
+// forgetRoutes removes what an earlier session left of networks that this host
+// needs no more.
+func (ns *networks) forgetRoutes() {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for vni, routes := range ns.routes {
+		if routes != nil || ns.loaded[vni] {
+			continue
+		}
+		if err := ns.datapath.SetRoutes(vni, nil); err != nil {
+			ns.log.Error("old routes stay in the datapath", "err", err)
+			continue
+		}
+		delete(ns.routes, vni)
+	}
 }
 
 // sweep deletes the mappings that old says.

@@ -32,6 +32,7 @@ type world struct {
 	docs      map[vnet.PortID]*vnet.Document
 	loaded    map[vnet.VNI]bool
 	full      error
+	dies      bool // every machine, at once
 	statuses  []vnet.Status
 	acts      []string // in order
 	guests    map[vnet.PortID]*guest
@@ -288,7 +289,7 @@ func (f *worldMachines) Start(_ context.Context, in vnet.Intent, _ uint16) error
 	if err := w.act("start %s", in.Machine.ID); err != nil {
 		return err
 	}
-	w.running[in.Machine.ID] = true
+	w.running[in.Machine.ID] = !w.dies
 	if g := w.guests[in.ID]; g != nil {
 		g.link = true
 		g.ask()

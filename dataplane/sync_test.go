@@ -1,0 +1,279 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	stdmaps "maps"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"replug/directory/vnet"
+)
+
+// A table is the datapath's side of the directory.
+type table struct {
+	mappings map[MappingKey]MappingRow
+	hosts    map[netip.Prefix]bool
+	hops     map[uint32]NextHop
+	stamps   map[uint32]time.Time
+	routes   map[vnet.VNI][]vnet.Route
+	full     error
+	writes   int
+}
+
+func newTable() *table {
+	return &table{mappings: map[MappingKey]MappingRow{}, hosts: map[netip.Prefix]bool{}, hops: map[uint32]NextHop{},
+		stamps: map[uint32]time.Time{}, routes: map[vnet.VNI][]vnet.Route{}}
+}
+
+func (f *table) SetMappings(rows []MappingRow) error {
+	f.writes++
+	if f.full != nil && len(rows) > 0 {
+		return f.full
+	}
+	for _, r := range rows {
+		f.mappings[MappingKey{r.VNI, r.CA}] = r
+	}
+	return nil
+}
+
+func (f *table) DeleteMappings(keys []MappingKey) error {
+	for _, k := range keys {
+		delete(f.mappings, k)
+	}
+	return nil
+}
+
+func (f *table) EachMapping(each func(MappingRow)) error {
+	for _, m := range f.mappings {
+		each(m)
+	}
+	return nil
+}
+
+func (f *table) PutHost(p netip.Prefix) error    { f.hosts[p] = true; return nil }
+func (f *table) DeleteHost(p netip.Prefix) error { delete(f.hosts, p); return nil }
+
+func (f *table) Hosts() ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for p := range stdmaps.Keys(f.hosts) {
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func (f *table) SetNextHop(i uint32, n NextHop) error {
+	f.hops[i], f.stamps[i] = n, time.Now()
+	return nil
+}
+
+func (f *table) SetRoutes(v vnet.VNI, routes []vnet.Route) error {
+	if f.routes[v] = routes; len(routes) == 0 {
+		delete(f.routes, v)
+	}
+	return nil
+}
+
+func (f *table) RouteNetworks() (vnis []vnet.VNI, err error) {
+	for v := range f.routes {
+		vnis = append(vnis, v)
+	}
+	return vnis, nil
+}
+
+// kernel knows the way to some hosts.
+type kernel4test map[netip.Addr]NextHop
+
+func (k kernel4test) NextHop(_ context.Context, dst netip.Addr) (NextHop, bool) {
+	n, ok := k[dst]
+	return n, ok
+}
+
+func session(t *testing.T, f *table, k kernel4test) *networks {
+	t.Helper()
+	ns, err := newNetworks(f, k, "h1", NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+func hostInfo(name, prefix string) vnet.HostInfo {
+	p := netip.MustParsePrefix(prefix)
+	return vnet.HostInfo{Name: name, PAPrefix: p, Address: p.Addr()}
+}
+
+func mapping(vni vnet.VNI, ca, pa, host string, counter uint64) vnet.Mapping {
+	return vnet.Mapping{VNI: vni, CA: vnet.CA{Addr: netip.MustParseAddr(ca)}, PA: vnet.PA{Addr: netip.MustParseAddr(pa)},
+		MAC: vnet.PortMAC(0x1a2b3c4d), Epoch: vnet.NewEpoch(3, counter), Host: host, Port: "p-9"}
+}
+
+var (
+	bigMapping = MappingKey{blue, vnet.CA{Addr: netip.MustParseAddr("10.17.34.62")}}
+	hopTwo     = NextHop{Ifindex: 7, Src: vnet.PortMAC(0x21324354), Dst: vnet.PortMAC(0x65768798)}
+)
+
+// A resync replaces all: what isn't repeated goes, what is stays in force.
+func TestResync(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	ns.OnResync()
+	ns.OnHost(hostInfo("h2", "100.64.2.0/24"))
+	ns.OnHost(hostInfo("h3", "100.64.3.0/24"))
+	ns.OnHost(hostInfo("h1", "100.64.1.0/24"))
+	ns.OnMapping(mapping(red, "10.17.34.51", "100.64.2.23", "h2", 7))
+	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+	if ok, _ := ns.Synced(blue); ok {
+		t.Error("synced before the directory says so")
+	}
+	ns.OnNetworkSynced(blue, 17)
+	if ok, err := ns.Synced(blue); !ok || err != nil || f.mappings[bigMapping].Epoch != vnet.NewEpoch(3, 8) {
+		t.Errorf("blue: %t, %v, %v", ok, err, f.mappings)
+	}
+	ns.OnSynced(17)
+	if len(f.hosts) != 2 {
+		t.Errorf("hosts %v: our own prefix is none that frames come from", f.hosts)
+	}
+
+	ns = session(t, f, nil) // the agent was started again
+	ns.OnResync()
+	ns.OnHost(hostInfo("h3", "100.64.3.0/24"))
+	if len(f.mappings) != 2 || len(f.hosts) != 2 {
+		t.Errorf("a resync that goes on took something away: %v, %v", f.mappings, f.hosts)
+	}
+	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+	ns.OnSynced(18)
+	if _, ok := f.mappings[bigMapping]; len(f.mappings) != 1 || !ok {
+		t.Errorf("after the sweep: %v", f.mappings)
+	}
+	if want := (map[netip.Prefix]bool{netip.MustParsePrefix("100.64.3.0/24"): true}); !stdmaps.Equal(f.hosts, want) {
+		t.Errorf("hosts after the sweep: %v", f.hosts)
+	}
+	ns.OnNetworkGone(blue)
+	if ok, _ := ns.Synced(blue); ok || len(f.mappings) != 0 {
+		t.Errorf("network is gone, but: %t, %v", ok, f.mappings)
+	}
+}
+
+// Changes are written before what relies on them, and in batches.
+func TestMappingsAreBatched(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	for i := range 2 * batch {
+		m := mapping(red, "10.17.0.0", "100.64.2.23", "h2", 7)
+		a := m.CA.As4()
+		a[2], a[3] = byte(i>>8), byte(i)
+		m.CA = vnet.CA{Addr: netip.AddrFrom4(a)}
+		ns.OnMapping(m)
+	}
+	ns.OnMappingGone(red, vnet.CA{Addr: netip.MustParseAddr("10.17.0.3")})
+	ns.OnSynced(19)
+	if len(f.mappings) != 2*batch-1 || f.writes > 4 {
+		t.Errorf("%d mappings in %d writes", len(f.mappings), f.writes)
+	}
+}
+
+// A network that doesn't fit can't be staged, with the reason.
+func TestFullMapIsSaid(t *testing.T) {
+	f := newTable()
+	f.full = errors.New("map is full")
+	ns := session(t, f, nil)
+	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+	ns.OnNetworkSynced(blue, 17)
+	if _, err := ns.Synced(blue); !errors.Is(err, f.full) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ns.Synced(red); err != nil {
+		t.Errorf("red: %v", err)
+	}
+}
+
+// Next hops stay younger than a minute, and keep their index over a restart:
+// mappings in the datapath name it.
+func TestNextHops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTable()
+		k := kernel4test{netip.MustParseAddr("100.64.3.0"): hopTwo}
+		ctx, cancel := context.WithCancel(t.Context())
+		ns := session(t, f, k)
+		ns.OnHost(hostInfo("h2", "100.64.2.0/24"))
+		ns.OnHost(hostInfo("h3", "100.64.3.0/24"))
+		ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+		ns.OnSynced(17)
+		index := f.mappings[bigMapping].NextHop
+		go ns.run(ctx)
+		for range 10 {
+			time.Sleep(27 * time.Second)
+			synctest.Wait()
+			if age := time.Since(f.stamps[index]); f.hops[index] != hopTwo || age > 30*time.Second {
+				t.Fatalf("next hop %d: %v, %s old", index, f.hops[index], age)
+			}
+		}
+		cancel()
+		synctest.Wait()
+
+		ns = session(t, f, k)
+		ns.OnResync()
+		ns.OnHost(hostInfo("h5", "100.64.5.0/24"))
+		ns.OnHost(hostInfo("h3", "100.64.3.0/24"))
+		ns.OnHost(hostInfo("h2", "100.64.2.0/24"))
+		ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+		ns.OnSynced(18)
+		if got := f.mappings[bigMapping].NextHop; got != index || index == 0 {
+			t.Errorf("index %d, was %d", got, index)
+		}
+		ns.OnHostGone("h3")
+		if f.hops[index] != (NextHop{}) {
+			t.Errorf("next hop of a host that is gone: %v", f.hops[index])
+		}
+	})
+}
+
+// The routes of a network are those of the places in it, the newest winning;
+// they go with the last one.
+func TestRoutes(t *testing.T) {
+	f := newTable()
+	f.routes[0x999999] = []vnet.Route{{Prefix: netip.MustParsePrefix("10.99.0.0/16")}} // of an earlier session
+	ns := session(t, f, nil)
+	route := func(counter uint64, hop string) *vnet.Place {
+		p := place("red", red, "10.17.34.51", counter)
+		p.Routes = []vnet.Route{{Prefix: netip.MustParsePrefix("10.23.0.0/16"), NextHop: netip.MustParseAddr(hop)}}
+		return &p
+	}
+	elsewhere := place("blue", blue, "10.17.34.62", 9)
+	for _, c := range []struct {
+		id     vnet.PortID
+		places []*vnet.Place
+		want   string
+	}{
+		{23, []*vnet.Place{route(7, "10.17.34.3"), nil}, "10.17.34.3"},
+		{29, []*vnet.Place{route(9, "10.17.34.4")}, "10.17.34.4"},
+		{29, []*vnet.Place{&elsewhere}, "10.17.34.3"},
+		{23, []*vnet.Place{route(7, "10.17.34.3"), &elsewhere}, "10.17.34.3"},
+		{23, nil, ""},
+	} {
+		if err := ns.Use(c.id, c.places...); err != nil {
+			t.Fatal(err)
+		}
+		var want []vnet.Route
+		if c.want != "" {
+			want = []vnet.Route{{Prefix: netip.MustParsePrefix("10.23.0.0/16"), NextHop: netip.MustParseAddr(c.want)}}
+		}
+		if d := cmp.Diff(want, f.routes[red], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+			t.Errorf("port %d at %v: -want +got\n%s", c.id, c.places, d)
+		}
+	}
+	ns.OnResync()
+	ns.OnSynced(20)
+	if len(f.routes) != 0 {
+		t.Errorf("routes left: %v", f.routes)
+	}
+}
