@@ -174,7 +174,7 @@ func labDown(name *string) *cobra.Command {
 }
 
 func demoCommand() *cobra.Command {
-	var file string
+	var file, name string
 	cmd := &cobra.Command{Use: "demo", Short: "Play the story: pool, claim, live swap, undo, faults", Args: exact(0, "no argument"),
 		Example: "  replug demo --out out/demo.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -186,8 +186,9 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return demo.Run(cmd.Context(), demo.Options{Out: cmd.OutOrStdout(), File: file, Bin: bin, Helper: help})
+			return demo.Run(cmd.Context(), demo.Options{Out: cmd.OutOrStdout(), File: file, Bin: bin, Helper: help, Name: name})
 		}}
 	cmd.Flags().StringVar(&file, "out", "out/demo.json", "file for the result")
+	cmd.Flags().StringVar(&name, "lab", "demo", "name of the lab to play in")
 	return cmd
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,23 +15,16 @@ import (
 const (
 	redIP  = "10.0.0.10"
 	blueIP = "10.0.0.20"
+	sshKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rT0c4bXkqk7m3Zq0y2l1o9uWv8xQe6sDf4gHjKlMn ann@example"
 )
 
 // claim asks for web-1 in red; a pooled VM becomes it.
 func (p *player) claim(ctx context.Context) error {
-	key := filepath.Join(p.world.lab.Dir(), "ann.pub")
-	if err := os.WriteFile(key, []byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rT0c4bXkqk7m3Zq0y2l1o9uWv8xQe6sDf4gHjKlMn ann@example\n"), 0o644); err != nil {
-		return err
-	}
-	b, err := os.ReadFile(key)
-	if err != nil {
-		return err
-	}
 	m := &p.result.Claim
-	err = p.measure(ctx, m, moving{from: "", to: "red", ip: redIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+	err := p.measure(ctx, m, moving{to: "red", ip: redIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
 		client := pb.NewClaimsClient(conn)
 		claim, err := client.CreateClaim(ctx, &pb.CreateClaimRequest{RequestId: "demo-claim", Tenant: tenant, Name: "web-1", Type: kind, Network: "red", Ip: redIP,
-			Settings: &pb.Settings{Hostname: "web-1", User: "ann", SshKeys: []string{string(b)}, TimeZone: "Europe/Berlin"}})
+			Settings: &pb.Settings{Hostname: "web-1", User: "ann", SshKeys: []string{sshKey}, TimeZone: "Europe/Zurich"}})
 		if err != nil {
 			return "", err
 		}
@@ -61,7 +52,12 @@ func (p *player) claim(ctx context.Context) error {
 		return fmt.Errorf("web-1 came from %q, not from the pool", m.source)
 	}
 	p.print.move("claim", m)
-	return p.settings(ctx)
+	if err := p.settings(ctx); err != nil {
+		return err
+	}
+	// Nothing that follows is to be measured beside a VM that boots.
+	p.print.line("the pool fills itself again:")
+	return p.filled(ctx)
 }
 
 // settings reads back, inside the guest, what the customer asked for.
@@ -87,7 +83,7 @@ func (p *player) swap(ctx context.Context) error {
 	}
 	p.print.quote("replug vm swap web-1 --network blue --ip "+blueIP+" --hostname blue-1 --plan", string(out))
 	m := &p.result.Swap
-	err = p.measure(ctx, m, moving{vm: "web-1", from: "red", to: "blue", ip: blueIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+	err = p.measure(ctx, m, moving{vm: "web-1", from: "red", to: "blue", at: redIP, ip: blueIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
 		s, err := pb.NewSwapsClient(conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "demo-swap", Tenant: tenant, Vm: "web-1", Network: "blue", Ip: blueIP, Hostname: "blue-1"})
 		if err != nil {
 			return "", err
@@ -126,7 +122,7 @@ func finish(ctx context.Context, conn *grpc.ClientConn, id string) (*pb.Swap, er
 type moving struct {
 	vm       string // "": the claim decides which
 	from, to string // networks; from "": the pool's
-	ip       string
+	at, ip   string // addresses: now (of a VM with a name), and then
 }
 
 // measure does a move and fills m from what the guest, the peers and the wire
@@ -147,6 +143,13 @@ func (p *player) measure(ctx context.Context, m *Move, what moving, do func(cont
 		return err
 	}
 	defer pinger.Stop()
+	if what.from != "" { // frames to and fro until the flip, so that the blackout has a beginning
+		old, err := cluster.StartPinger(w.peers[what.from].Node, netip.MustParseAddr(what.at), 2*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		defer old.Stop()
+	}
 	if err := probes.warmUp(ctx); err != nil {
 		return err
 	}

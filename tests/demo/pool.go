@@ -20,12 +20,26 @@ func (p *player) pool(ctx context.Context) error {
 	if _, err := w.cluster.CLI(ctx, "pool", "set", kind, "--size", fmt.Sprint(pooled)); err != nil {
 		return err
 	}
-	conn, err := w.cluster.Conn()
+	if err := p.filled(ctx); err != nil {
+		return err
+	}
+	out, err := w.cluster.CLI(ctx, "vm", "list", "--tenant", "platform")
+	if err != nil {
+		return err
+	}
+	p.print.quote("replug vm list --tenant platform", string(out))
+	w.watched = newWatched(w)
+	return w.watched.remember(ctx)
+}
+
+// filled waits until the pool has all its VMs ready.
+func (p *player) filled(ctx context.Context) error {
+	conn, err := p.world.cluster.Conn()
 	if err != nil {
 		return err
 	}
 	shown := -1
-	err = lab.Until(ctx, "the pool to fill", func() error {
+	return lab.Until(ctx, "the pool to fill", func() error {
 		pool, err := pb.NewPoolsClient(conn).GetPool(ctx, &pb.GetPoolRequest{Type: kind})
 		if err != nil {
 			return err
@@ -39,21 +53,6 @@ func (p *player) pool(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	out, err := w.cluster.CLI(ctx, "vm", "list", "--tenant", "platform")
-	if err != nil {
-		return err
-	}
-	p.print.quote("replug vm list --tenant platform", string(out))
-	// The claim that follows must not be measured beside a replacement's boot.
-	_, err = w.cluster.CLI(ctx, "pool", "set", kind, "--size", "0")
-	if err != nil {
-		return err
-	}
-	w.watched = newWatched(w)
-	return w.watched.remember(ctx)
 }
 
 // scratch makes a VM without the pool, for comparison, and removes it.

@@ -18,7 +18,7 @@ import (
 
 const (
 	probeText = "replug probe from "
-	probeRate = 1500 // a second, from each peer to each address
+	probeRate = 500  // a second, from each peer to each address
 	probeLead = 3000 // probes sent before the move begins
 )
 
@@ -27,6 +27,7 @@ const (
 type probes struct {
 	what     moving
 	senders  []*cluster.Sender
+	pas      map[string]string         // by port name, as the API shows them before the move
 	captures map[string]*lab.Recording // by port name; and "up0"
 	stopped  sync.Once
 	sent     int
@@ -35,7 +36,7 @@ type probes struct {
 // startProbes captures the tap of each VM that the move may be about, and the
 // uplink, then lets the peers probe.
 func (p *player) startProbes(what moving) (*probes, error) {
-	o := &probes{what: what, captures: make(map[string]*lab.Recording)}
+	o := &probes{what: what, captures: make(map[string]*lab.Recording), pas: make(map[string]string)}
 	vms, err := p.candidates(what)
 	if err != nil {
 		return nil, err
@@ -43,6 +44,7 @@ func (p *player) startProbes(what moving) (*probes, error) {
 	h1 := p.world.lab.Host(1)
 	devices := map[string]string{"up0": "up0"}
 	for _, vm := range vms {
+		o.pas[vm.Port.Name] = vm.Port.Pa
 		devices[vm.Port.Name] = fmt.Sprintf("rp-tap%d", vm.Port.Id)
 	}
 	for name, dev := range devices {
@@ -151,8 +153,14 @@ func (o *probes) judge(ctx context.Context, m *Move, s *pb.Swap, total *Leaks) e
 	if err != nil {
 		return err
 	}
-	m.PABefore, m.PAAfter, err = outerSources(wire, mac, flip)
-	return err
+	if m.PABefore, m.PAAfter, err = outerSources(wire, mac, flip); err != nil {
+		return err
+	}
+	// A pooled VM is isolated: nothing of it is on the wire before the claim.
+	if m.PABefore == "" && o.what.from == "" {
+		m.PABefore = o.pas[s.Port]
+	}
+	return nil
 }
 
 func hop(s *pb.Swap, name string) (time.Time, bool) {
@@ -193,8 +201,7 @@ const (
 )
 
 // outerSources returns the PA in the last encapsulated frame of the VM before
-// the flip and in the last one after it. A pooled VM sends nothing to the wire
-// before: then its PA is what its port had all along, as frames to it show.
+// the flip, if there was any, and in the last one after it.
 func outerSources(frames []lab.Frame, mac vnet.MAC, flip time.Time) (before, after string, err error) {
 	for _, f := range frames {
 		if len(f.Data) < innerMAC+6 || binary.BigEndian.Uint16(f.Data[outerPort:]) != vxlanPort || !bytes.Equal(f.Data[innerMAC:innerMAC+6], mac[:]) {
