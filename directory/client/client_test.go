@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,7 +113,8 @@ func TestEndpointsInTurn(t *testing.T) {
 // Invariant 5: a break in the middle of a resync means another resync, since what
 // the host holds is neither the old nor the new.
 func TestBreakDuringResync(t *testing.T) {
-	hellos := make(chan int64, 8)
+	hellos := make(chan int64, 100)
+	var streams atomic.Int32
 	addr := fake(t, func(s directorypb.Directory_AttachServer) error {
 		m, err := s.Recv()
 		if err != nil {
@@ -121,7 +123,7 @@ func TestBreakDuringResync(t *testing.T) {
 		hellos <- m.GetHello().GetRevision()
 		w := &directorypb.Welcome{ClusterId: "cluster-7c", Era: 3, Revision: 400, Resync: true}
 		_ = s.Send(&directorypb.ToHost{Message: &directorypb.ToHost_Welcome{Welcome: w}})
-		if len(hellos) == 1 {
+		if streams.Add(1) == 1 {
 			_ = s.Send(&directorypb.ToHost{Message: &directorypb.ToHost_Synced{Synced: &directorypb.Synced{Revision: 400}}})
 		}
 		return status.Error(codes.Aborted, "come again")
@@ -134,14 +136,11 @@ func TestBreakDuringResync(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = c.Run(ctx) }()
-	for len(hellos) < 3 {
-		time.Sleep(time.Millisecond)
-	}
-	cancel()
-	<-done
 	if a, b, c := <-hellos, <-hellos, <-hellos; a != 0 || b != 400 || c != 0 {
 		t.Errorf("hellos with revision %d, %d, %d, want 0, 400, 0", a, b, c)
 	}
+	cancel()
+	<-done
 }
 
 func TestConfig(t *testing.T) {

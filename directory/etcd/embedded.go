@@ -121,7 +121,7 @@ func (e *Etcd) memberConfig(c Config) *embed.Config {
 	m.InitialCluster = m.InitialClusterFromName(m.Name)
 	m.TickMs, m.ElectionMs = 10, 100
 	m.QuotaBackendBytes = c.Quota
-	m.AutoCompactionMode, m.AutoCompactionRetention = embed.CompactorModeRevision, "100000"
+	m.AutoCompactionMode, m.AutoCompactionRetention = embed.CompactorModeRevision, "20000"
 	m.MaxTxnOps = 1024 // a switched swap or a deleted network is one transaction
 	log := c.Log.With("part", "etcd")
 	m.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: log},

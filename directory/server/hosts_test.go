@@ -3,8 +3,11 @@ package server_test
 import (
 	"flag"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,4 +201,89 @@ func TestServerKilled(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	site2.stop()
+}
+
+// A host that hears nothing of its own is moved on all the same, so that it need
+// not resync after a break.
+func TestQuietHostStaysAbreast(t *testing.T) {
+	e, s := openStore(t, t.TempDir())
+	defer func() { _ = e.Close() }()
+	site := serve(t, server.Options{Store: s, Control: quiet{}, Identify: anyHost("h7"), Ring: 40}, "")
+	w := newWorld(t)
+	attach(t, site, "h7", 4, w)
+	w.until("attached", func() bool { return w.revision > 0 && w.repeated == nil })
+	var last int64
+	for i := range 200 {
+		last = commit(t, s, putMapping(new(store.Txn), mapping(0xb4c5d6, "10.0.0.33", "h9", uint64(5+i))))
+	}
+	w.at(last - 40)
+	if len(w.mappings) != 0 {
+		t.Errorf("it heard of %v", w.mappings)
+	}
+}
+
+// A host that is gone without a word, with its machine or its network, holds its
+// name for seconds only.
+func TestSilentHost(t *testing.T) {
+	e, s := openStore(t, t.TempDir())
+	defer func() { _ = e.Close() }()
+	c := newControl()
+	site := serve(t, server.Options{Store: s, Control: c, Identify: anyHost("h7")}, "")
+	through, cut := wireTo(t, site.addr)
+	rpc := say(t, through, hello("h7"))
+	if _, err := rpc.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	cut()
+	began := time.Now()
+	c.wait(t, "the host is down", func(calls []string) bool { return slices.Contains(calls, "down h7") })
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("noticed after %v", took)
+	}
+}
+
+// wireTo is a connection's way to addr that can be cut without a word.
+func wireTo(t *testing.T, addr string) (string, func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var cut atomic.Bool
+	var ends []net.Conn
+	wg.Go(func() {
+		near, err := l.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		ends = []net.Conn{near, far}
+		for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+			wg.Go(func() {
+				b := make([]byte, 32<<10)
+				for {
+					n, err := way[0].Read(b)
+					if err != nil {
+						return
+					}
+					if !cut.Load() {
+						_, _ = way[1].Write(b[:n])
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		for _, c := range ends {
+			_ = c.Close()
+		}
+		wg.Wait()
+	})
+	return l.Addr().String(), func() { cut.Store(true) }
 }
