@@ -147,6 +147,12 @@ func (m *memory) revive() bool {
 	return !m.down
 }
 
+func (m *memory) isDead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead
+}
+
 func (m *memory) setDown(down bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

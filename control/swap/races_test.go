@@ -127,6 +127,8 @@ func TestMappingOfAnother(t *testing.T) {
 		}
 		w.mustStart(w.request("blue", "10.0.0.20"))
 		w.status(vnet.StatusPrepared)
+		w.wantPhase(Staged)
+		w.crash() // the next leader's patience is as bounded
 		time.Sleep(after(6 * time.Second))
 		w.wantPhase(Undone)
 		if r := w.record(); !strings.Contains(r.Error, "could not be written") || r.Back != nil {

@@ -339,13 +339,13 @@ func (w *world) crashAtWrite(n int, lost bool) {
 
 // recover replaces a leader that crashAtWrite has cut off.
 func (w *world) recover() {
-	if w.memory.dead {
+	if w.memory.isDead() {
 		w.crashServer()
 	}
 }
 
 func (w *world) crashServer() {
-	if !w.memory.revive() {
+	if w.memory != nil && !w.memory.revive() {
 		return // the next chance is when it is up again
 	}
 	if err := w.stop(); err != nil {
@@ -354,7 +354,7 @@ func (w *world) crashServer() {
 	w.lead()
 	w.retryStart()
 	w.retell()
-	synctest.Wait()
+	w.settle()
 	w.retryCall()
 }
 

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"replug/directory/store"
@@ -99,6 +98,7 @@ type world struct {
 	store   *store.Store // of the leader
 	eyes    *store.Store // of the test
 	objects *objects
+	settle  func() // waits until nothing moves
 	online  bool
 	era     uint16
 	started int // swaps
@@ -118,7 +118,7 @@ type world struct {
 const testPort = "p-31"
 
 func newWorld(t testing.TB, s *store.Store, m *memory) *world {
-	w := &world{t: t, memory: m, store: s, eyes: s, objects: &objects{store: s}, online: true, era: 2, session: 3}
+	w := &world{t: t, memory: m, store: s, eyes: s, objects: &objects{store: s}, settle: synctest.Wait, online: true, era: 2, session: 3}
 	if m != nil {
 		w.eyes = m.peek()
 	}
@@ -305,7 +305,5 @@ func (w *world) check() error {
 	}
 	return nil
 }
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 func after(d time.Duration) time.Duration { return d + time.Millisecond }

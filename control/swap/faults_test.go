@@ -1,0 +1,210 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/store"
+	"replug/directory/vnet"
+)
+
+// Invariant 6 for the one who changes: fast refusals, and going on afterwards.
+func TestStoreDown(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		w.memory.setDown(true)
+		w.status(vnet.StatusPrepared)
+		time.Sleep(time.Second)
+		w.wantPhase(Reserved)
+		if r := w.record(); !strings.Contains(r.Alarm, "can't be written") {
+			t.Errorf("alarm %q", r.Alarm)
+		}
+		begin := time.Now()
+		if _, err := w.start(w.request("blue", "10.0.0.21")); !errors.Is(err, store.ErrUnavailable) || time.Since(begin) > time.Second {
+			t.Errorf("start without a store: %v after %v", err, time.Since(begin))
+		}
+		w.memory.setDown(false)
+		time.Sleep(2 * time.Second)
+		w.wantPhase(Switched)
+		if r := w.record(); r.Alarm != "" {
+			t.Errorf("alarm stays: %s", r.Alarm)
+		}
+	})
+}
+
+// An answer that is lost is asked for, not guessed.
+func TestLostAnswers(t *testing.T) {
+	for _, at := range []Phase{Reserved, Staged, Switched, Confirmed, Committed} {
+		t.Run(at.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world) {
+				commits := 0
+				w.memory.after = func() {
+					commits++
+					w.memory.lose = 0
+					if commits == int(map[Phase]int{Staged: 1, Switched: 2, Confirmed: 3, Committed: 4}[at]) {
+						w.memory.lose = 1
+					}
+				}
+				q := w.request("blue", "10.0.0.20")
+				if at == Reserved {
+					w.memory.lose = 1
+					if _, err := w.start(q); !errors.Is(err, store.ErrUnavailable) {
+						t.Fatalf("start: %v", err)
+					}
+					commits++
+				}
+				w.mustStart(q)
+				w.status(vnet.StatusPrepared)
+				time.Sleep(time.Second)
+				w.status(vnet.StatusLeased)
+				time.Sleep(time.Second)
+				w.wantPhase(Committed)
+				if r := w.record(); r.Writes != 5 {
+					t.Errorf("%d writes, want 5", r.Writes)
+				}
+			})
+		})
+	}
+}
+
+// A leader that is none any more stops at its next write.
+func TestFenced(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		_ = w.stop()
+		free := w.store
+		var txn store.Txn
+		if _, err := free.Commit(context.Background(), txn.Put(store.Leader+"me", "s1")); err != nil {
+			t.Fatal(err)
+		}
+		w.store = free.Fenced(store.Leader + "me")
+		w.lead()
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		txn = store.Txn{}
+		if _, err := free.Commit(context.Background(), txn.Delete(store.Leader+"me")); err != nil {
+			t.Fatal(err)
+		}
+		before := len(w.memory.commits)
+		w.status(vnet.StatusPrepared)
+		synctest.Wait()
+		if err := w.stop(); !errors.Is(err, store.ErrFenced) {
+			t.Errorf("Run returned %v, want %v", err, store.ErrFenced)
+		}
+		if len(w.memory.commits) != before {
+			t.Error("it wrote after it was fenced")
+		}
+		if _, err := w.start(w.request("blue", "10.0.0.21")); !errors.Is(err, ErrStopped) {
+			t.Errorf("start at a stopped engine: %v, want %v", err, ErrStopped)
+		}
+		w.store = free
+		w.lead()
+	})
+}
+
+// Invariant 8: records expire, by age and by number.
+func TestRecordsExpire(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.engine.Kept = 2
+		for i := range 4 {
+			w.mustStart(w.request("blue", "10.0.0.2"+string(rune('1'+i))))
+			if _, err := w.engine.Cancel(context.Background(), w.id, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * sweepEvery)
+		if n := len(listed[Record](w, store.Swaps)); n != 2 {
+			t.Errorf("%d records are kept, want 2", n)
+		}
+		w.crash()
+		time.Sleep(24 * time.Hour)
+		time.Sleep(2 * sweepEvery)
+		if n, q := len(listed[Record](w, store.Swaps)), len(listed[Operation](w, store.Requests)); n != 0 || q != 0 {
+			t.Errorf("after a day %d records and %d requests are left", n, q)
+		}
+	})
+}
+
+// A watcher sees every end, and no phase out of order.
+func TestWatch(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		var seen []Phase
+		done := make(chan error, 1)
+		go func() {
+			done <- w.engine.Watch(context.Background(), w.id, func(r Record) error { seen = append(seen, r.Phase); return nil })
+		}()
+		synctest.Wait()
+		w.status(vnet.StatusPrepared)
+		synctest.Wait()
+		w.status(vnet.StatusLeased)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if !slices.IsSorted(seen) || seen[0] != Reserved || seen[len(seen)-1] != Committed {
+			t.Errorf("seen %v", seen)
+		}
+	})
+}
+
+// Deleting the port ends its swap in the same transaction, wherever it is.
+func TestAbandon(t *testing.T) {
+	for _, told := range [][]vnet.StatusPhase{nil, {1}, {1, 4}, {1, 7}} {
+		inBubble(t, func(t *testing.T, w *world) {
+			q := w.request("blue", "10.0.0.20")
+			q.Confirm = vnet.ConfirmGuest
+			w.mustStart(q)
+			for _, p := range told {
+				w.status(p)
+				synctest.Wait()
+			}
+			if err := w.deletePort(w.engine); err != nil {
+				t.Fatal(err)
+			}
+			w.wantPhase(Abandoned)
+			if got := w.describe(); got != "intent  (0.0)\n" {
+				t.Errorf("after %v the world is\n%s", told, got)
+			}
+			if w.status(vnet.StatusPrepared) {
+				t.Error("a status of a deleted port was taken")
+			}
+		})
+	}
+}
+
+// deletePort is what a manager does to delete a port in mid-swap.
+func (w *world) deletePort(e *Engine) error {
+	var txn store.Txn
+	r, done, err := e.Abandon(context.Background(), testPort, "", &txn)
+	if err != nil {
+		return err
+	}
+	defer done()
+	txn.Delete(store.IntentKey("h2", testPort)).Delete(store.Ports + testPort)
+	if r != nil {
+		txn.Delete(store.CAKey(r.Before.VNI, r.Before.Addrs[0].CA)).Delete(store.CAKey(r.After.VNI, r.After.Addrs[0].CA))
+	}
+	_, err = w.store.Commit(context.Background(), &txn)
+	return err
+}
+
+// A manager's refusal of the switch lets everything go.
+func TestSwitchRefused(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.objects.refuse = errors.New("test: the network is frozen")
+		before := w.describe()
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		w.status(vnet.StatusPrepared)
+		time.Sleep(time.Second)
+		w.wantPhase(Undone)
+		if r := w.record(); !strings.Contains(r.Error, "frozen") || r.Back != nil {
+			t.Errorf("error %q, back %v", r.Error, r.Back)
+		}
+		if got := w.describe(); got != before+"burned 2.7\n" {
+			t.Errorf("world:\n%swant:\n%s", got, before)
+		}
+	})
+}
