@@ -26,8 +26,15 @@ func (w *world) died() bool {
 }
 
 // atEveryCrash plays a scenario once for each of its acts, the agent killed
-// right after that act and started again with the intent of then.
+// right after that act and started again with the intent of then: at once, or
+// after it had a second with nothing but its records.
 func atEveryCrash(t *testing.T, setup func(*world) vnet.Intent, play func(vnet.Intent) vnet.Intent, check func(*world, vnet.Intent)) {
+	for _, away := range []time.Duration{0, time.Second} {
+		t.Run(fmt.Sprint("server away for ", away), func(t *testing.T) { crashEverywhere(t, away, setup, play, check) })
+	}
+}
+
+func crashEverywhere(t *testing.T, away time.Duration, setup func(*world) vnet.Intent, play func(vnet.Intent) vnet.Intent, check func(*world, vnet.Intent)) {
 	for n := 1; ; n++ {
 		survived := false
 		t.Run(fmt.Sprint("after act ", n), func(t *testing.T) {
@@ -40,7 +47,9 @@ func atEveryCrash(t *testing.T, setup func(*world) vnet.Intent, play func(vnet.I
 				settle(20 * time.Second)
 				survived = !w.died()
 				if !survived {
-					w.begin().set(in)
+					ps := w.begin()
+					settle(away)
+					ps.set(in)
 					settle(20 * time.Second)
 				}
 				check(w, in)

@@ -3,7 +3,6 @@ package dataplane
 import (
 	"context"
 	"net/netip"
-	"time"
 
 	"replug/directory/vnet"
 )
@@ -116,7 +115,7 @@ func (ns *networks) changed() {
 }
 
 // resolve writes the next hop of every host, with the time. What isn't known
-// yet is left to the kernel, and asked for again soon.
+// yet is left to the kernel; its answer to the question comes as a change.
 func (ns *networks) resolve(ctx context.Context) {
 	ns.mu.Lock()
 	todo := make(map[uint32]netip.Addr, len(ns.hosts))
@@ -126,10 +125,8 @@ func (ns *networks) resolve(ctx context.Context) {
 		}
 	}
 	ns.mu.Unlock()
-	open := false
 	for index, addr := range todo {
 		hop, ok := ns.neighbours.NextHop(ctx, addr)
-		open = open || !ok
 		ns.mu.Lock()
 		had, known := ns.hops[index]
 		if ok {
@@ -141,9 +138,6 @@ func (ns *networks) resolve(ctx context.Context) {
 		if ok || known && had != (NextHop{}) {
 			ns.warn("next hop is not known to the datapath", ns.datapath.SetNextHop(index, hop), addr.String())
 		}
-	}
-	if open && ctx.Err() == nil {
-		time.AfterFunc(time.Second, ns.changed)
 	}
 }
 

@@ -77,11 +77,12 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 	return r
 }
 
-// refresh takes over what has changed within the epoch in force: routes, an MTU,
-// a document.
+// refresh takes over what the intent says of the epoch in force: the whole
+// place when the agent has just started, or what has changed within the epoch,
+// such as routes or a document.
 func (p *port) refresh(in *vnet.Intent) error {
-	old, ifindex, _, ok := p.inForce()
-	if !ok || p.row == nil || old.Epoch != in.Current.Epoch || reflect.DeepEqual(*old, in.Current) {
+	old, _, _, _ := p.inForce()
+	if p.row == nil || p.row.Epoch != in.Current.Epoch || old != nil && reflect.DeepEqual(*old, in.Current) {
 		return nil
 	}
 	row := p.rowOf(in, &in.Current, p.row.Timed)
@@ -96,10 +97,10 @@ func (p *port) refresh(in *vnet.Intent) error {
 		return err
 	}
 	here := in.Current
-	p.setPlace(&here, ifindex)
+	p.setPlace(&here, row.Ifindex)
 	p.run.dirty = true
 	served := p.run.Step == stepConfirm || p.run.Step == stepSettled
-	if served && !reflect.DeepEqual(old.Document, here.Document) {
+	if served && old != nil && !reflect.DeepEqual(old.Document, here.Document) {
 		p.run.Step = stepPublish
 	}
 	return nil

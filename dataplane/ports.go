@@ -150,9 +150,6 @@ func (p *port) tryAdopt(row *Row) error {
 		row = nil
 	}
 	p.row = row
-	if row != nil && row.Epoch == in.Current.Epoch {
-		p.setPlace(&in.Current, row.Ifindex)
-	}
 	return nil
 }
 
