@@ -26,6 +26,7 @@ type Config struct {
 	MaxPorts      int
 	CA, Cert, Key string // files
 	QEMUArgs      []string
+	Accel         string // of QEMU: kvm, tcg, or auto: kvm if a boot proves it
 	Labels        map[string]string
 	MetricsListen string // "": nobody is served
 }
@@ -54,6 +55,9 @@ func (c *Config) Check() error {
 	}
 	if c.MaxPorts < 1 || c.MaxPorts > int(vnet.MaxPortID) {
 		bad("max-ports %d: want 1 to %d", c.MaxPorts, vnet.MaxPortID)
+	}
+	if c.Accel != "" && c.Accel != "auto" && c.Accel != "kvm" && c.Accel != "tcg" {
+		bad("accel %q: want auto, kvm or tcg", c.Accel)
 	}
 	if c.Memory < 0 {
 		bad("memory %d MiB", c.Memory)

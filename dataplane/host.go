@@ -120,7 +120,7 @@ func (h *Host) openMachines(ctx context.Context) error {
 		return nil
 	}
 	q, err := compute.New(ctx, compute.Config{
-		Dir: h.config.StateDir, Images: h.config.Images, ExtraArgs: h.config.QEMUArgs, Log: h.log,
+		Dir: h.config.StateDir, Images: h.config.Images, ExtraArgs: h.config.QEMUArgs, Log: h.log, Accel: h.config.Accel,
 		Grace:  10 * time.Second,
 		Open:   func(ctx context.Context, s string) (compute.Monitor, error) { return qmp.Dial(ctx, s) },
 		OnExit: h.machineEnded,

@@ -28,6 +28,7 @@ func (o *options) flags(f flagSet) {
 	f.StringVar(&o.Cert, "cert", "", "certificate of this host")
 	f.StringVar(&o.Key, "key", "", "key of this host")
 	f.StringArrayVar(&o.QEMUArgs, "qemu-arg", nil, "argument for every VM's QEMU; {dir} and {id} are filled in; repeatable")
+	f.StringVar(&o.Accel, "accel", "auto", "kvm, tcg, or auto: kvm if a boot proves that it works here")
 	f.StringToStringVar(&o.Labels, "label", nil, "KEY=VALUE that says where the host is; repeatable")
 	f.StringVar(&o.MetricsListen, "metrics-listen", "127.0.0.1:9417", "address of /metrics; empty: none")
 	f.StringVar(&o.format, "log-format", "text", "text or json")

@@ -137,9 +137,9 @@ func (w *world) args(n int, more ...string) []string {
 }
 
 // agent starts replug-host on host n and waits until it is attached.
-func (w *world) agent(n int) *lab.Proc {
+func (w *world) agent(n int, more ...string) *lab.Proc {
 	w.t.Helper()
-	p, err := w.lab.Host(n).Start(w.ctx, lab.Cmd{Args: w.args(n)})
+	p, err := w.lab.Host(n).Start(w.ctx, lab.Cmd{Args: w.args(n, more...)})
 	if err != nil {
 		w.t.Fatal(err)
 	}

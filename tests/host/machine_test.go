@@ -1,0 +1,81 @@
+package host_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"replug/directory/vnet"
+	"replug/tests/lab"
+)
+
+// A real machine is booted, moved while it runs without a reboot, taken over by
+// a restarted agent, and deleted without a trace.
+func TestMachine(t *testing.T) {
+	w := newWorld(t, "hostqemu", 1)
+	image, err := lab.BuildGuest(w.ctx, guestAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accel, err := lab.Accel(w.ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := w.lab.Host(1)
+	images := join(node.Dir(), "images")
+	if err := lab.InstallImage(image, images, "tiny"); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--memory", "512", "--images", images, "--accel", accel,
+		"--qemu-arg=-serial", "--qemu-arg=unix:{dir}/exec.sock,server=on,wait=off"}
+	agent := w.agent(1, args...)
+	in := vnet.Intent{
+		Port: "vm-17.0", ID: 23, Host: "h1", MAC: vnet.PortMAC(0x2a3b4c5d), VM: "vm-17", PA: vnet.PA{Addr: addr("100.64.1.23")},
+		Current: place("red", red, "10.17.34.51", 7),
+		Machine: &vnet.Machine{ID: "vm-17", UUID: "5f7c1a2e-3b4d-4c6f-8a9b-2c3d4e5f6a7b", CPUs: 1, Memory: 128, Image: "tiny",
+			Disks: []vnet.Disk{{ID: "os", OS: true}}, Power: vnet.PowerOn},
+	}
+	w.dir.put(in)
+	s := w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusConfirmed)
+	if s.Power != vnet.PowerOn || s.Guest == nil || s.Guest.Hostname != "in-red" {
+		t.Fatalf("booted: %+v", s)
+	}
+	boot := s.Guest.BootID
+
+	for i := range uint64(2) {
+		p := place("blue", blue, "10.17.34.62", 8+i)
+		if i == 1 {
+			p = place("red", red, "10.17.34.51", 8+i)
+		}
+		prepare, change := to(in, p, vnet.TriggerBounce)
+		w.dir.put(prepare)
+		w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusPrepared, vnet.StatusRefused)
+		w.dir.put(change)
+		s = w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
+		if s.Phase != vnet.StatusConfirmed || s.Guest.BootID != boot {
+			t.Fatalf("swap: %+v, boot id was %s", s, boot)
+		}
+		t.Logf("%s: %s", accel, timeline(s))
+		in = change
+		_ = agent.Signal(unix.SIGKILL)
+		_ = agent.Wait(w.ctx)
+		agent = w.agent(1, args...)
+	}
+	out, err := lab.GuestExec(w.ctx, join(node.Dir(), "state/vms/vm-17/exec.sock"), "ip -4 addr show eth0; cat /proc/sys/kernel/random/boot_id")
+	if err != nil || !strings.Contains(string(out), "10.17.34.51/24") || !strings.Contains(string(out), boot) {
+		t.Errorf("in the guest: %s, %v", out, err)
+	}
+
+	in.Gone = true
+	w.dir.put(in)
+	w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusGone)
+	left, err := node.Run(w.ctx, "sh", "-c", fmt.Sprintf("ls %s/state/vms %s/state/ports; ip -br link show type tun; pgrep -f vm-17 || true", node.Dir(), node.Dir()))
+	if err != nil || strings.Contains(string(left), "vm-17") || strings.Contains(string(left), "rp-tap") {
+		t.Errorf("left: %s, %v", left, err)
+	}
+	if err := agent.Stop(w.ctx); err != nil {
+		t.Error(err)
+	}
+}
