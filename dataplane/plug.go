@@ -26,6 +26,9 @@ func (p *port) device(in *vnet.Intent) error {
 		return nil
 	}
 	row := *p.row // somebody made the tap again
+	if err := p.datapath.Detach(p.id, row.Ifindex); err != nil {
+		return err
+	}
 	row.Ifindex = ifindex
 	if err := p.datapath.SetPort(row); err != nil {
 		return err
@@ -61,9 +64,13 @@ func (p *port) guestMTU(place *vnet.Place) uint16 {
 
 // rowOf is the row of the port at a place.
 func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
+	ifindex := p.attached
+	if ifindex == 0 && p.row != nil {
+		ifindex = p.row.Ifindex // of a tap that is gone
+	}
 	r := Row{
 		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
-		Ifindex: p.attached, Isolated: place.Isolated, Timed: timed,
+		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed,
 	}
 	v4, _ := place.V4()
 	r.CAs[0], r.Gateway, r.Bits = v4.CA, v4.Gateway, v4.Bits

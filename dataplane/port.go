@@ -153,7 +153,10 @@ func (p *port) work(ctx context.Context) {
 			wait = 0 // interrupted
 		case err != nil:
 			p.complain(err)
-			wait, retry = retry, min(2*retry, retryBound)
+			if wait == 0 || wait > retry {
+				wait = retry
+			}
+			retry = min(2*retry, retryBound)
 		default:
 			retry = retryFirst
 		}
@@ -170,7 +173,8 @@ func (p *port) work(ctx context.Context) {
 	}
 }
 
-// step does what is missing and says when to look again at the latest.
+// step does what is missing and says when to look again at the latest; with an
+// error 0 means that it doesn't matter.
 func (p *port) step(ctx context.Context) (time.Duration, error) {
 	p.mu.Lock()
 	in, fresh, removed := p.intent, p.fresh, p.removed
@@ -189,15 +193,12 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	power, err := p.drive(ctx, in)
-	if err != nil {
-		return 0, err
-	}
-	stage, err := p.stage(ctx, in)
-	if err != nil {
-		return 0, err
-	}
+	power, err1 := p.drive(ctx, in)
+	stage, err2 := p.stage(ctx, in)
 	p.remember(in)
+	if err := errors.Join(err1, err2); err != nil {
+		return swap, err
+	}
 	return min(swap, power, stage), nil
 }
 

@@ -60,6 +60,9 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 	if err := p.fits(next); err != nil {
 		return 0, err
 	}
+	if err := p.device(in); err != nil {
+		return 0, err
+	}
 	if err := p.networks.Use(p.id, p.place, next); err != nil {
 		return 0, err
 	}

@@ -23,6 +23,7 @@ func TestRefused(t *testing.T) {
 		{"mappings missing", func(w *world, _ *vnet.Intent) { w.loaded[blue] = false }, errMappings},
 		{"no monitor", func(_ *world, in *vnet.Intent) { in.Monitor = "" }, errNoMonitor},
 		{"monitor dead", func(w *world, _ *vnet.Intent) { w.guests = map[vnet.PortID]*guest{} }, errMonitor},
+		{"tap gone", func(w *world, in *vnet.Intent) { delete(w.taps, in.Tap) }, errNoDevice},
 		{"map full", func(w *world, _ *vnet.Intent) { w.full = errFullForTest }, errFullForTest},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -62,6 +63,9 @@ func TestRefused(t *testing.T) {
 		})
 	}
 }
+
+// errNoDevice is what a world without a tap says.
+var errNoDevice = errors.New("no such device")
 
 var errFullForTest = errors.New("a map is full")
 
@@ -131,6 +135,60 @@ func TestMissingTap(t *testing.T) {
 		settle(time.Minute)
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Error != "" {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A tap that was made again, for a VM that was booted again, is the port's.
+func TestTapMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		w.begin().set(in)
+		settle(time.Minute)
+		w.mu.Lock()
+		w.taps[in.Tap] = 811
+		w.mu.Unlock()
+		settle(time.Minute)
+		if w.rows[23].Ifindex != 811 || w.attached[811] != 23 || len(w.attached) != 1 {
+			t.Errorf("row %+v, attached %v", w.rows[23], w.attached)
+		}
+		if _, ifindex, _, _ := w.agent.get(23).inForce(); ifindex != 811 {
+			t.Errorf("answers go to device %d", ifindex)
+		}
+	})
+}
+
+// A VM whose tap vanishes in the middle of a swap is moved all the same, and
+// proves itself when it is back.
+func TestSwapWhileTheTapIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		g := w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		w.mu.Lock()
+		delete(w.taps, in.Tap)
+		w.mu.Unlock()
+		in = switched(in)
+		ps.set(in)
+		settle(time.Second)
+		if s := w.last(in.Current.Epoch); w.rows[23].Epoch != in.Current.Epoch || s.Error == "" {
+			t.Errorf("row %+v, status %+v", w.rows[23], s)
+		}
+		w.mu.Lock()
+		w.taps[in.Tap] = 811
+		g.ask()
+		w.mu.Unlock()
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Error != "" || w.rows[23].Ifindex != 811 {
+			t.Errorf("row %+v, status %+v", w.rows[23], s)
 		}
 	})
 }

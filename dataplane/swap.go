@@ -195,11 +195,15 @@ func bounces(place *vnet.Place) bool {
 	return place.Swap != "" && place.Trigger != vnet.TriggerNone
 }
 
-// cut takes the link down. A guest that can't be bounced is flipped all the
-// same, since the directory has moved already; the ladder will try again.
+// cut takes the link down. A guest that can't be bounced, or whose tap is gone,
+// is flipped all the same, since the directory has moved already; the steps
+// after the flip will try again.
 func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if err := p.device(in); err != nil {
-		return outcome{}, err
+		if p.row == nil {
+			return outcome{}, err
+		}
+		p.log.Warn("port is flipped without its tap", "err", err)
 	}
 	if bounces(&in.Current) && p.row != nil && p.on(in) {
 		if err := p.setLink(ctx, in, false); err != nil {

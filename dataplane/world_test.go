@@ -264,7 +264,7 @@ func (f *worldTaps) Find(name string) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.taps[name] == 0 {
-		return 0, errors.New("no such device")
+		return 0, errNoDevice
 	}
 	return w.taps[name], nil
 }
