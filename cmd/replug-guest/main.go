@@ -14,9 +14,8 @@ import (
 	"replug/dataplane/guest"
 )
 
-const usage = `Example, at boot of a VM, as root:
-
-  replug-guest --dhcp own 2>/dev/console &
+const usage = `Example:
+  replug-guest --dhcp own 2>/dev/console &     at boot of a VM, as root
 
 Follows the NIC and the host's metadata service: renews the address on a link
 event, applies the published configuration, reports it with its epoch.

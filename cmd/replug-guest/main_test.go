@@ -15,7 +15,7 @@ func TestUsage(t *testing.T) {
 		code int
 		says string
 	}{
-		{"--help", 0, "Example, at boot"},
+		{"--help", 0, "Example:\n  replug-guest"},
 		{"--dhpc own", 2, "flag provided but not defined: -dhpc (see --help)"},
 		{"--dhcp maybe", 2, "want auto, own or none (see --help)"},
 		{"--wait 2s now", 2, `unexpected argument "now"`},

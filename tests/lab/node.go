@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -58,13 +60,14 @@ func (n *Node) Run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = n.environ(nil)
 	killGroup(cmd)
-	var out, both bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &tee{&out, &both}, &both
+	var out bytes.Buffer
+	both := &said{}
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, both), both
 	if err := n.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("run %s in %s: %w", args[0], n.Name, err)
 	}
 	if err := cmd.Wait(); err != nil {
-		return out.Bytes(), fmt.Errorf("%s in %s: %w: %s", strings.Join(args, " "), n.Name, err, tail(both.Bytes()))
+		return out.Bytes(), fmt.Errorf("%s in %s: %w: %s", strings.Join(args, " "), n.Name, err, tail(both.all.Bytes()))
 	}
 	return out.Bytes(), nil
 }
@@ -109,12 +112,16 @@ func (n *Node) environ(extra []string) []string {
 	return append(append(os.Environ(), markLab+n.lab.rec.Name, "REPLUG_NODE="+n.Name), extra...)
 }
 
-// tee writes to both, which bytes.Buffer never refuses.
-type tee struct{ a, b *bytes.Buffer }
+// said takes what a program prints by both ways, which are copied at once.
+type said struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
 
-func (t *tee) Write(p []byte) (int, error) {
-	t.a.Write(p)
-	return t.b.Write(p)
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.Write(p)
 }
 
 // tail returns the end of a program's output, on one line.
