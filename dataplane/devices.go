@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 
-	"replug/bpf"
 	"replug/dataplane/netdev"
 	"replug/directory/vnet"
 )
@@ -55,28 +54,6 @@ func plug(uplink string, prefix netip.Prefix) (*underlay, error) {
 // ownRange reports whether PAs are other addresses than the host's own. Then
 // none of them may be local, lest guests' frames reach services of the host.
 func (u *underlay) ownRange() bool { return !u.prefix.Contains(u.uplink.Addr) }
-
-// load puts the datapath in force, or takes over the one that is.
-func (u *underlay) load(pins string) (*bpf.Datapath, error) {
-	d, err := bpf.Load(bpf.Options{
-		PinDir: pins, Uplink: u.uplink.Ifindex, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
-		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU,
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, attach := range []func() error{
-		func() error { return d.AttachIMDS(u.imds.Near.Ifindex) },
-		func() error { return d.AttachVXLAN(u.vxlan.Ifindex) },
-		func() error { return d.AttachUplink(u.uplink.Ifindex) },
-	} {
-		if err := attach(); err != nil {
-			_ = d.Close()
-			return nil, err
-		}
-	}
-	return d, nil
-}
 
 // taps are real devices.
 type taps struct{}

@@ -104,12 +104,10 @@ func (h *Host) openDatapath(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := u.load(h.config.pins())
-	if err != nil {
+	if h.maps, err = loadMaps(u, h.config.pins(), h.log); err != nil {
 		return fmt.Errorf("put the datapath in force: %w", err)
 	}
 	h.underlay, h.config.PAPrefix = u, u.prefix
-	h.maps = newMaps(d, h.log)
 	h.registry.MustRegister(h.maps)
 	h.close = append(h.close, h.maps.close)
 	return nil

@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"replug/bpf"
 	"replug/directory/vnet"
@@ -113,113 +110,6 @@ func (m *maps) Times(id vnet.PortID) (Times, error) {
 		t.Blackout = gap
 	}
 	return t, err
-}
-
-func (m *maps) SetMappings(rows []MappingRow) error {
-	out := make([]bpf.Mapping, len(rows))
-	for i, r := range rows {
-		out[i] = bpf.Mapping{
-			MappingKey: bpf.MappingKey{VNI: uint32(r.VNI), CA: r.CA.Addr},
-			PA:         r.PA.Addr, MAC: r.MAC, Epoch: uint64(r.Epoch), NextHop: r.NextHop,
-		}
-	}
-	return m.bpf.PutMappings(out...)
-}
-
-func (m *maps) DeleteMappings(keys []MappingKey) error {
-	out := make([]bpf.MappingKey, len(keys))
-	for i, k := range keys {
-		out[i] = bpf.MappingKey{VNI: uint32(k.VNI), CA: k.CA.Addr}
-	}
-	return m.bpf.DeleteMappings(out...)
-}
-
-func (m *maps) EachMapping(f func(MappingRow)) error {
-	all, err := m.bpf.Mappings()
-	for _, b := range all {
-		f(MappingRow{NextHop: b.NextHop, Mapping: vnet.Mapping{
-			VNI: vnet.VNI(b.VNI), CA: vnet.CA{Addr: b.CA}, PA: vnet.PA{Addr: b.PA}, MAC: b.MAC, Epoch: vnet.Epoch(b.Epoch),
-		}})
-	}
-	return err
-}
-
-func (m *maps) PutHost(p netip.Prefix) error    { return m.bpf.PutHost(p) }
-func (m *maps) DeleteHost(p netip.Prefix) error { return m.bpf.DeleteHost(p) }
-func (m *maps) Hosts() ([]netip.Prefix, error)  { return m.bpf.Hosts() }
-
-func (m *maps) SetNextHop(index uint32, n NextHop) error {
-	if n == (NextHop{}) {
-		return m.bpf.ClearNextHop(index)
-	}
-	return m.bpf.SetNextHop(index, bpf.NextHop{Ifindex: n.Ifindex, Src: n.Src, Dst: n.Dst})
-}
-
-// SetRoutes puts before it deletes, so that no route is missing in between.
-func (m *maps) SetRoutes(vni vnet.VNI, routes []vnet.Route) error {
-	keep := map[netip.Prefix]bool{}
-	for _, r := range routes {
-		keep[r.Prefix.Masked()] = true
-		if err := m.bpf.PutRoute(bpf.Route{VNI: uint32(vni), Prefix: r.Prefix, NextHop: r.NextHop}); err != nil {
-			return err
-		}
-	}
-	all, err := m.bpf.Routes()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, r := range all {
-		if r.VNI == uint32(vni) && !keep[r.Prefix] {
-			errs = append(errs, m.bpf.DeleteRoute(r.VNI, r.Prefix))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (m *maps) RouteNetworks() ([]vnet.VNI, error) {
-	all, err := m.bpf.Routes()
-	seen := map[vnet.VNI]bool{}
-	var vnis []vnet.VNI
-	for _, r := range all {
-		if v := vnet.VNI(r.VNI); !seen[v] {
-			seen[v] = true
-			vnis = append(vnis, v)
-		}
-	}
-	return vnis, err
-}
-
-// What the datapath counts, read when Prometheus asks.
-var (
-	dropsDesc     = prometheus.NewDesc("replug_drops_total", "Frames that the datapath refused, by reason.", []string{"reason"}, nil)
-	forwardedDesc = prometheus.NewDesc("replug_forwarded_total", "Frames delivered, sent, trapped or answered.", nil, nil)
-	portsDesc     = prometheus.NewDesc("replug_ports", "Ports in force.", nil, nil)
-	mappingsDesc  = prometheus.NewDesc("replug_mappings", "Mappings in the datapath.", nil, nil)
-)
-
-func (m *maps) Describe(ch chan<- *prometheus.Desc) {
-	ch <- dropsDesc
-	ch <- forwardedDesc
-	ch <- portsDesc
-	ch <- mappingsDesc
-}
-
-func (m *maps) Collect(ch chan<- prometheus.Metric) {
-	if drops, err := m.bpf.Drops(); err == nil {
-		for reason, n := range drops {
-			ch <- prometheus.MustNewConstMetric(dropsDesc, prometheus.CounterValue, float64(n), reason.String())
-		}
-	}
-	if n, err := m.bpf.Forwarded(); err == nil {
-		ch <- prometheus.MustNewConstMetric(forwardedDesc, prometheus.CounterValue, float64(n))
-	}
-	if ports, err := m.bpf.Ports(); err == nil {
-		ch <- prometheus.MustNewConstMetric(portsDesc, prometheus.GaugeValue, float64(len(ports)))
-	}
-	if all, err := m.bpf.Mappings(); err == nil {
-		ch <- prometheus.MustNewConstMetric(mappingsDesc, prometheus.GaugeValue, float64(len(all)))
-	}
 }
 
 // A trapped is a guest's frame that the datapath handed up.

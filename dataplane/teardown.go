@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"replug/bpf"
 	"replug/dataplane/netdev"
 )
 
@@ -18,7 +17,7 @@ func Teardown(c Config) error {
 		return err
 	}
 	defer state.close()
-	errs := []error{bpf.Remove(c.pins())}
+	errs := []error{unloadMaps(c.pins())}
 	ours, err := netdev.Taps()
 	errs = append(errs, err)
 	for _, tap := range ours {

@@ -1,0 +1,262 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// Everything else around a port.
+
+type worldTaps world
+
+func (f *worldTaps) Ensure(id vnet.PortID, _ int) (int, error) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	name := fmt.Sprintf("own%d", id)
+	if w.taps[name] == 0 {
+		if err := w.act("tap %d", id); err != nil {
+			return 0, err
+		}
+		w.taps[name] = 700 + int(id)
+	}
+	return w.taps[name], nil
+}
+
+func (f *worldTaps) Find(name string) (int, error) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.taps[name] == 0 {
+		return 0, errNoDevice
+	}
+	return w.taps[name], nil
+}
+
+func (f *worldTaps) Delete(id vnet.PortID) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("delete tap %d", id); err != nil {
+		return err
+	}
+	delete(w.taps, fmt.Sprintf("own%d", id))
+	return nil
+}
+
+type worldMachines world
+
+func (f *worldMachines) Start(_ context.Context, in vnet.Intent, _ uint16) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("start %s", in.Machine.ID); err != nil {
+		return err
+	}
+	w.running[in.Machine.ID] = !w.dies
+	if g := w.guests[in.ID]; g != nil {
+		g.link = true
+		g.ask()
+	}
+	return nil
+}
+
+func (f *worldMachines) Stop(_ context.Context, m vnet.Machine) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("stop %s", m.ID); err != nil {
+		return err
+	}
+	w.running[m.ID] = false
+	return nil
+}
+
+func (f *worldMachines) Delete(_ context.Context, m vnet.Machine) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("delete machine %s", m.ID); err != nil {
+		return err
+	}
+	delete(w.running, m.ID)
+	return nil
+}
+
+func (f *worldMachines) Running(m vnet.Machine) bool {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[m.ID]
+}
+
+type worldLinks world
+
+type worldLink struct {
+	w  *world
+	id vnet.PortID
+}
+
+func (f *worldLinks) Open(_ context.Context, in vnet.Intent) (Link, error) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.guests[in.ID] == nil {
+		return nil, errors.New("connection refused")
+	}
+	return worldLink{w, in.ID}, nil
+}
+
+func (worldLink) Close() error { return nil }
+
+func (l worldLink) Set(_ context.Context, up bool) error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	g := l.w.guests[l.id]
+	if g.link == up {
+		return nil
+	}
+	if err := l.w.act("link %d %t", l.id, up); err != nil {
+		return err
+	}
+	g.link = up
+	if !up {
+		g.downAt = time.Now()
+		g.bounced++
+	} else if time.Since(g.downAt) >= g.notices {
+		g.ask()
+	}
+	return nil
+}
+
+// ask gets a lease of whatever row is in force by then. The world is locked.
+func (g *guest) ask() {
+	if g.deaf {
+		return
+	}
+	time.AfterFunc(g.asks, func() {
+		g.w.mu.Lock()
+		row, ok := g.w.rows[g.id]
+		agent := g.w.agent
+		if ok && agent != nil && g.link {
+			g.ca = row.CAs[0]
+		}
+		g.w.mu.Unlock()
+		if ok && agent != nil {
+			if p := agent.get(g.id); p != nil {
+				p.acked(row.Epoch)
+			}
+		}
+	})
+}
+
+type worldProber world
+
+func (f *worldProber) Probe(_ int, _ vnet.MAC, place *vnet.Place) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, g := range w.guests {
+		if row := w.rows[id]; row.Epoch == place.Epoch && row.CAs[0] == g.ca && g.link {
+			agent := w.agent
+			time.AfterFunc(100*time.Microsecond, func() {
+				if p := agent.get(id); p != nil {
+					p.answered(row.Epoch)
+				}
+			})
+		}
+	}
+	return nil
+}
+
+type worldDocs world
+
+func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.act("publish %d %s", id, e) != nil {
+		return
+	}
+	if row := w.rows[id]; row.Epoch != e {
+		w.t.Errorf("published epoch %s while %s is in force", e, row.Epoch)
+	}
+	w.published[id], w.docs[id] = e, d
+	if g := w.guests[id]; g != nil && g.reports && d != nil {
+		g.read(e, d)
+	}
+}
+
+// read reports on a document, once an epoch.
+func (g *guest) read(e vnet.Epoch, d *vnet.Document) {
+	kind := vnet.ReportFinal
+	if d.Partial() {
+		kind = vnet.ReportPartial
+	}
+	time.AfterFunc(30*time.Millisecond, func() {
+		g.w.mu.Lock()
+		agent, again := g.w.agent, g.reported == e
+		can := g.link && g.ca == g.w.rows[g.id].CAs[0]
+		g.w.mu.Unlock()
+		if agent == nil || again {
+			return
+		}
+		p := agent.get(g.id)
+		r := vnet.GuestReport{Epoch: e, Kind: kind, OK: !g.fails, At: time.Now(), BootID: "b-17"}
+		if !can || p == nil || p.offer(g.w.t.Context(), r) != nil {
+			g.read(e, d) // later
+			return
+		}
+		g.w.mu.Lock()
+		g.reported = e
+		g.w.mu.Unlock()
+	})
+}
+
+func (f *worldDocs) Withdraw(id vnet.PortID) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.docs, id)
+}
+
+func (f *worldDocs) Forget(id vnet.PortID) {
+	(*worldDocs)(f).Withdraw(id)
+}
+
+type worldRecords struct {
+	w *world
+	*records
+}
+
+func (r worldRecords) save(rec record) error {
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	if err := r.w.act("record %s", rec.Intent.Current.Epoch); err != nil {
+		return err
+	}
+	return r.records.save(rec)
+}
+
+type worldNetworks world
+
+func (f *worldNetworks) Synced(v vnet.VNI) (bool, error) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.loaded[v], w.full
+}
+
+func (f *worldNetworks) Use(vnet.PortID, ...*vnet.Place) error { return nil }
+
+// hanging links never answer.
+type hanging struct{}
+
+func (hanging) Open(ctx context.Context, _ vnet.Intent) (Link, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
