@@ -34,6 +34,7 @@ type driver struct {
 	mu      sync.Mutex
 	rec     Record        // written by the driver's goroutine, which reads it without the lock
 	facts   facts         // written by all
+	home    vnet.Epoch    // of the way back, as soon as a host may be told of it; before, no host can speak of it
 	changed chan struct{} // closed and replaced with each visible change
 }
 
@@ -136,6 +137,9 @@ func (d *driver) step(ctx context.Context, to Phase, why string) error {
 	if err != nil {
 		return err
 	}
+	if b := c.record.Back; b != nil {
+		d.headFor(b.Epoch)
+	}
 	rev, err := d.engine.Store.Commit(ctx, &c.txn)
 	if err != nil {
 		d.unsure = true
@@ -150,6 +154,13 @@ func (d *driver) step(ctx context.Context, to Phase, why string) error {
 	d.mu.Unlock()
 	d.reach(c.record)
 	return nil
+}
+
+// headFor makes the driver listen to what the host says of the way back.
+func (d *driver) headFor(e vnet.Epoch) {
+	d.mu.Lock()
+	d.home = e
+	d.mu.Unlock()
 }
 
 // errVanished says that a reservation of which it was not known whether it was
@@ -177,6 +188,9 @@ func (d *driver) read(ctx context.Context) error {
 	d.intent.Key = store.IntentKey(d.rec.Host, d.rec.Port)
 	if row.Revision != d.rev {
 		d.rev = row.Revision
+		if b := row.Value.Back; b != nil {
+			d.headFor(b.Epoch)
+		}
 		d.reach(row.Value)
 	}
 	return nil
@@ -251,9 +265,7 @@ func (d *driver) tell(f func(*facts)) {
 // status takes a status of the port, and reports whether it is about this swap.
 func (d *driver) status(s vnet.Status) bool {
 	d.mu.Lock()
-	there := d.rec.After.Epoch
-	back := d.engine.after(there) // heard, perhaps, before the store has answered
-	mine := s.Host == d.rec.Host && (s.Epoch == there || s.Epoch == back) && !d.rec.Phase.Ended()
+	mine := s.Host == d.rec.Host && (s.Epoch == d.rec.After.Epoch || s.Epoch == d.home) && !d.rec.Phase.Ended()
 	d.mu.Unlock()
 	if mine {
 		d.tell(func(f *facts) { f.hear(s) })

@@ -124,6 +124,9 @@ func (e *Engine) adopt(row store.Row[Record]) {
 		d.facts.stop = "the store was restored from a backup in mid-swap"
 	}
 	d.log.Info("swap taken over", "phase", row.Value.Phase)
+	if row.Value.Back != nil {
+		d.home = row.Value.Back.Epoch
+	}
 	close(d.made)
 	e.byID[row.Value.ID], e.byPort[row.Value.Port] = d, d
 	e.drive(d)
