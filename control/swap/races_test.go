@@ -51,6 +51,26 @@ func TestTwoLeaders(t *testing.T) {
 	})
 }
 
+// What the other leader has decided is found at the next write, and followed.
+func TestOtherLeaderUndoes(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		w.status(vnet.StatusPrepared)
+		w.wantPhase(Switched)
+		other := w.rival()
+		if _, err := other.Cancel(context.Background(), w.id, ""); err != nil {
+			t.Fatal(err)
+		}
+		e := w.record().After.Epoch
+		w.status(vnet.StatusLeased, func(s *vnet.Status) { s.Epoch = e }) // it has not heard yet
+		time.Sleep(time.Second)
+		w.wantPhase(Undoing)
+		w.status(vnet.StatusLeased)
+		time.Sleep(time.Second)
+		w.wantPhase(Undone)
+	})
+}
+
 // The live lock is in the store, not in a leader's memory.
 func TestTwoLeadersStartTwoSwaps(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
