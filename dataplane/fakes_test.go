@@ -105,7 +105,7 @@ func (f *worldLinks) Open(_ context.Context, in vnet.Intent) (Link, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.guests[in.ID] == nil {
+	if w.guests[in.ID] == nil || w.unmonitored {
 		return nil, errors.New("connection refused")
 	}
 	return worldLink{w, in.ID}, nil
@@ -116,6 +116,9 @@ func (worldLink) Close() error { return nil }
 func (l worldLink) Set(_ context.Context, up bool) error {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
+	if l.w.unmonitored {
+		return errors.New("broken pipe")
+	}
 	g := l.w.guests[l.id]
 	if g.link == up {
 		return nil

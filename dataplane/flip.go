@@ -23,6 +23,7 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		}
 		p.log.Warn("port is flipped without its tap", "err", err)
 	}
+	p.ask() // its answer is the last frame before the blackout
 	if bounces(&in.Current) && p.row != nil && p.on(in) {
 		if err := p.setLink(ctx, in, false); err != nil {
 			p.log.Warn("link could not be cut", "err", err)
@@ -107,18 +108,19 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 // recut is the next rung.
 func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
-	if r.Cuts > 0 {
+	if r.Cuts > 0 || r.again {
 		r.Tried++
 	}
+	r.again, r.dueBy = true, time.Time{}
 	if r.Tried >= len(ladder) {
-		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client", r.Cuts)
+		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client and its monitor", r.Cuts)
 	}
 	if err := p.setLink(ctx, in, false); err != nil {
-		return outcome{}, err
+		p.log.Warn("link could not be cut", "err", err)
+		return outcome{kind: done}, nil // the guest may come by itself
 	}
 	r.Cuts++
-	r.again = true
-	r.cutAt, r.dueBy = time.Now(), time.Time{}
+	r.cutAt = time.Now()
 	r.hop("link_down")
 	p.log.Info("bounce again", "rung", at(r.Tried).String(), "cuts", r.Cuts)
 	return outcome{kind: done}, nil

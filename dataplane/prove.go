@@ -148,14 +148,19 @@ func (p *port) probe(ctx context.Context, in *vnet.Intent) time.Duration {
 	if r.owed && p.setLink(ctx, in, true) == nil {
 		r.owed = false
 	}
+	p.ask()
+	return gap
+}
+
+// ask sends the guest an ARP probe for its address in the place in force.
+func (p *port) ask() {
 	place, ifindex, mac, ok := p.inForce()
 	if !ok {
-		return gap
+		return
 	}
 	if err := p.prober.Probe(ifindex, mac, place); err != nil {
 		p.log.Debug("probe was not sent", "err", err)
 	}
-	return gap
 }
 
 // publish lets the metadata service serve the place's document.

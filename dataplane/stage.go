@@ -125,6 +125,7 @@ func (p *port) timed() error {
 		return err
 	}
 	p.row.Timed = true
+	p.ask() // a guest that says nothing by itself would have no last frame
 	return nil
 }
 

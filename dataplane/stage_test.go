@@ -193,6 +193,38 @@ func TestSwapWhileTheTapIsGone(t *testing.T) {
 	})
 }
 
+// A monitor that dies between staging and the flip holds nothing up: the guest is
+// waited for, said to have failed in the end, and taken when it comes by itself.
+func TestMonitorDiesInMidSwap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		g := w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		w.mu.Lock()
+		w.unmonitored = true
+		w.mu.Unlock()
+		in = switched(in)
+		ps.set(in)
+		settle(30 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || w.rows[23].Epoch != in.Current.Epoch || g.bounced != 0 {
+			t.Errorf("without a monitor: %+v", s)
+		}
+		w.mu.Lock()
+		g.ask()
+		w.mu.Unlock()
+		settle(5 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Error != "" {
+			t.Errorf("came by itself: %+v", s)
+		}
+	})
+}
+
 // A port whose monitor hangs keeps nobody else waiting (invariant 7).
 func TestPortsDoNotWaitForEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -23,19 +23,20 @@ type world struct {
 	t   *testing.T
 	dir string
 
-	mu        sync.Mutex
-	rows      map[vnet.PortID]Row
-	attached  map[int]vnet.PortID
-	taps      map[string]int
-	running   map[string]bool
-	published map[vnet.PortID]vnet.Epoch
-	docs      map[vnet.PortID]*vnet.Document
-	loaded    map[vnet.VNI]bool
-	full      error
-	dies      bool // every machine, at once
-	statuses  []vnet.Status
-	acts      []string // in order
-	guests    map[vnet.PortID]*guest
+	mu          sync.Mutex
+	rows        map[vnet.PortID]Row
+	attached    map[int]vnet.PortID
+	taps        map[string]int
+	running     map[string]bool
+	published   map[vnet.PortID]vnet.Epoch
+	docs        map[vnet.PortID]*vnet.Document
+	loaded      map[vnet.VNI]bool
+	full        error
+	dies        bool // every machine, at once
+	unmonitored bool // every monitor is gone
+	statuses    []vnet.Status
+	acts        []string // in order
+	guests      map[vnet.PortID]*guest
 
 	countdown int // acts until the kill; 0: never
 	kill      func()
