@@ -59,32 +59,22 @@ func (c *caller) watchClaim(ctx context.Context, cmd *cobra.Command, client pb.C
 }
 
 func claimCommand(c *caller) *cobra.Command {
-	show := &cobra.Command{Use: "show CLAIM", Short: "Show one claim", Args: exact(1, "a CLAIM"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				claim, err := pb.NewClaimsClient(conn).GetClaim(ctx, &pb.GetClaimRequest{Id: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, claim, func() *table { return claims(claim) })
-			})
-		}}
+	show := ask(c, question[*pb.Claim]{use: "show CLAIM", short: "Show one claim", args: exact(1, "a CLAIM"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Claim, error) {
+			return pb.NewClaimsClient(conn).GetClaim(ctx, &pb.GetClaimRequest{Id: args[0]})
+		},
+		show: func(claim *pb.Claim) *table { return claims(claim) }})
 	watch := &cobra.Command{Use: "watch CLAIM", Short: "Follow a claim until it has ended", Args: exact(1, "a CLAIM"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				return c.watchClaim(ctx, cmd, pb.NewClaimsClient(conn), args[0])
 			})
 		}}
-	ls := &cobra.Command{Use: "list", Short: "List claims", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewClaimsClient(conn).ListClaims(ctx, &pb.ListClaimsRequest{Tenant: c.tenant})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return claims(r.Claims...) })
-			})
-		}}
+	ls := ask(c, question[*pb.ListClaimsResponse]{use: "list", short: "List claims", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListClaimsResponse, error) {
+			return pb.NewClaimsClient(conn).ListClaims(ctx, &pb.ListClaimsRequest{Tenant: c.tenant})
+		},
+		show: func(r *pb.ListClaimsResponse) *table { return claims(r.Claims...) }})
 	return noun("claim", "Claims: pooled VMs becoming a customer's", "  replug claim list", show, watch, ls)
 }
 

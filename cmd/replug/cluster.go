@@ -15,20 +15,15 @@ import (
 )
 
 func clusterCommand(c *caller) *cobra.Command {
-	show := &cobra.Command{Use: "show", Short: "Show the cluster's identity and leader", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				i, err := pb.NewAdminClient(conn).GetCluster(ctx, &pb.GetClusterRequest{})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, i, func() *table {
-					t := &table{head: []string{"CLUSTER", "ERA", "REVISION", "LEADER", "STORE TXNS"}}
-					t.add(i.Id, i.Era, i.Revision, i.Leader, i.StoreTxns)
-					return t
-				})
-			})
-		}}
+	show := ask(c, question[*pb.ClusterInfo]{use: "show", short: "Show the cluster's identity and leader", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ClusterInfo, error) {
+			return pb.NewAdminClient(conn).GetCluster(ctx, &pb.GetClusterRequest{})
+		},
+		show: func(i *pb.ClusterInfo) *table {
+			t := &table{head: []string{"CLUSTER", "ERA", "REVISION", "LEADER", "STORE TXNS"}}
+			t.add(i.Id, i.Era, i.Revision, i.Leader, i.StoreTxns)
+			return t
+		}})
 	return noun("cluster", "The cluster itself", "  replug cluster show", show)
 }
 

@@ -14,36 +14,21 @@ import (
 )
 
 func networkCommand(c *caller) *cobra.Command {
-	show := &cobra.Command{Use: "show MONIKER", Short: "Show one network", Args: exact(1, "a MONIKER"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				n, err := pb.NewNetworksClient(conn).GetNetwork(ctx, &pb.GetNetworkRequest{Tenant: c.tenant, Moniker: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, n, func() *table { return networks(n) })
-			})
-		}}
-	ls := &cobra.Command{Use: "list", Short: "List networks", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewNetworksClient(conn).ListNetworks(ctx, &pb.ListNetworksRequest{Tenant: c.tenant})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return networks(r.Networks...) })
-			})
-		}}
-	del := &cobra.Command{Use: "delete MONIKER", Short: "Delete a network that nothing refers to", Args: exact(1, "a MONIKER"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				_, err := pb.NewNetworksClient(conn).DeleteNetwork(ctx, &pb.DeleteNetworkRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: args[0]})
-				if err == nil {
-					c.say(cmd, "network %s deleted", args[0])
-				}
-				return err
-			})
-		}}
+	show := ask(c, question[*pb.Network]{use: "show MONIKER", short: "Show one network", args: exact(1, "a MONIKER"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Network, error) {
+			return pb.NewNetworksClient(conn).GetNetwork(ctx, &pb.GetNetworkRequest{Tenant: c.tenant, Moniker: args[0]})
+		},
+		show: func(n *pb.Network) *table { return networks(n) }})
+	ls := ask(c, question[*pb.ListNetworksResponse]{use: "list", short: "List networks", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListNetworksResponse, error) {
+			return pb.NewNetworksClient(conn).ListNetworks(ctx, &pb.ListNetworksRequest{Tenant: c.tenant})
+		},
+		show: func(r *pb.ListNetworksResponse) *table { return networks(r.Networks...) }})
+	del := c.tell(order{use: "delete MONIKER", short: "Delete a network that nothing refers to", args: exact(1, "a MONIKER"), done: "network %s deleted",
+		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
+			_, err := pb.NewNetworksClient(conn).DeleteNetwork(ctx, &pb.DeleteNetworkRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: name})
+			return err
+		}})
 	return noun("network", "Virtual networks, by moniker", "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --dns 10.0.0.53",
 		networkCreate(c), show, ls, del)
 }

@@ -32,26 +32,16 @@ func typeCommand(c *caller) *cobra.Command {
 	f.StringVar(&v.Storage, "storage", "standard", "standard or premium")
 	f.StringVar(&v.Routing, "routing", "ipv4", "ipv4, ipv6 or dual: a swap never changes it")
 	f.Int64Var(&v.DiskBytes, "disk", 0, "OS disk in bytes (default: the image's)")
-	ls := &cobra.Command{Use: "list", Short: "List VM types", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewVMTypesClient(conn).ListVMTypes(ctx, &pb.ListVMTypesRequest{})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return types(r.Types...) })
-			})
-		}}
-	del := &cobra.Command{Use: "delete NAME", Short: "Delete a type without VMs", Args: exact(1, "a NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				_, err := pb.NewVMTypesClient(conn).DeleteVMType(ctx, &pb.DeleteVMTypeRequest{RequestId: c.id(), Name: args[0]})
-				if err == nil {
-					c.say(cmd, "type %s deleted", args[0])
-				}
-				return err
-			})
-		}}
+	ls := ask(c, question[*pb.ListVMTypesResponse]{use: "list", short: "List VM types", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListVMTypesResponse, error) {
+			return pb.NewVMTypesClient(conn).ListVMTypes(ctx, &pb.ListVMTypesRequest{})
+		},
+		show: func(r *pb.ListVMTypesResponse) *table { return types(r.Types...) }})
+	del := c.tell(order{use: "delete NAME", short: "Delete a type without VMs", args: exact(1, "a NAME"), done: "type %s deleted",
+		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
+			_, err := pb.NewVMTypesClient(conn).DeleteVMType(ctx, &pb.DeleteVMTypeRequest{RequestId: c.id(), Name: name})
+			return err
+		}})
 	return noun("type", "What a VM can't change without a reboot", "  replug type create small --image tiny --cpus 1 --memory 128", create, ls, del)
 }
 
@@ -79,26 +69,16 @@ func poolCommand(c *caller) *cobra.Command {
 			})
 		}}
 	set.Flags().Int32Var(&size, "size", -1, "how many are to be ready")
-	show := &cobra.Command{Use: "show TYPE", Short: "Show one pool", Args: exact(1, "a TYPE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				p, err := pb.NewPoolsClient(conn).GetPool(ctx, &pb.GetPoolRequest{Type: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, p, func() *table { return pools(p) })
-			})
-		}}
-	ls := &cobra.Command{Use: "list", Short: "List pools", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewPoolsClient(conn).ListPools(ctx, &pb.ListPoolsRequest{})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return pools(r.Pools...) })
-			})
-		}}
+	show := ask(c, question[*pb.Pool]{use: "show TYPE", short: "Show one pool", args: exact(1, "a TYPE"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Pool, error) {
+			return pb.NewPoolsClient(conn).GetPool(ctx, &pb.GetPoolRequest{Type: args[0]})
+		},
+		show: func(p *pb.Pool) *table { return pools(p) }})
+	ls := ask(c, question[*pb.ListPoolsResponse]{use: "list", short: "List pools", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListPoolsResponse, error) {
+			return pb.NewPoolsClient(conn).ListPools(ctx, &pb.ListPoolsRequest{})
+		},
+		show: func(r *pb.ListPoolsResponse) *table { return pools(r.Pools...) }})
 	return noun("pool", "Half-configured VMs that wait for a customer", "  replug pool set small --size 2", set, show, ls)
 }
 

@@ -12,36 +12,21 @@ import (
 )
 
 func portCommand(c *caller) *cobra.Command {
-	show := &cobra.Command{Use: "show PORT", Short: "Show one port", Args: exact(1, "a PORT"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				p, err := pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, p, func() *table { return ports(p) })
-			})
-		}}
-	ls := &cobra.Command{Use: "list", Short: "List ports", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewPortsClient(conn).ListPorts(ctx, &pb.ListPortsRequest{Tenant: c.tenant})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return ports(r.Ports...) })
-			})
-		}}
-	detach := &cobra.Command{Use: "detach PORT", Short: "Give an attached port back", Args: exact(1, "a PORT"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				_, err := pb.NewPortsClient(conn).DetachPort(ctx, &pb.DetachPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0]})
-				if err == nil {
-					c.say(cmd, "port %s is being detached", args[0])
-				}
-				return err
-			})
-		}}
+	show := ask(c, question[*pb.Port]{use: "show PORT", short: "Show one port", args: exact(1, "a PORT"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Port, error) {
+			return pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
+		},
+		show: func(p *pb.Port) *table { return ports(p) }})
+	ls := ask(c, question[*pb.ListPortsResponse]{use: "list", short: "List ports", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListPortsResponse, error) {
+			return pb.NewPortsClient(conn).ListPorts(ctx, &pb.ListPortsRequest{Tenant: c.tenant})
+		},
+		show: func(r *pb.ListPortsResponse) *table { return ports(r.Ports...) }})
+	detach := c.tell(order{use: "detach PORT", short: "Give an attached port back", args: exact(1, "a PORT"), done: "port %s is being detached",
+		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
+			_, err := pb.NewPortsClient(conn).DetachPort(ctx, &pb.DetachPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: name})
+			return err
+		}})
 	move := swapStart(c, "swap PORT", func(r *pb.StartSwapRequest, name string) { r.Port = name })
 	move.Short = "Move an attached port to another network"
 	move.Example = "  replug port swap edge-7 --network blue --ip 10.0.0.21 --trigger none --wait"
@@ -83,26 +68,16 @@ func ports(ps ...*pb.Port) *table {
 }
 
 func hostCommand(c *caller) *cobra.Command {
-	ls := &cobra.Command{Use: "list", Short: "List hosts", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewHostsClient(conn).ListHosts(ctx, &pb.ListHostsRequest{})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return hosts(r.Hosts...) })
-			})
-		}}
-	del := &cobra.Command{Use: "delete HOST", Short: "Forget a host without ports", Args: exact(1, "a HOST"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				_, err := pb.NewHostsClient(conn).DeleteHost(ctx, &pb.DeleteHostRequest{RequestId: c.id(), Name: args[0]})
-				if err == nil {
-					c.say(cmd, "host %s deleted", args[0])
-				}
-				return err
-			})
-		}}
+	ls := ask(c, question[*pb.ListHostsResponse]{use: "list", short: "List hosts", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListHostsResponse, error) {
+			return pb.NewHostsClient(conn).ListHosts(ctx, &pb.ListHostsRequest{})
+		},
+		show: func(r *pb.ListHostsResponse) *table { return hosts(r.Hosts...) }})
+	del := c.tell(order{use: "delete HOST", short: "Forget a host without ports", args: exact(1, "a HOST"), done: "host %s deleted",
+		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
+			_, err := pb.NewHostsClient(conn).DeleteHost(ctx, &pb.DeleteHostRequest{RequestId: c.id(), Name: name})
+			return err
+		}})
 	return noun("host", "Hosts that have registered", "  replug host list", ls, del)
 }
 

@@ -145,16 +145,11 @@ func receipt(c *caller, cmd *cobra.Command, s *pb.Swap) {
 }
 
 func swapCommand(c *caller) *cobra.Command {
-	ls := &cobra.Command{Use: "list", Short: "List swaps of the last day", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewSwapsClient(conn).ListSwaps(ctx, &pb.ListSwapsRequest{Tenant: c.tenant})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return swaps(r.Swaps...) })
-			})
-		}}
+	ls := ask(c, question[*pb.ListSwapsResponse]{use: "list", short: "List swaps of the last day", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListSwapsResponse, error) {
+			return pb.NewSwapsClient(conn).ListSwaps(ctx, &pb.ListSwapsRequest{Tenant: c.tenant})
+		},
+		show: func(r *pb.ListSwapsResponse) *table { return swaps(r.Swaps...) }})
 	watch := &cobra.Command{Use: "watch SWAP", Short: "Follow a swap until it has ended", Args: exact(1, "a SWAP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
@@ -174,16 +169,11 @@ func swapCommand(c *caller) *cobra.Command {
 }
 
 func swapVerb(c *caller, verb, short string, f func(context.Context, pb.SwapsClient, string) (*pb.Swap, error)) *cobra.Command {
-	return &cobra.Command{Use: verb + " SWAP", Short: short, Args: exact(1, "a SWAP"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				s, err := f(ctx, pb.NewSwapsClient(conn), args[0])
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, s, func() *table { return swaps(s) })
-			})
-		}}
+	return ask(c, question[*pb.Swap]{use: verb + " SWAP", short: short, args: exact(1, "a SWAP"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Swap, error) {
+			return f(ctx, pb.NewSwapsClient(conn), args[0])
+		},
+		show: func(s *pb.Swap) *table { return swaps(s) }})
 }
 
 func swaps(ss ...*pb.Swap) *table {

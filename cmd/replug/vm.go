@@ -15,51 +15,31 @@ import (
 )
 
 func vmCommand(c *caller) *cobra.Command {
-	ls := &cobra.Command{Use: "list", Short: "List VMs", Args: exact(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				r, err := pb.NewVMsClient(conn).ListVMs(ctx, &pb.ListVMsRequest{Tenant: c.tenant})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, r, func() *table { return vms(r.Vms...) })
-			})
-		}}
-	show := &cobra.Command{Use: "show VM", Short: "Show one VM", Args: exact(1, "a VM"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				v, err := pb.NewVMsClient(conn).GetVM(ctx, &pb.GetVMRequest{Tenant: c.tenant, Name: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, v, func() *table { return vms(v) })
-			})
-		}}
-	del := &cobra.Command{Use: "delete VM", Short: "Delete a VM with its disks, in mid-swap too", Args: exact(1, "a VM"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				_, err := pb.NewVMsClient(conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0]})
-				if err == nil {
-					c.say(cmd, "VM %s is being deleted", args[0])
-				}
-				return err
-			})
-		}}
+	ls := ask(c, question[*pb.ListVMsResponse]{use: "list", short: "List VMs", args: exact(0, "no argument"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListVMsResponse, error) {
+			return pb.NewVMsClient(conn).ListVMs(ctx, &pb.ListVMsRequest{Tenant: c.tenant})
+		},
+		show: func(r *pb.ListVMsResponse) *table { return vms(r.Vms...) }})
+	show := ask(c, question[*pb.VM]{use: "show VM", short: "Show one VM", args: exact(1, "a VM"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.VM, error) {
+			return pb.NewVMsClient(conn).GetVM(ctx, &pb.GetVMRequest{Tenant: c.tenant, Name: args[0]})
+		},
+		show: func(v *pb.VM) *table { return vms(v) }})
+	del := c.tell(order{use: "delete VM", short: "Delete a VM with its disks, in mid-swap too", args: exact(1, "a VM"), done: "VM %s is being deleted",
+		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
+			_, err := pb.NewVMsClient(conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: name})
+			return err
+		}})
 	return noun("vm", "Virtual machines", "  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan",
 		vmCreate(c), vmClaim(c), vmSwap(c), ls, show, vmPower(c, "start", "on"), vmPower(c, "stop", "off"), del)
 }
 
 func vmPower(c *caller, verb, power string) *cobra.Command {
-	return &cobra.Command{Use: verb + " VM", Short: "Turn a VM " + power, Args: exact(1, "a VM"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				v, err := pb.NewVMsClient(conn).SetPower(ctx, &pb.SetPowerRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Power: power})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, v, func() *table { return vms(v) })
-			})
-		}}
+	return ask(c, question[*pb.VM]{use: verb + " VM", short: "Turn a VM " + power, args: exact(1, "a VM"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.VM, error) {
+			return pb.NewVMsClient(conn).SetPower(ctx, &pb.SetPowerRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Power: power})
+		},
+		show: func(v *pb.VM) *table { return vms(v) }})
 }
 
 // A wish is what a caller asks of a new VM, from scratch or from the pool.
