@@ -137,15 +137,16 @@ func (e *Engine) Cancel(ctx context.Context, id, why string) (Record, error) {
 
 // Abandon adds to txn the end of the port's live swap, if it has one, for whoever
 // deletes the port: the record ends as abandoned in the same transaction, with the
-// live lock, the port's epoch and the mappings of all its places removed. The rest
-// is the caller's: intent, addresses and holds of both places. When there is no live
-// swap the record is nil and the mappings and [EpochKey] are the caller's too. Done
-// is to be called after the commit, however it ended.
+// live lock and the mappings of all its places removed. The rest is the caller's:
+// intent, addresses and holds of both places. When there is no live swap the record
+// is nil, and the mappings are the caller's too. What is kept of the port's epochs
+// ([EpochKey]) goes either way. Done is to be called after the commit, however it
+// ended.
 func (e *Engine) Abandon(ctx context.Context, port, why string, txn *store.Txn) (r *Record, done func(), err error) {
 	done = func() {}
 	live, err := store.Get[string](ctx, e.Store, store.Live+port)
 	if errors.Is(err, store.ErrNotFound) {
-		txn.Absent(store.Live + port)
+		txn.Absent(store.Live + port).Delete(EpochKey(port))
 		return nil, done, nil
 	}
 	if err != nil {

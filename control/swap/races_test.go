@@ -205,6 +205,31 @@ func TestAbandonMeetsTheNextStep(t *testing.T) {
 	})
 }
 
+// Nothing is kept of a port that is deleted (invariant 8).
+func TestAbandonForgetsTheEpochs(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		if _, err := w.engine.Cancel(context.Background(), w.id, ""); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(listed[vnet.Epoch](w, store.Counters+"epochs/")); n != 1 {
+			t.Fatalf("%d burned epochs, want 1", n)
+		}
+		var txn store.Txn
+		r, done, err := w.engine.Abandon(context.Background(), testPort, "", &txn)
+		if r != nil || err != nil {
+			t.Fatalf("abandon without a live swap: %v %v", r, err)
+		}
+		defer done()
+		if err := w.commit(&txn); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(listed[vnet.Epoch](w, store.Counters+"epochs/")); n != 0 {
+			t.Errorf("%d burned epochs of a port that is gone", n)
+		}
+	})
+}
+
 // After a restore the epochs of a live swap are of an older era: it goes home.
 func TestRestoredInMidSwap(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
