@@ -266,3 +266,23 @@ func TestClaimAvoidsDeadHost(t *testing.T) {
 		t.Errorf("claim %v", c)
 	}
 }
+
+// A claim that comes right after a restart waits for the hosts to come back: the
+// pool's VMs are on them.
+func TestClaimAfterRestart(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.pooled(1)
+	h.halt()
+	w.restart()
+	acme := w.as("acme")
+	c := must(acme.CreateClaim(w.ctx, &pb.CreateClaimRequest{RequestId: "c", Name: "web-1", Type: "tiny", Network: "red"}))(t)
+	if c.Phase != "accepted" {
+		t.Errorf("claim without a host: %v", c)
+	}
+	w.host("h7", 7)
+	if c = w.claimDone(c.Id); c.Phase != "ready" || c.Source != "pool" {
+		t.Errorf("claim %v", c)
+	}
+}

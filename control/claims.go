@@ -85,15 +85,25 @@ func (r *reign) serveClaims(ctx context.Context, keys []string, all bool) (time.
 			keys = append(keys, resource.ClaimKey(c.ID))
 		}
 	}
+	settled, err := r.settled(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(claimsAtOnce)
 	for _, k := range keys {
-		g.Go(func() error { return r.serveClaim(ctx, strings.TrimPrefix(k, store.Claims)) })
+		g.Go(func() error { return r.serveClaim(ctx, strings.TrimPrefix(k, store.Claims), settled) })
 	}
-	return time.Time{}, g.Wait()
+	err = g.Wait()
+	if err == nil && !settled {
+		return time.Now().Add(retryPause), nil
+	}
+	return time.Time{}, err
 }
 
-func (r *reign) serveClaim(ctx context.Context, id string) error {
+// serveClaim gives a VM to a claim. While it is not settled which hosts are there,
+// only a pooled VM will do: most of them may be on hosts that are about to come.
+func (r *reign) serveClaim(ctx context.Context, id string, settled bool) error {
 	row, err := r.tenants.GetClaim(ctx, id)
 	if errors.Is(err, resource.ErrNotFound) || err == nil && row.Value.Phase != resource.Accepted {
 		return nil
@@ -106,6 +116,9 @@ func (r *reign) serveClaim(ctx context.Context, id string) error {
 		why = "data disks can't be added to a VM that runs: made from scratch"
 	} else if served, err := r.claimPooled(ctx, row.Value); served || err != nil {
 		return r.claimFailed(ctx, id, err)
+	}
+	if !settled {
+		return nil
 	}
 	return r.claimFailed(ctx, id, r.claimScratch(ctx, id, why))
 }

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +57,7 @@ type Config struct {
 	Rest         time.Duration // of an address given back
 	Session      time.Duration // an unreachable leader is replaced after it, whole seconds
 
+	OnLead  func(leads bool) // told when the leadership comes and goes; nil: nobody asks
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil: none
 }
@@ -88,6 +88,9 @@ func (c *Config) fill() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.OnLead == nil {
+		c.OnLead = func(bool) {}
+	}
 	if c.Metrics == nil {
 		c.Metrics = prometheus.NewRegistry()
 	}
@@ -113,8 +116,6 @@ type Server struct {
 	reign  atomic.Pointer[reign] // nil on a standby
 	leader atomic.Pointer[string]
 	up     presence
-	led    chan struct{} // closed when this server leads for the first time
-	once   sync.Once
 }
 
 // New makes a server. [Server.Run] makes it work.
@@ -122,7 +123,7 @@ func New(c Config) (*Server, error) {
 	if err := c.fill(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: c, feed: newFeed(), led: make(chan struct{})}
+	s := &Server{cfg: c, feed: newFeed()}
 	s.metrics = newMetrics(c.Metrics, s)
 	s.swaps = swap.NewMetrics(c.Metrics)
 	s.dir = server.New(server.Options{
@@ -157,6 +158,3 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	return nil
 }
-
-// Led is closed once the server has led for the first time.
-func (s *Server) Led() <-chan struct{} { return s.led }

@@ -83,10 +83,15 @@ func (l *listener) wake() {
 
 // everything makes the listener look at all of its rows again.
 func (l *listener) everything() {
-	l.mu.Lock()
-	l.all = true
-	l.mu.Unlock()
+	l.mark()
 	l.wake()
+}
+
+// mark makes the next thing to take "all", whenever that is.
+func (l *listener) mark() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = true
 }
 
 // touch tells of changes, also of those that stand in memory only.

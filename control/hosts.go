@@ -50,7 +50,8 @@ func (s *Server) Status(st vnet.Status) {
 		return
 	}
 	taken := r.swaps.OnStatus(st)
-	r.board.put(st, !taken)
+	// That a port is gone ends more than its swap.
+	r.board.put(st, !taken || st.Phase == vnet.StatusGone)
 	s.feed.touch(statusPrefix+st.Port, network.PortKey(st.Port))
 }
 

@@ -116,10 +116,11 @@ func (s *Server) lead(ctx context.Context, session *concurrency.Session, key str
 	s.reign.Store(r)
 	defer func() {
 		s.reign.Store(nil)
+		s.cfg.OnLead(false)
 		s.dir.SetLeader(false, "")
 	}()
 	s.dir.SetLeader(true, self)
-	s.once.Do(func() { close(s.led) })
+	s.cfg.OnLead(true)
 	s.cfg.Log.Info("leading", "server", s.cfg.Name, "era", s.cfg.Era)
 	var lost error
 	select {

@@ -164,7 +164,7 @@ func (o objects) reserveClaim(ctx context.Context, q swap.Request, c claiming, t
 	vm.Phase, vm.Tenant, vm.Name, vm.Claim = compute.Claimed, claim.Value.Tenant, claim.Value.Name, c.claim
 	vm.Settings, vm.Ready = claim.Value.Settings, time.Time{}
 	orDefault(&vm.Settings.Hostname, vm.Name)
-	vm.Timeline = append(vm.Timeline, compute.Hop{Name: "claimed", At: now, By: "server"})
+	vm.Step("claimed", now)
 	name, err := o.r.vms.TakeName(ctx, &vm)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"replug/control/storage"
 	"replug/control/swap"
 	"replug/directory/store"
+	"replug/directory/vnet"
 )
 
 // A reign is the time that one server leads: the managers over the fenced store,
@@ -34,6 +35,7 @@ type reign struct {
 	tenants  *resource.Manager
 	swaps    *swap.Engine
 	board    *board
+	began    time.Time
 	requests requests
 	gate     gate
 
@@ -55,6 +57,7 @@ func newReign(s *Server, fenced *store.Store) *reign {
 		disks:    &storage.Manager{Store: fenced},
 		tenants:  resource.New(fenced, c.Era),
 		board:    newBoard(),
+		began:    time.Now(),
 		requests: requests{store: fenced},
 		taking:   make(map[string]bool),
 		alloc:    make(chan struct{}, 1),
@@ -72,6 +75,46 @@ func newReign(s *Server, fenced *store.Store) *reign {
 func (r *reign) connected(host string) bool {
 	here, _ := r.s.up.get(host)
 	return here
+}
+
+// settling is how long hosts have to come to a new leader before it counts on
+// those that have.
+const settling = 5 * time.Second
+
+// settled reports whether the hosts that were there under the former leader may be
+// expected to be here again.
+func (r *reign) settled(ctx context.Context) (bool, error) {
+	if time.Since(r.began) > settling {
+		return true, nil
+	}
+	hosts, _, err := store.List[vnet.HostInfo](ctx, r.store, store.Hosts)
+	for _, h := range hosts {
+		if !r.connected(h.Value.Name) {
+			return false, err
+		}
+	}
+	return true, err
+}
+
+// settle waits until it is settled which hosts are there.
+func (r *reign) settle(ctx context.Context) error {
+	l := r.s.feed.listen(store.Hosts)
+	defer l.close()
+	rest := time.NewTimer(time.Until(r.began.Add(settling)))
+	defer rest.Stop()
+	for {
+		if ok, err := r.settled(ctx); ok || err != nil {
+			return err
+		}
+		select {
+		case <-l.ready:
+			l.take()
+		case <-rest.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // prepare reads what must be known before the first call is answered.
@@ -122,6 +165,7 @@ func (r *reign) follow(ctx context.Context, name string, f step, prefixes ...str
 			return ctx.Err()
 		case err != nil:
 			r.log.Warn("a step failed; trying again", "loop", name, "error", err)
+			l.mark()
 			next = time.Now().Add(retryPause)
 		}
 		timer.Stop()
@@ -181,7 +225,10 @@ func (r *reign) fillPools(ctx context.Context, _ []string, _ bool) (time.Time, e
 	return r.pools.Fill(ctx)
 }
 
-// swapEnded is a hint: the timelines of VM and claim may be looked at again.
+// swapEnded looks again at what the swap has kept for itself: a guest that is back
+// in its old place has reported there.
 func (r *reign) swapEnded(rec swap.Record) {
+	r.board.again(rec.Port)
+	r.s.feed.touch(statusPrefix + rec.Port)
 	r.s.feed.touch(compute.Key(rec.VM), network.PortKey(rec.Port))
 }

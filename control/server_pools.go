@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 
 	pb "replug/control/controlpb"
 	"replug/control/pool"
@@ -47,6 +48,9 @@ func (typesAPI) DeleteVMType(ctx context.Context, q *pb.DeleteVMTypeRequest) (*p
 		return nil, err
 	}
 	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
+		if _, err := c.pools.Get(ctx, q.Name); err == nil {
+			return "", fmt.Errorf("VM type %q: %w: it has a pool; set that to 0 first", q.Name, ErrNotSo)
+		}
 		gone, err := c.vms.DeleteType(ctx, q.Name)
 		if err == nil {
 			txn.Add(gone).Absent(pool.Key(q.Name))

@@ -38,6 +38,9 @@ func (vmsAPI) CreateVM(ctx context.Context, q *pb.CreateVMRequest) (*pb.VM, erro
 	if err := compute.CheckName("VM", q.Name); err != nil {
 		return nil, err
 	}
+	if err := c.settle(ctx); err != nil {
+		return nil, err
+	}
 	id, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		vm, err := c.composeVM(ctx, vmSpec{
 			tenant: tenant, name: q.Name, typ: q.Type, network: m, ca: ca,
@@ -192,7 +195,7 @@ func (r *reign) composePower(ctx context.Context, row store.Row[compute.VM], pow
 	machine := *in.Value.Machine
 	machine.Power, vm.Power = power, power
 	in.Value.Machine = &machine
-	vm.Timeline = append(vm.Timeline, compute.Hop{Name: "power_" + string(power), At: time.Now(), By: "server"})
+	vm.Step("power_"+string(power), time.Now())
 	txn.Add(compute.Put(row, vm)).Unchanged(in.Key, in.Revision).Add(network.PutIntent(&in.Value))
 	return nil
 }

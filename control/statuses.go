@@ -107,10 +107,11 @@ func (r *reign) observe(ctx context.Context, keys []string, all bool) (time.Time
 
 // takeIn writes what a status changes of a VM, a claim or a port.
 func (r *reign) takeIn(ctx context.Context, s vnet.Status) error {
-	return r.retried(ctx, func() (*store.Txn, error) {
+	gone := false
+	err := r.retried(ctx, func() (*store.Txn, error) {
 		in, err := r.networks.GetIntent(ctx, s.Port)
 		if errors.Is(err, network.ErrNotFound) {
-			r.board.drop(s.Port)
+			gone = true
 			return nil, nil
 		}
 		if err != nil {
@@ -119,10 +120,15 @@ func (r *reign) takeIn(ctx context.Context, s vnet.Status) error {
 		txn := &store.Txn{}
 		switch {
 		case in.Value.Gone && s.Phase == vnet.StatusGone:
+			gone = true
 			return txn, r.composeGone(ctx, in, txn)
 		case in.Value.VM != "" && !in.Value.Gone:
 			return txn, r.observeVM(ctx, in, s, txn)
 		}
 		return nil, nil
 	})
+	if gone && err == nil {
+		r.board.drop(s.Port)
+	}
+	return err
 }

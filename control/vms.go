@@ -134,7 +134,7 @@ func (r *reign) composeDelete(ctx context.Context, row store.Row[compute.VM], wh
 	vm := row.Value
 	if vm.Phase != compute.Deleting {
 		vm.Phase = compute.Deleting
-		vm.Timeline = append(vm.Timeline, compute.Hop{Name: "deleting", At: time.Now(), By: "server"})
+		vm.Step("deleting", time.Now())
 	}
 	vm.Error = why
 	if err := r.dropClaim(ctx, &vm, why, txn); err != nil {
@@ -204,7 +204,6 @@ func (r *reign) composeGone(ctx context.Context, in store.Row[vnet.Intent], txn 
 		return err
 	}
 	txn.Unchanged(in.Key, in.Revision).Add(port).Delete(swap.EpochKey(in.Value.Port))
-	r.board.drop(in.Value.Port)
 	if in.Value.VM == "" {
 		return nil
 	}

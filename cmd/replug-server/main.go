@@ -92,17 +92,20 @@ func run(ctx context.Context, o *options) error {
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	h := health.NewServer()
+	h.SetServingStatus("", healthOf(false))
 	s, err := control.New(control.Config{
 		Name: o.Name, Address: o.Advertise, Store: store.New(db.Client()), Cluster: id.ID, Era: id.Era,
 		Alone: o.DataDir != "", Backup: db.Backup, VNIs: o.vnis, BootBudget: o.BootBudget,
 		BootsPerHost: o.BootsPerHost, Log: o.log, Metrics: metrics,
+		OnLead: func(leads bool) { h.SetServingStatus("", healthOf(leads)) },
 	})
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.Run(ctx) })
-	g.Go(func() error { return serveGRPC(ctx, o, s) })
+	g.Go(func() error { return serveGRPC(ctx, o, s, h) })
 	g.Go(func() error { return serveMetrics(ctx, o, metrics) })
 	g.Go(func() error {
 		select {
@@ -117,11 +120,19 @@ func run(ctx context.Context, o *options) error {
 	return err
 }
 
+// healthOf says in gRPC's words whether this server answers the API: a standby does not.
+func healthOf(leads bool) healthpb.HealthCheckResponse_ServingStatus {
+	if leads {
+		return healthpb.HealthCheckResponse_SERVING
+	}
+	return healthpb.HealthCheckResponse_NOT_SERVING
+}
+
 // stopPatience is how long calls may go on when the server stops.
 const stopPatience = 2 * time.Second
 
 // serveGRPC serves hosts and API until ctx ends.
-func serveGRPC(ctx context.Context, o *options, s *control.Server) error {
+func serveGRPC(ctx context.Context, o *options, s *control.Server, h *health.Server) error {
 	tls, err := pki.Files{CA: o.CA, Cert: o.Cert, Key: o.Key}.ServerTLS(o.log)
 	if err != nil {
 		return fmt.Errorf("certificates: %w", err)
@@ -133,19 +144,12 @@ func serveGRPC(ctx context.Context, o *options, s *control.Server) error {
 	g := grpc.NewServer(append(s.Options(), grpc.Creds(credentials.NewTLS(tls)))...)
 	s.Register(g)
 	reflection.Register(g)
-	h := health.NewServer()
-	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	healthpb.RegisterHealthServer(g, h)
 	o.log.Info("listening", "address", l.Addr().String(), "server", o.Name)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		select {
-		case <-s.Led():
-			h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-			<-ctx.Done()
-		case <-ctx.Done():
-		}
+		<-ctx.Done()
 		h.Shutdown()
 		forced := time.AfterFunc(stopPatience, g.Stop)
 		defer forced.Stop()

@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,7 +158,7 @@ func (m *Manager) Create(ctx context.Context, vm VM, t Type) (VM, *store.Txn, er
 	}
 	vm.Type, vm.CPUs, vm.Memory, vm.Image = t.Name, t.CPUs, t.Memory, t.Image
 	vm.Phase, vm.Power, vm.Created = Creating, vnet.PowerOn, m.Now()
-	vm.Timeline = append(vm.Timeline, Hop{Name: "accepted", At: vm.Created, By: "server"})
+	vm.Step("accepted", vm.Created)
 	txn := (&store.Txn{}).Exists(TypeKey(t.Name)).Absent(Key(vm.ID)).Put(Key(vm.ID), vm)
 	return vm, txn, nil
 }
@@ -199,6 +200,17 @@ func (m *Manager) Remove(ctx context.Context, row store.Row[VM]) (*store.Txn, er
 		t.Unchanged(key, name.Revision).Delete(key)
 	}
 	return t, err
+}
+
+// maxTimeline is how many steps of its life a VM remembers.
+const maxTimeline = 64
+
+// Step adds a step of the server's to the VM's timeline; the oldest are forgotten.
+func (vm *VM) Step(name string, at time.Time) {
+	vm.Timeline = append(slices.Clone(vm.Timeline), Hop{Name: name, At: at, By: "server"})
+	if n := len(vm.Timeline); n > maxTimeline {
+		vm.Timeline = vm.Timeline[n-maxTimeline:]
+	}
 }
 
 // Machine returns what the host is to run.

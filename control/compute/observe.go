@@ -49,13 +49,13 @@ func observeBoot(vm VM, in *vnet.Intent, s vnet.Status, now time.Time, changed b
 		for _, h := range s.Hops {
 			vm.Timeline = append(vm.Timeline, Hop{Name: h.Name, At: h.At, By: "host"})
 		}
-		vm.Timeline = append(vm.Timeline, Hop{Name: string(next), At: now, By: "server"})
+		vm.Step(string(next), now)
 		return vm, true
 	case g != nil && g.Epoch == in.Current.Epoch && !g.OK:
 		return vm.fail("the guest says that it failed: " + g.Error), changed || vm.Phase != Failed
 	case s.Phase == vnet.StatusFailed && s.Power != vnet.PowerOn && vm.Phase == Creating:
 		return vm.fail(fmt.Sprintf("host %s can't run it: %s", in.Host, s.Error)), true
-	case s.Phase == vnet.StatusFailed && vm.Error != s.Error:
+	case s.Phase == vnet.StatusFailed && vm.Phase == Creating && vm.Error != s.Error:
 		vm.Error = s.Error
 		return vm, true
 	}

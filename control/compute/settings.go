@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"encoding/json"
 	"fmt"
 	"path"
 	"regexp"
@@ -15,7 +16,7 @@ const (
 	maxKeys     = 32
 	maxKeyBytes = 16 << 10
 	maxFiles    = 64
-	maxFileSum  = 256 << 10 // bytes, all files of a VM
+	maxSettings = 192 << 10 // bytes as stored; a claim's transaction holds them five times, and etcd takes 1.5 MiB
 )
 
 var (
@@ -44,6 +45,9 @@ func CheckSettings(s *vnet.Document) error {
 			return fmt.Errorf("%w ssh key %d: must be one line, as in an authorized_keys file", ErrInvalid, i+1)
 		}
 	}
+	if b, err := json.Marshal(s); err != nil || len(b) > maxSettings {
+		return fmt.Errorf("%w: the settings have %d bytes as stored; at most %d are allowed", ErrInvalid, len(b), maxSettings)
+	}
 	return checkFiles(s.Files)
 }
 
@@ -51,7 +55,6 @@ func checkFiles(files []vnet.File) error {
 	if len(files) > maxFiles {
 		return fmt.Errorf("%w: %d files; at most %d are allowed", ErrInvalid, len(files), maxFiles)
 	}
-	sum := 0
 	for _, f := range files {
 		if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsRune(f.Path, 0) {
 			return fmt.Errorf("%w file path %q: must be absolute and clean, as in /etc/motd", ErrInvalid, f.Path)
@@ -59,10 +62,6 @@ func checkFiles(files []vnet.File) error {
 		if f.Mode > 0o7777 {
 			return fmt.Errorf("%w mode %o of file %s: permission bits only", ErrInvalid, f.Mode, f.Path)
 		}
-		sum += len(f.Content)
-	}
-	if sum > maxFileSum {
-		return fmt.Errorf("%w: the files have %d bytes; at most %d are allowed", ErrInvalid, sum, maxFileSum)
 	}
 	return nil
 }
