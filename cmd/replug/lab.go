@@ -147,7 +147,7 @@ func inside(cmd *cobra.Command, node *lab.Node, args []string) error {
 	err = c.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return outcomeError{fmt.Errorf("%s: %w", args[0], err), exit.ExitCode()}
+		return outcomeError{silent, exit.ExitCode()} // it has said why itself
 	}
 	return err
 }

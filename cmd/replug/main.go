@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string) int {
 	if err != nil && !understood {
 		err = usageError{err}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, silent) {
 		fmt.Fprintln(os.Stderr, "replug:", message(err))
 	}
 	return exitCode(err)
@@ -80,6 +80,11 @@ type outcomeError struct {
 	error
 	code int
 }
+
+func (e outcomeError) Unwrap() error { return e.error }
+
+// silent is the error of a program that has printed its own.
+var silent = errors.New("said already")
 
 func exitCode(err error) int {
 	var usage usageError
