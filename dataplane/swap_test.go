@@ -184,7 +184,9 @@ func TestLadderEnds(t *testing.T) {
 		if g.bounced < 10 || g.bounced > 20 {
 			t.Errorf("bounced %d times in ten minutes", g.bounced)
 		}
+		w.mu.Lock()
 		g.deaf = false
+		w.mu.Unlock()
 		settle(2 * time.Minute)
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Error != "" {
 			t.Errorf("heard at last: %+v", s)
@@ -202,7 +204,9 @@ func TestUndo(t *testing.T) {
 		ps := w.begin()
 		ps.set(in)
 		settle(time.Second)
+		w.mu.Lock()
 		g.deaf = true
+		w.mu.Unlock()
 		in = prepared(in)
 		ps.set(in)
 		settle(time.Second)

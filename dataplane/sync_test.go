@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	stdmaps "maps"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 // A table is the datapath's side of the directory.
 type table struct {
+	mu       sync.Mutex // guards what is written in the background: hops, stamps
 	mappings map[MappingKey]MappingRow
 	hosts    map[netip.Prefix]bool
 	hops     map[uint32]NextHop
@@ -71,8 +73,17 @@ func (f *table) Hosts() ([]netip.Prefix, error) {
 }
 
 func (f *table) SetNextHop(i uint32, n NextHop) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.hops[i], f.stamps[i] = n, time.Now()
 	return nil
+}
+
+// hop returns a next hop and its age.
+func (f *table) hop(i uint32) (NextHop, time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hops[i], time.Since(f.stamps[i])
 }
 
 func (f *table) SetRoutes(v vnet.VNI, routes []vnet.Route) error {
@@ -213,8 +224,8 @@ func TestNextHops(t *testing.T) {
 		for range 10 {
 			time.Sleep(27 * time.Second)
 			synctest.Wait()
-			if age := time.Since(f.stamps[index]); f.hops[index] != hopTwo || age > 30*time.Second {
-				t.Fatalf("next hop %d: %v, %s old", index, f.hops[index], age)
+			if hop, age := f.hop(index); hop != hopTwo || age > 30*time.Second {
+				t.Fatalf("next hop %d: %v, %s old", index, hop, age)
 			}
 		}
 		cancel()
@@ -231,8 +242,8 @@ func TestNextHops(t *testing.T) {
 			t.Errorf("index %d, was %d", got, index)
 		}
 		ns.OnHostGone("h3")
-		if f.hops[index] != (NextHop{}) {
-			t.Errorf("next hop of a host that is gone: %v", f.hops[index])
+		if hop, _ := f.hop(index); hop != (NextHop{}) {
+			t.Errorf("next hop of a host that is gone: %v", hop)
 		}
 	})
 }
