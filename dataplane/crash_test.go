@@ -123,8 +123,8 @@ func (w *world) ends(in vnet.Intent) {
 	if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {
 		w.t.Errorf("last status %+v", s)
 	}
-	if g.bounced > 2 {
-		w.t.Errorf("bounced %d times", g.bounced)
+	if g.cuts() > 2 {
+		w.t.Errorf("bounced %d times", g.cuts())
 	}
 }
 
@@ -192,8 +192,8 @@ func TestRestartDoesNotBounceAgain(t *testing.T) {
 		w.begin().set(in)
 		settle(500 * time.Millisecond)
 		s := w.last(in.Current.Epoch)
-		if g.bounced != 1 || s.Phase != vnet.StatusConfirmed {
-			t.Errorf("bounced %d times, last status %+v", g.bounced, s)
+		if g.cuts() != 1 || s.Phase != vnet.StatusConfirmed {
+			t.Errorf("bounced %d times, last status %+v", g.cuts(), s)
 		}
 		names := hopCount(s)
 		if names["stage"] != 1 || names["link_down"] != 1 || names["flip"] != 1 || names["seen"] != 1 {
@@ -233,8 +233,8 @@ func TestRestartInTheDark(t *testing.T) {
 		settle(time.Second)
 		w.begin().set(in)
 		settle(200 * time.Millisecond)
-		if s := w.last(in.Current.Epoch); g.bounced != 1 || s.Phase != vnet.StatusConfirmed {
-			t.Errorf("bounced %d times, last status %+v", g.bounced, s)
+		if s := w.last(in.Current.Epoch); g.cuts() != 1 || s.Phase != vnet.StatusConfirmed {
+			t.Errorf("bounced %d times, last status %+v", g.cuts(), s)
 		}
 	})
 }

@@ -263,3 +263,10 @@ func (hanging) Open(ctx context.Context, _ vnet.Intent) (Link, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
+
+// cuts is how often the guest's link went down.
+func (g *guest) cuts() int {
+	g.w.mu.Lock()
+	defer g.w.mu.Unlock()
+	return g.bounced
+}

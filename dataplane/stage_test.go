@@ -53,7 +53,7 @@ func TestRefused(t *testing.T) {
 						t.Errorf("refused, but did: %s", act)
 					}
 				}
-				if w.rows[23].Epoch != in.Current.Epoch || g.bounced != 0 {
+				if w.rows[23].Epoch != in.Current.Epoch || g.cuts() != 0 {
 					t.Errorf("refusing changed the row: %+v", w.rows[23])
 				}
 				if got := w.phases(in.Next.Epoch); len(got) != 1 {
@@ -212,7 +212,7 @@ func TestMonitorDiesInMidSwap(t *testing.T) {
 		in = switched(in)
 		ps.set(in)
 		settle(30 * time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || w.rows[23].Epoch != in.Current.Epoch || g.bounced != 0 {
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || w.rows[23].Epoch != in.Current.Epoch || g.cuts() != 0 {
 			t.Errorf("without a monitor: %+v", s)
 		}
 		w.mu.Lock()

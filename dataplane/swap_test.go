@@ -121,8 +121,8 @@ func TestSwapWithoutTrigger(t *testing.T) {
 		ps.set(in)
 		settle(500 * time.Millisecond)
 		s := w.last(in.Current.Epoch)
-		if s.Phase != vnet.StatusConfirmed || s.Rung != "none" || g.bounced != 0 {
-			t.Errorf("bounced %d times, last status %+v", g.bounced, s)
+		if s.Phase != vnet.StatusConfirmed || s.Rung != "none" || g.cuts() != 0 {
+			t.Errorf("bounced %d times, last status %+v", g.cuts(), s)
 		}
 		for _, h := range s.Hops {
 			if h.Name == "publish" && h.At.Sub(begun) > time.Millisecond {
@@ -154,8 +154,8 @@ func TestLadder(t *testing.T) {
 			ps.set(in)
 			settle(5 * time.Second)
 			s := w.last(in.Current.Epoch)
-			if g.bounced != want || s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 1.2s" {
-				t.Errorf("bounced %d times, want %d; last status %+v", g.bounced, want, s)
+			if g.cuts() != want || s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 1.2s" {
+				t.Errorf("bounced %d times, want %d; last status %+v", g.cuts(), want, s)
 			}
 		}
 	})
@@ -177,12 +177,12 @@ func TestLadderEnds(t *testing.T) {
 		in = switched(in)
 		ps.set(in)
 		settle(9 * time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.bounced != 4 {
-			t.Errorf("after the ladder: bounced %d times, %+v", g.bounced, s)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 4 {
+			t.Errorf("after the ladder: bounced %d times, %+v", g.cuts(), s)
 		}
 		settle(10 * time.Minute)
-		if g.bounced < 10 || g.bounced > 20 {
-			t.Errorf("bounced %d times in ten minutes", g.bounced)
+		if g.cuts() < 10 || g.cuts() > 20 {
+			t.Errorf("bounced %d times in ten minutes", g.cuts())
 		}
 		w.mu.Lock()
 		g.deaf = false
@@ -241,7 +241,7 @@ func TestSwapOfAStoppedMachine(t *testing.T) {
 		in = switched(in)
 		ps.set(in)
 		settle(time.Minute)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFlipped || s.Power != vnet.PowerOff || g.bounced != 0 {
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFlipped || s.Power != vnet.PowerOff || g.cuts() != 0 {
 			t.Errorf("stopped: %+v", s)
 		}
 		in.Machine = machine(vnet.PowerOn)
