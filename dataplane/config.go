@@ -24,6 +24,7 @@ type Config struct {
 	Images        string       // image repository
 	Memory        int          // MiB that VMs may use; 0: no VMs of our own
 	MaxPorts      int
+	MaxMappings   int    // of all networks that have ports here; 0: 65,536
 	CA, Cert, Key string // files
 	QEMUArgs      []string
 	Accel         string // of QEMU: kvm, tcg, or auto: kvm if a boot proves it
@@ -55,6 +56,9 @@ func (c *Config) Check() error {
 	}
 	if c.MaxPorts < 1 || c.MaxPorts > int(vnet.MaxPortID) {
 		bad("max-ports %d: want 1 to %d", c.MaxPorts, vnet.MaxPortID)
+	}
+	if c.MaxMappings < 0 || c.MaxMappings > 1<<24 {
+		bad("max-mappings %d: want 1 to %d", c.MaxMappings, 1<<24)
 	}
 	if c.Accel != "" && c.Accel != "auto" && c.Accel != "kvm" && c.Accel != "tcg" {
 		bad("accel %q: want auto, kvm or tcg", c.Accel)

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +57,8 @@ type Host struct {
 	ports    *ports
 	networks *networks
 	client   *client.Client
-	close    []func() error // in reverse order
+	running  atomic.Pointer[ports] // for callbacks that may come before
+	close    []func() error        // in reverse order
 }
 
 // New puts the datapath in force and makes everything ready. The ports of an
@@ -104,7 +106,7 @@ func (h *Host) openDatapath(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.maps, err = loadMaps(u, h.config.pins(), h.log); err != nil {
+	if h.maps, err = loadMaps(u, h.config.pins(), h.config.MaxMappings, h.log); err != nil {
 		return fmt.Errorf("put the datapath in force: %w", err)
 	}
 	h.underlay, h.config.PAPrefix = u, u.prefix
@@ -136,7 +138,7 @@ func (h *Host) machineEnded(e compute.Exit) {
 	if !e.Asked {
 		h.log.Warn("machine ended by itself", "vm", e.ID, "said", e.Said)
 	}
-	if ps := h.ports; ps != nil {
+	if ps := h.running.Load(); ps != nil {
 		ps.kick()
 	}
 }
@@ -222,6 +224,7 @@ func (h *Host) Run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("serve metadata: %w", err), h.Close())
 	}
 	h.ports.begin(ctx)
+	h.running.Store(h.ports)
 	g.Go(read)
 	g.Go(func() error { return h.imds.Run(ctx, listener) })
 	g.Go(func() error { h.networks.run(ctx); return nil })

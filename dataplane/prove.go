@@ -15,7 +15,7 @@ import (
 func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if !p.on(in) {
 		p.told(vnet.StatusFlipped) // with the power off: there is nobody to be seen
-		p.run.dueBy = time.Time{}
+		p.run.dueBy, p.run.Boots = time.Time{}, true
 		return wait(forever), nil
 	}
 	seen, blackout := p.evidence(in)
@@ -45,7 +45,7 @@ func (p *port) untilDue(now time.Time) time.Duration {
 // patience is how long this rung waits for a proof.
 func (p *port) patience(in *vnet.Intent) time.Duration {
 	switch {
-	case !bounces(&in.Current) || !p.hasLink(in):
+	case !p.climbs(in):
 		return noBouncePatience
 	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
 		return resumePatience
@@ -58,13 +58,18 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 // that boots into its first place has all the time it needs.
 func (p *port) impatient(in *vnet.Intent) bool {
 	switch {
-	case in.Current.Swap == "":
+	case in.Current.Swap == "" || p.run.Boots:
 		return false
-	case bounces(&in.Current) && p.hasLink(in):
+	case p.climbs(in):
 		return true
 	}
 	p.fail("was not seen on its new address for %s: is it configured there?", noBouncePatience)
 	return false
+}
+
+// climbs reports whether the guest is bounced until it is seen.
+func (p *port) climbs(in *vnet.Intent) bool {
+	return bounces(&in.Current) && p.hasLink(in) && !p.run.Boots
 }
 
 // fail reports once that the ladder has ended. It goes on all the same.
@@ -106,11 +111,11 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 }
 
 // needsACK reports whether only a lease later than the flip proves that the
-// guest follows. Not when it comes back, since it may never have gone. Not when
-// an earlier session of the agent may have answered it, unless the address alone
+// guest follows. Not when it boots there. Not when it comes back, since it may
+// never have gone. Not when an earlier session of the agent may have answered it, unless the address alone
 // proves nothing.
 func (p *port) needsACK(in *vnet.Intent) bool {
-	if !bounces(&in.Current) || in.Current.Undo {
+	if !bounces(&in.Current) || in.Current.Undo || p.run.Boots {
 		return false
 	}
 	return !p.run.resumed || p.sameCA(in)

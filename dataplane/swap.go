@@ -69,6 +69,7 @@ type run struct {
 	ACK      time.Time         `json:"ack"` // of the lease, later than the flip
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
+	Boots    bool              `json:"boots,omitempty"` // the guest starts in this place: it asks by itself
 	Cuts     int               `json:"cuts,omitempty"`  // of the link so far
 	Tried    int               `json:"tried,omitempty"` // rung of the ladder
 
@@ -135,7 +136,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 // begin starts the walk of a new epoch.
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
-	p.run = run{Epoch: in.Current.Epoch, Step: stepCut}
+	p.run = run{Epoch: in.Current.Epoch, Step: stepCut, Boots: p.row == nil && in.Machine != nil}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have

@@ -244,17 +244,42 @@ func TestSwapOfAStoppedMachine(t *testing.T) {
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFlipped || s.Power != vnet.PowerOff || g.cuts() != 0 {
 			t.Errorf("stopped: %+v", s)
 		}
+		w.mu.Lock()
+		g.asks = 40 * time.Second // to boot
+		w.mu.Unlock()
 		in.Machine = machine(vnet.PowerOn)
 		ps.set(in)
-		settle(time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Power != vnet.PowerOn {
-			t.Errorf("booted: %+v", s)
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Power != vnet.PowerOn || g.cuts() != 0 {
+			t.Errorf("booted, and bounced %d times: %+v", g.cuts(), s)
 		}
 		in.Machine = machine(vnet.PowerOff)
 		ps.set(in)
 		settle(time.Second)
 		if s := w.last(in.Current.Epoch); s.Power != vnet.PowerOff || w.running["vm-23"] {
 			t.Errorf("stopped again: %+v", s)
+		}
+	})
+}
+
+// After a reboot of the host nothing is in force: machines boot where they were
+// last, which a swap led to, and are not bounced while they do.
+func TestHostRebooted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := switched(prepared(intent()))
+		in.Tap, in.Monitor, in.Machine = "", "", machine(vnet.PowerOn)
+		g := w.guestAt(in, "")
+		g.link, g.asks = false, 40*time.Second
+		w.begin().set(in)
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || g.cuts() != 0 {
+			t.Errorf("bounced %d times: %+v", g.cuts(), s)
+		}
+		for _, s := range w.statuses {
+			if s.Phase == vnet.StatusFailed {
+				t.Errorf("failed while it booted: %+v", s)
+			}
 		}
 	})
 }
