@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type port_flag -type trap_kind datapath datapath.c
+//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type next_hop_refresh -type port_flag -type trap_kind datapath datapath.c
 //go:generate go tool stringer -type datapathDropReason -trimprefix datapathDropReasonDROP_ -output drop_string.go
 
 // Limits of one datapath, as vnet.h has them.
@@ -61,7 +61,7 @@ type Options struct {
 
 	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100
 	UnresolvedRate int           // frames a second and port from sources without a mapping, and the burst; 0: 1,000
-	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks of the coarse clock
+	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks
 	NextHopAge     time.Duration // after it a next hop isn't trusted; 0: 60 s
 }
 
@@ -208,8 +208,8 @@ func makePinDir(dir string) error {
 
 func (o Options) settings() (datapathSettings, error) {
 	s := datapathSettings{
-		FlowIdle:    uint64(max(or(o.FlowIdle, 10*time.Millisecond), 2*coarseTick())),
-		NextHopAge:  uint64(or(o.NextHopAge, time.Minute)),
+		FlowIdle:    max(ticks(or(o.FlowIdle, 10*time.Millisecond)), 2),
+		NextHopAge:  ticks(or(o.NextHopAge, time.Minute)),
 		Uplink:      uint32(o.Uplink),
 		Imds:        uint32(o.IMDS),
 		UnderlayMtu: uint32(o.UnderlayMTU),
@@ -243,12 +243,15 @@ func bucket(rate int) (interval, burst uint64) {
 	return uint64(time.Second) / uint64(rate), uint64(time.Second)
 }
 
-func coarseTick() time.Duration {
+// ticks returns how many ticks of the kernel last at least d. The coarse clocks
+// advance once a tick, so that their resolution is its length.
+func ticks(d time.Duration) uint64 {
+	tick := 10 * time.Millisecond // the slowest that Linux has
 	var ts unix.Timespec
-	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		return 10 * time.Millisecond // the slowest tick that Linux has
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err == nil {
+		tick = time.Duration(ts.Nano())
 	}
-	return time.Duration(ts.Nano())
+	return uint64((d + tick - 1) / tick)
 }
 
 // be32 reads bytes that are in network order as the kernel keeps a __be32.

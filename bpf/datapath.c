@@ -5,5 +5,6 @@
 #include "from_vm.c"
 #include "from_wire.c"
 #include "from_host.c"
+#include "refresh.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

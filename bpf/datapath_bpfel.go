@@ -137,6 +137,13 @@ type datapathNextHop struct {
 	Src       [6]uint8
 }
 
+type datapathNextHopRefresh struct {
+	_     structs.HostLayout
+	Index uint32
+	Pad   uint32
+	Hop   datapathNextHop
+}
+
 type datapathPort struct {
 	_       structs.HostLayout
 	Epoch   uint64
@@ -244,27 +251,29 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAggregated   = "aggregated"
-	datapathMapBuckets      = "buckets"
-	datapathMapContract     = "contract"
-	datapathMapDrops        = "drops"
-	datapathMapFlows        = "flows"
-	datapathMapHosts        = "hosts"
-	datapathMapLocals       = "locals"
-	datapathMapMappings     = "mappings"
-	datapathMapNextHops     = "next_hops"
-	datapathMapPortCounters = "port_counters"
-	datapathMapPortTimes    = "port_times"
-	datapathMapPorts        = "ports"
-	datapathMapRoutes       = "routes"
-	datapathMapTaps         = "taps"
-	datapathMapTraps        = "traps"
-	datapathProgFromHost    = "from_host"
-	datapathProgFromVm      = "from_vm"
-	datapathProgFromVxlan   = "from_vxlan"
-	datapathProgFromWire    = "from_wire"
-	datapathVarConfig       = "config"
-	datapathVarTrapType     = "trap_type"
+	datapathMapAggregated      = "aggregated"
+	datapathMapBuckets         = "buckets"
+	datapathMapContract        = "contract"
+	datapathMapDrops           = "drops"
+	datapathMapFlows           = "flows"
+	datapathMapHosts           = "hosts"
+	datapathMapLocals          = "locals"
+	datapathMapMappings        = "mappings"
+	datapathMapNextHops        = "next_hops"
+	datapathMapPortCounters    = "port_counters"
+	datapathMapPortTimes       = "port_times"
+	datapathMapPorts           = "ports"
+	datapathMapRoutes          = "routes"
+	datapathMapShortcuts       = "shortcuts"
+	datapathMapTaps            = "taps"
+	datapathMapTraps           = "traps"
+	datapathProgFromHost       = "from_host"
+	datapathProgFromVm         = "from_vm"
+	datapathProgFromVxlan      = "from_vxlan"
+	datapathProgFromWire       = "from_wire"
+	datapathProgRefreshNextHop = "refresh_next_hop"
+	datapathVarConfig          = "config"
+	datapathVarTrapType        = "trap_type"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -309,10 +318,11 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
-	FromHost  *ebpf.ProgramSpec `ebpf:"from_host"`
-	FromVm    *ebpf.ProgramSpec `ebpf:"from_vm"`
-	FromVxlan *ebpf.ProgramSpec `ebpf:"from_vxlan"`
-	FromWire  *ebpf.ProgramSpec `ebpf:"from_wire"`
+	FromHost       *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromVm         *ebpf.ProgramSpec `ebpf:"from_vm"`
+	FromVxlan      *ebpf.ProgramSpec `ebpf:"from_vxlan"`
+	FromWire       *ebpf.ProgramSpec `ebpf:"from_wire"`
+	RefreshNextHop *ebpf.ProgramSpec `ebpf:"refresh_next_hop"`
 }
 
 // datapathMapSpecs contains maps before they are loaded into the kernel.
@@ -332,6 +342,7 @@ type datapathMapSpecs struct {
 	PortTimes    *ebpf.MapSpec `ebpf:"port_times"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	Routes       *ebpf.MapSpec `ebpf:"routes"`
+	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
 	Taps         *ebpf.MapSpec `ebpf:"taps"`
 	Traps        *ebpf.MapSpec `ebpf:"traps"`
 }
@@ -377,6 +388,7 @@ type datapathMaps struct {
 	PortTimes    *ebpf.Map `ebpf:"port_times"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	Routes       *ebpf.Map `ebpf:"routes"`
+	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
 	Taps         *ebpf.Map `ebpf:"taps"`
 	Traps        *ebpf.Map `ebpf:"traps"`
 }
@@ -396,6 +408,7 @@ func (m *datapathMaps) Close() error {
 		m.PortTimes,
 		m.Ports,
 		m.Routes,
+		m.Shortcuts,
 		m.Taps,
 		m.Traps,
 	)
@@ -413,10 +426,11 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
-	FromHost  *ebpf.Program `ebpf:"from_host"`
-	FromVm    *ebpf.Program `ebpf:"from_vm"`
-	FromVxlan *ebpf.Program `ebpf:"from_vxlan"`
-	FromWire  *ebpf.Program `ebpf:"from_wire"`
+	FromHost       *ebpf.Program `ebpf:"from_host"`
+	FromVm         *ebpf.Program `ebpf:"from_vm"`
+	FromVxlan      *ebpf.Program `ebpf:"from_vxlan"`
+	FromWire       *ebpf.Program `ebpf:"from_wire"`
+	RefreshNextHop *ebpf.Program `ebpf:"refresh_next_hop"`
 }
 
 func (p *datapathPrograms) Close() error {
@@ -425,6 +439,7 @@ func (p *datapathPrograms) Close() error {
 		p.FromVm,
 		p.FromVxlan,
 		p.FromWire,
+		p.RefreshNextHop,
 	)
 }
 

@@ -6,22 +6,42 @@
 #include "mtu.h"
 #include "spoof.h"
 
+/* locals trails behind a flip; the row is the truth. */
+static __always_inline bool is_local(const struct port *port, __u32 vni, const __u8 *mac)
+{
+	return port && port->ifindex && port->vni == vni && same_mac(port->mac, mac);
+}
+
+/* Neighbours in a network differ in the MAC's last bytes, most of all. */
+static __always_inline __u32 local_slot(__u32 vni, const __u8 *mac)
+{
+	return MAX_PORTS + ((*(const __u32 *)(mac + 2) ^ vni) * 0x9e3779b1 >> 20);
+}
+
 /* Finds the port that a frame to (vni, mac) is for. */
 static __always_inline enum drop_reason find_local(__u32 vni, const __u8 *mac, __u32 *id,
 						   const struct port **port)
 {
+	__u32 slot = local_slot(vni, mac), *found, *shortcut = bpf_map_lookup_elem(&shortcuts, &slot);
 	struct local_key key = { .vni = vni };
-	__u32 *found;
 
+	if (shortcut) {
+		*id = *shortcut;
+		*port = find_port(*id);
+		if (is_local(*port, vni, mac))
+			return DROP_NONE;
+	}
+	*id = 0;
 	copy_mac(key.mac, mac);
 	found = bpf_map_lookup_elem(&locals, &key);
 	if (!found)
 		return DROP_NOT_LOCAL;
 	*id = *found;
-	*port = find_port(*found);
-	/* locals trails behind a flip; the row is the truth. */
-	if (!*port || !(*port)->ifindex || (*port)->vni != vni || !same_mac((*port)->mac, mac))
+	*port = find_port(*id);
+	if (!is_local(*port, vni, mac))
 		return DROP_NOT_LOCAL;
+	if (shortcut)
+		*shortcut = *id;
 	return DROP_NONE;
 }
 

@@ -139,9 +139,10 @@ func TestOverRealDevices(t *testing.T) {
 	results := make(chan error)
 	for network, pair := range map[string][2]*room{"red": {redClient, redServer}, "blue": {blueClient, blueServer}} {
 		l := pair[1].listen(netip.AddrPortFrom(caB, 7946))
+		c := pair[0].dial(netip.AddrPortFrom(caB, 7946))
 		go func() { results <- serve(l, want[network]) }()
 		go func() {
-			got, err := fetch(pair[0].dial(netip.AddrPortFrom(caB, 7946)))
+			got, err := fetch(c)
 			if err == nil && sha256.Sum256(got) != sha256.Sum256(want[network]) {
 				err = fmt.Errorf("%s: got %d bytes that aren't the %d sent", network, len(got), len(want[network]))
 			}

@@ -126,6 +126,32 @@ func TestStaleKeys(t *testing.T) {
 	a.counted("a mapping that is being reused", before, "no_mapping")
 }
 
+// A shortcut that leads to the wrong port, because two keys share its place, is
+// not taken. Here all of them lead to one port.
+func TestWrongShortcuts(t *testing.T) {
+	_, b := newWorld(t)
+	for slot := range b.dp.objs.Shortcuts.MaxEntries() {
+		b.must(b.dp.objs.Shortcuts.Put(slot, uint32(redB.id)))
+	}
+	to := func(m member, mac [6]byte) {
+		from := map[uint32]member{red: redA, blue: blueA}[m.vni]
+		b.receive(tunnel{src: from.pa, dst: m.pa, vni: m.vni}.with(eth(mac, from.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37)))))
+	}
+	before := b.drops()
+	to(redB, redA2.mac)
+	b.counted("another MAC of the network", before, "not_local")
+	before = b.drops()
+	to(blueB, blueB.mac)
+	b.counted("the other network's port", before, "none")
+	if n, err := b.dp.PortCounters(blueB.id); err != nil || n.ToPackets != 1 {
+		t.Errorf("port %d got %+v, %v, want the frame", blueB.id, n, err)
+	}
+	_, wire := b.send(blueB, eth(gatewayMAC, blueB.mac, etherIPv4, udp4(caB, caA, 7946, 5353, text(37))))
+	if vni := binary.BigEndian.Uint32(wire[46:]) >> 8; vni != blue {
+		t.Errorf("sent with VNI %#x, want %#x", vni, blue)
+	}
+}
+
 // A next hop that nobody refreshes isn't believed: the agent may be gone and the
 // router replaced. The kernel then writes the MACs, so ours must not be there.
 func TestOldNextHop(t *testing.T) {
@@ -141,8 +167,9 @@ func TestOldNextHop(t *testing.T) {
 		{"59 s", 59 * time.Second, true},
 		{"61 s", 61 * time.Second, false},
 	} {
-		hop.Refreshed = uint64(Now() - c.age)
-		a.must(a.dp.objs.NextHops.Put(uint32(7), hop))
+		old := hop
+		old.Refreshed -= ticks(c.age)
+		a.must(a.dp.objs.NextHops.Put(uint32(7), old))
 		verdict, wire := a.send(redA, sent)
 		if used := [6]byte(wire[:6]) == routerMAC; verdict != actRedirect || used != c.used {
 			t.Errorf("%s: verdict %d, used %v, want %v", c.name, verdict, used, c.used)

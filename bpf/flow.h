@@ -47,7 +47,7 @@ static __always_inline bool goes_up(const struct frame *f, __u32 id, const struc
 
 	if (!any || (!f->gso && !*any))
 		return f->gso;
-	now = bpf_ktime_get_coarse_ns();
+	now = bpf_jiffies64();
 	if (!f->gso && *any + config.flow_idle < now)
 		return false;
 	flow_key_of(f, id, &key);

@@ -190,8 +190,7 @@ static __always_inline int send_by_next_hop(struct ethhdr *eth, __u32 index)
 {
 	const struct next_hop *hop = bpf_map_lookup_elem(&next_hops, &index);
 
-	/* The coarse clock may be behind the one that Go reads: no difference is taken. */
-	if (!index || !hop || hop->refreshed + config.next_hop_age < bpf_ktime_get_coarse_ns())
+	if (!hop || !hop->ifindex || hop->refreshed + config.next_hop_age < bpf_jiffies64())
 		return bpf_redirect_neigh(config.uplink, NULL, 0, 0);
 	copy_mac(eth->h_dest, hop->dst);
 	copy_mac(eth->h_source, hop->src);

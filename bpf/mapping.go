@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -109,9 +110,16 @@ func (d *Datapath) SetNextHop(index uint32, n NextHop) error {
 	if index == 0 || int(index) >= MaxNextHops {
 		return fmt.Errorf("next hop %d is not in 1..%d: %w", index, MaxNextHops-1, ErrAddress)
 	}
-	hop := datapathNextHop{Refreshed: uint64(Now()), Ifindex: uint32(n.Ifindex), Dst: n.Dst, Src: n.Src}
-	if err := d.objs.NextHops.Put(index, hop); err != nil {
-		return fmt.Errorf("write next hop %d: %w", index, err)
+	if n.Ifindex <= 0 {
+		return fmt.Errorf("next hop %d by device %d: %w", index, n.Ifindex, ErrAddress)
+	}
+	refresh := datapathNextHopRefresh{
+		Index: index,
+		Hop:   datapathNextHop{Ifindex: uint32(n.Ifindex), Dst: n.Dst, Src: n.Src},
+	}
+	failed, err := d.objs.RefreshNextHop.Run(&ebpf.RunOptions{Context: refresh})
+	if err != nil || failed != 0 {
+		return fmt.Errorf("write next hop %d: %w (%d)", index, err, int32(failed))
 	}
 	return nil
 }

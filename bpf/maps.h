@@ -75,6 +75,19 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } routes SEC(".maps");
 
+/*
+ * Where taps and locals led last, each in its own half. Rows are compared with
+ * what was looked for anyway, so a wrong or old entry only costs the long way.
+ * A direct index saves a hash look-up of 30 ns in each direction.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 2 * MAX_PORTS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} shortcuts SEC(".maps");
+
 /* Flows that came aggregated; losing a row costs order once, nothing else. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -84,7 +97,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
 
-/* When a port last got any aggregated frame: spares the others a flow look-up. */
+/* When a port last got any aggregated frame, ticks: spares the others a flow look-up. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -26,16 +26,40 @@ static __always_inline bool has_ca(const struct port *port, __be32 ca)
 	return false;
 }
 
-static __always_inline enum drop_reason find_sender(__u32 tap, __u32 *id, const struct port **port)
+static __always_inline bool owns_tap(const struct port *port, __u32 tap)
 {
-	__u32 *found = bpf_map_lookup_elem(&taps, &tap);
+	return port && port->ifindex == tap;
+}
 
+static __always_inline enum drop_reason find_owner(__u32 tap, __u32 *id, const struct port **port)
+{
+	__u32 slot = tap % MAX_PORTS, *found, *shortcut = bpf_map_lookup_elem(&shortcuts, &slot);
+
+	if (shortcut) {
+		*id = *shortcut;
+		*port = find_port(*id);
+		if (owns_tap(*port, tap))
+			return DROP_NONE;
+	}
+	*id = 0;
+	found = bpf_map_lookup_elem(&taps, &tap);
 	if (!found)
 		return DROP_NO_PORT;
 	*id = *found;
-	*port = find_port(*found);
-	if (!*port || (*port)->ifindex != tap)
+	*port = find_port(*id);
+	if (!owns_tap(*port, tap))
 		return DROP_NO_PORT;
+	if (shortcut)
+		*shortcut = *id;
+	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason find_sender(__u32 tap, __u32 *id, const struct port **port)
+{
+	enum drop_reason why = find_owner(tap, id, port);
+
+	if (why)
+		return why;
 	if (!((*port)->flags & PORT_OPEN))
 		return DROP_CLOSED;
 	return DROP_NONE;

@@ -141,12 +141,19 @@ struct mapping {
 	__u8 pad[6];
 };
 
-/* A neighbour on the underlay. Too old or 0: the kernel's tables are asked. */
+/* A neighbour on the underlay. Too old, or ifindex 0: the kernel's tables are asked. */
 struct next_hop {
-	__u64 refreshed;	/* CLOCK_MONOTONIC, ns */
+	__u64 refreshed;	/* ticks; written by refresh_next_hop */
 	__u32 ifindex;		/* of the uplink */
 	__u8 dst[6];
 	__u8 src[6];
+};
+
+/* What Go hands to refresh_next_hop. */
+struct next_hop_refresh {
+	__u32 index;		/* into next_hops */
+	__u32 pad;
+	struct next_hop hop;	/* but for refreshed */
 };
 
 struct host_key {
@@ -175,7 +182,7 @@ struct flow_key {
 };
 
 struct flow {
-	__u64 aggregated;	/* when its last GRO'd frame went up; coarse clock, ns */
+	__u64 aggregated;	/* when its last frame went up; ticks */
 	__u64 epoch;		/* of the port then: older rows count for nothing */
 };
 
@@ -217,10 +224,13 @@ struct trap {
 	__u8 frame[TRAP_FRAME];
 };
 
-/* Set by Go before load; constant afterwards. */
+/*
+ * Set by Go before load; constant afterwards. A tick is a jiffy: the program
+ * reads that clock for nothing, and only the program compares it.
+ */
 struct settings {
-	__u64 flow_idle;	/* ns after which an aggregated flow may take the short way again */
-	__u64 next_hop_age;	/* ns after which a next hop isn't trusted */
+	__u64 flow_idle;	/* ticks after which an aggregated flow may take the short way again */
+	__u64 next_hop_age;	/* ticks after which a next hop isn't trusted */
 	__u64 trap_interval;	/* ns per trapped frame of a port */
 	__u64 trap_burst;	/* ns that a port's traps may run ahead */
 	__u64 unresolved_interval;
