@@ -23,6 +23,8 @@ func TestBadInput(t *testing.T) {
 	must(op.CreateNetwork(w.ctx, &pb.CreateNetworkRequest{RequestId: "full", Network: &pb.Network{
 		Moniker: "narrow", Tenant: "acme", Subnets: []*pb.Subnet{{Prefix: "10.33.0.8/30"}}}}))(t)
 	w.vm("nat-1", "narrow", "")
+	must(op.CreateNetwork(w.ctx, &pb.CreateNetworkRequest{RequestId: "jumbo", Network: &pb.Network{
+		Moniker: "jumbo", Tenant: "acme", Mtu: 8950, Vni: 80007, Subnets: []*pb.Subnet{{Prefix: "10.17.34.0/24"}}}}))(t)
 	h.behave(manners{deaf: true})
 	swap := func(q *pb.StartSwapRequest) func() error {
 		return func() error {
@@ -73,6 +75,7 @@ func TestBadInput(t *testing.T) {
 		{"no CA left", codes.ResourceExhausted, []string{"10.33.0.8/30"}, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "narrow"})},
 		{"where it already is", codes.FailedPrecondition, []string{"already"}, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "red"})},
 		{"the address it already has", codes.FailedPrecondition, []string{"already"}, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "red", Ip: "10.17.34.51"})},
+		{"MTU that the host can't carry", codes.FailedPrecondition, []string{"8950", "1500"}, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "jumbo"})},
 		{"host name", codes.InvalidArgument, []string{"host name"}, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", Hostname: "web_1!"})},
 		{"confirm", codes.InvalidArgument, nil, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", Confirm: "maybe"})},
 		{"trigger", codes.InvalidArgument, nil, swap(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", Trigger: "pray"})},

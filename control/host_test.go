@@ -15,7 +15,7 @@ import (
 // A fakeHost speaks the directory's stream and says of its ports what a host with
 // well-behaved guests would say, as far as its manners go.
 type fakeHost struct {
-	t      *testing.T
+	t      testing.TB
 	client *client.Client
 	halt   func()
 

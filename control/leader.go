@@ -30,12 +30,17 @@ func (s *Server) term(ctx context.Context) error {
 	if s.cfg.Alone {
 		s.bury(ctx)
 	}
-	session, err := concurrency.NewSession(s.cfg.Store.Client(),
-		concurrency.WithTTL(int(s.cfg.Session.Seconds())), concurrency.WithContext(ctx))
+	lease, err := s.cfg.Store.Client().Grant(ctx, int64(s.cfg.Session.Seconds()))
 	if err != nil {
 		return fmt.Errorf("stand for election: %w", err)
 	}
-	// Closing revokes the lease: the others need not wait for its end.
+	// The session outlives ctx: closing it revokes the lease, so that the others
+	// need not wait for its end when this server is told to stop.
+	session, err := concurrency.NewSession(s.cfg.Store.Client(), concurrency.WithLease(lease.ID),
+		concurrency.WithTTL(int(s.cfg.Session.Seconds())), concurrency.WithContext(context.WithoutCancel(ctx)))
+	if err != nil {
+		return fmt.Errorf("stand for election: %w", err)
+	}
 	defer session.Close()
 	e := concurrency.NewElection(session, election)
 	standing, stop := context.WithCancel(ctx)

@@ -64,6 +64,37 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 }
 
+// A leader that is told to stop hands over at once: nobody waits for its lease.
+func TestHandOver(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Alone = false })
+	id, err := w.db.Identity(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.retire()
+	begin := func(name string) (*Server, func()) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return serve(t, Config{Name: name, Address: l.Addr().String(), Store: store.New(w.db.Client()), Cluster: id.ID, Era: id.Era,
+			Session: 50 * time.Second, Log: quiet()}, l)
+	}
+	first, haltFirst := begin("s1")
+	w.leads(first)
+	second, haltSecond := begin("s2")
+	defer haltSecond()
+	w.wait("the second stands, too", func() error {
+		r, err := w.db.Client().Get(w.ctx, store.Leader, clientv3.WithPrefix())
+		if err == nil && len(r.Kvs) != 2 {
+			err = fmt.Errorf("%d stand", len(r.Kvs))
+		}
+		return err
+	})
+	haltFirst()
+	w.leads(second)
+}
+
 // A server that was killed serves again at once: its former life's election key
 // does not have to time out.
 func TestRestartAfterKill(t *testing.T) {

@@ -126,6 +126,13 @@ func (o objects) reserve(ctx context.Context, q swap.Request, tenant, port strin
 	if cur.VNI == net.Value.VNI && (q.CA == nil || cur.Has(want)) {
 		return nil, fmt.Errorf("port %s: %w: it is in network %s already, as %s; name another network or address", port, ErrNotSo, q.Network, addrsOf(cur))
 	}
+	host, err := store.Get[vnet.HostInfo](ctx, o.r.store, store.Hosts+in.Value.Host)
+	if err != nil {
+		return nil, err
+	}
+	if err := fits(&net.Value, &host.Value); err != nil {
+		return nil, err
+	}
 	ca, take, err := o.r.networks.Take(ctx, net, want, network.Holder{Port: port, Claim: q.Claim, State: network.Held})
 	if err != nil {
 		return nil, err

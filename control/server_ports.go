@@ -94,6 +94,9 @@ func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn)
 	if err != nil {
 		return "", err
 	}
+	if err := fits(&net.Value, &host.Value); err != nil {
+		return "", err
+	}
 	in, made, err := r.networks.NewPort(ctx, network.PortRequest{
 		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true},
 		Network: net, CA: a.ca, MAC: a.mac, Host: host.Value,

@@ -52,6 +52,9 @@ func (r *reign) composeVM(ctx context.Context, s vmSpec, txn *store.Txn) (comput
 	if err != nil {
 		return compute.VM{}, err
 	}
+	if err := fits(&net.Value, &host); err != nil {
+		return compute.VM{}, err
+	}
 	vm, vmTxn, err := r.vms.Create(ctx, compute.VM{
 		Name: s.name, Tenant: s.tenant, Host: host.Name, Pool: s.pool, Claim: s.claim, Settings: s.settings,
 	}, typ)
@@ -96,6 +99,15 @@ func (r *reign) composeParts(ctx context.Context, vm *compute.VM, typ compute.Ty
 func routable(t compute.Type, n *network.Network) error {
 	if t.Routing != "ipv4" {
 		return fmt.Errorf("VM type %q routes %s, but network %q has IPv4 only: %w; choose a type with routing ipv4", t.Name, t.Routing, n.Moniker, ErrNotSo)
+	}
+	return nil
+}
+
+// fits returns an error when a host's underlay can't carry a network's frames.
+func fits(n *network.Network, h *vnet.HostInfo) error {
+	if n.MTU > h.MTU {
+		return fmt.Errorf("network %q has an MTU of %d bytes, host %s's underlay leaves %d: %w; lower the network's MTU or raise the underlay's",
+			n.Moniker, n.MTU, h.Name, h.MTU, ErrNotSo)
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func files(t testing.TB, name string) pki.Files {
 
 // A world is one server with its embedded store, reached over gRPC with mTLS.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	ctx    context.Context
 	dir    string
 	change func(*Config)
@@ -76,10 +76,11 @@ type world struct {
 	store   *store.Store
 	srv     *Server
 	halt    func()
+	retire  func() // stops the server only
 	closeDB func()
 }
 
-func newWorld(t *testing.T, change func(*Config)) *world {
+func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), 2*patience)
 	w := &world{t: t, ctx: ctx, dir: filepath.Join(t.TempDir(), "data"), change: change, addr: "127.0.0.1:0"}
@@ -115,6 +116,7 @@ func (w *world) start() {
 	}
 	var halt func()
 	w.srv, halt = serve(w.t, c, l)
+	w.retire = halt
 	w.halt = func() {
 		halt()
 		w.closeDB()
@@ -133,7 +135,7 @@ func (w *world) leads(s *Server) {
 }
 
 // serve runs a server on l until the function it returns is called.
-func serve(t *testing.T, c Config, l net.Listener) (*Server, func()) {
+func serve(t testing.TB, c Config, l net.Listener) (*Server, func()) {
 	t.Helper()
 	s, err := New(c)
 	if err != nil {
@@ -153,11 +155,11 @@ func serve(t *testing.T, c Config, l net.Listener) (*Server, func()) {
 		}
 	})
 	running.Go(func() { _ = g.Serve(l) })
-	return s, func() {
+	return s, sync.OnceFunc(func() {
 		g.Stop()
 		stop()
 		running.Wait()
-	}
+	})
 }
 
 func (w *world) stop() {
@@ -200,7 +202,7 @@ func (w *world) as(name string) api {
 	return dial(w.t, name, w.addr)
 }
 
-func dial(t *testing.T, name, addr string) api {
+func dial(t testing.TB, name, addr string) api {
 	t.Helper()
 	tls, err := files(t, name).ClientTLS(quiet())
 	if err != nil {
