@@ -231,11 +231,18 @@ func (h *Host) Run(ctx context.Context) error {
 	g.Go(func() error { return netdev.Watch(ctx, h.log, h.networks.changed) })
 	g.Go(func() error { return h.client.Run(ctx) })
 	g.Go(func() error { return h.serveMetrics(ctx) })
+	g.Go(func() error { return serveHealth(ctx, h.config.StateDir, h.connected) })
 	h.log.Info("ready", "name", h.config.Name, "uplink", h.underlay.uplink.Name, "address", h.underlay.uplink.Addr,
 		"pa_prefix", h.underlay.prefix, "mtu", h.underlay.mtu, "ports", h.ports.count())
 	err = g.Wait()
 	h.ports.wg.Wait()
 	return errors.Join(err, h.Close())
+}
+
+// connected reports whether the stream to a server is open.
+func (h *Host) connected() bool {
+	_, _, ok := h.client.Connected()
+	return ok
 }
 
 func (h *Host) serveMetrics(ctx context.Context) error {
