@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,6 +170,46 @@ func TestClaimFromPool(t *testing.T) {
 	}
 	must(w.as("acme").DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "d", Name: "web-1"}))(t)
 	w.ready(2)
+}
+
+// The pool makes up for a claimed VM once the claim is over, not beside it.
+func TestPoolWaitsForClaim(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.pooled(2)
+	var boots atomic.Int32
+	h.behave(manners{
+		upTo: func(p vnet.Place) vnet.StatusPhase {
+			if p.Isolated {
+				boots.Add(1)
+				return vnet.StatusConfirmed
+			}
+			return vnet.StatusPublished // the customer's guest takes its time
+		},
+	})
+	op, acme := w.as("olga"), w.as("acme")
+	c := must(acme.CreateClaim(w.ctx, &pb.CreateClaimRequest{RequestId: "c", Name: "web-1", Type: "tiny", Network: "red", Ip: "10.17.34.51",
+		Settings: &pb.Settings{Hostname: "web-1-host"}}))(t)
+	w.wait("the claim to be under way", func() error {
+		vm, err := acme.GetVM(w.ctx, &pb.GetVMRequest{Name: "web-1"})
+		if err == nil && vm.Port.Status != "published" {
+			err = fmt.Errorf("its port is %s", vm.Port.Status)
+		}
+		return err
+	})
+	for size := range int32(20) { // each one makes the pool look
+		must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("look", size), Type: "tiny", Size: 2 + size%2}))(t)
+	}
+	if n := boots.Load(); n > 0 {
+		t.Errorf("%d VMs booted beside the claim", n)
+	}
+	h.behave(manners{})
+	if _, err := acme.CancelSwap(w.ctx, &pb.CancelSwapRequest{RequestId: "x", Id: must(acme.GetClaim(w.ctx, &pb.GetClaimRequest{Id: c.Id}))(t).Swap}); err != nil {
+		t.Fatal(err)
+	}
+	w.claimDone(c.Id)
+	w.ready(3)
 }
 
 // S49: without a pooled VM one is made from scratch, and the claim says so.

@@ -82,16 +82,21 @@ func (f fleet) Destroy(ctx context.Context, id string) error {
 }
 
 // bootingOf returns how many VMs boot on each host for the pool. It bounds what
-// the pool does, not what customers ask for.
+// the pool does, not what customers ask for. A host on which a claim is under way
+// counts as full: a boot beside it would take the CPU that the customer waits for.
+// The claim's end changes its VM's row, and the pool looks again.
 func (r *reign) bootingOf(ctx context.Context, pooled bool) (map[string]int, error) {
 	booting := make(map[string]int)
 	if !pooled {
 		return booting, nil
 	}
-	rows, _, err := r.vms.List(ctx, resource.Platform)
+	rows, _, err := r.vms.List(ctx, "")
 	for _, row := range rows {
-		if row.Value.Phase == compute.Creating {
-			booting[row.Value.Host]++
+		switch vm := row.Value; {
+		case vm.Phase == compute.Claimed:
+			booting[vm.Host] += r.cfg.BootsPerHost
+		case vm.Phase == compute.Creating && vm.Tenant == resource.Platform:
+			booting[vm.Host]++
 		}
 	}
 	return booting, err
