@@ -23,7 +23,7 @@ func benchCommand() *cobra.Command {
 		}}
 	f := cmd.Flags()
 	f.StringVar(&o.File, "out", "out/bench.json", "file for the result")
-	f.IntVar(&o.Rounds, "rounds", 3, "rounds of each interleaved comparison")
+	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each interleaved comparison")
 	f.IntVar(&o.Swaps, "swaps", 200, "swaps for the percentiles")
 	f.StringSliceVar(&o.Only, "only", nil, "traffic, order, swaps, memory (default: all)")
 	return cmd

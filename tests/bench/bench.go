@@ -25,7 +25,7 @@ type Options struct {
 	Bin    string   // directory of the programs
 	Helper []string // lab.Config.Helper
 	Name   string   // of the labs; "": bench
-	Rounds int      // of each interleaved comparison; 0: 3
+	Rounds int      // of each interleaved comparison; 0: 5
 	Swaps  int      // for the percentiles; 0: 200
 	Only   []string // parts to run; nil: all
 }
@@ -91,7 +91,7 @@ func (o Options) complete() Options {
 		o.Name = "bench"
 	}
 	if o.Rounds == 0 {
-		o.Rounds = 3
+		o.Rounds = 5
 	}
 	if o.Swaps == 0 {
 		o.Swaps = 200
