@@ -84,7 +84,21 @@ func TestNothingOfAnotherNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	probed := func() {
+		t.Helper()
+		before := total(senders)
+		if err := lab.Until(ctx, "probes in this place", func() error {
+			if n := total(senders) - before; n < 1700 {
+				return fmt.Errorf("%d are sent", n)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	been := []place{{"red", ips[0]}}
+	reaches(ctx, t, w.peer(ctx, t, "red").Node, web.ip)
+	probed()
 	for _, m := range []struct {
 		to   place
 		kill string // program that is killed
@@ -113,15 +127,7 @@ func TestNothingOfAnotherNetwork(t *testing.T) {
 		t.Logf("%s killed at %q: %s", m.kill, m.at, s.Phase)
 		now := been[len(been)-1]
 		reaches(ctx, t, w.peer(ctx, t, now.network).Node, now.ip)
-		before := total(senders)
-		if err := lab.Until(ctx, "probes between swaps", func() error {
-			if n := total(senders) - before; n < 1700 {
-				return fmt.Errorf("%d are sent", n)
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		probed()
 	}
 	for _, stop := range stops {
 		stop()
