@@ -34,7 +34,7 @@ func (w *world) bystanders(ctx context.Context, t *testing.T) (check func()) {
 	return func() {
 		t.Helper()
 		over = true
-		if sent, lost := s.Stop(); lost != 0 || sent < 100 {
+		if sent, lost := s.Stop(); lost != 0 || sent < 50 {
 			t.Errorf("the bystanders lost %d of %d frames", lost, sent)
 		}
 	}
