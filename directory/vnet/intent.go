@@ -18,6 +18,7 @@ type Intent struct {
 	Current Place    `json:"current"`
 	Next    *Place   `json:"next,omitempty"`
 	Gone    bool     `json:"gone,omitempty"` // take port and VM down, then report absent
+	Limits  Limits   `json:"limits,omitzero"`
 }
 
 // A Machine is what the host's compute driver runs.

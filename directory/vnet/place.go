@@ -13,8 +13,10 @@ type Mapping struct {
 	PA    PA     `json:"pa"`
 	MAC   MAC    `json:"mac"`
 	Epoch Epoch  `json:"epoch"`
-	Port  string `json:"port"`
-	Host  string `json:"host"`
+	Port  string `json:"port"` // "vtep:NAME": not a port of ours but a VTEP that the operator named
+	Host  string `json:"host"` // "" for a VTEP
+	// Groups are the security groups of the port, by their slots in the network.
+	Groups Groups `json:"groups,omitempty"`
 }
 
 // An Addr is a CA with the subnet it is configured in and that subnet's gateway.
@@ -30,10 +32,13 @@ func (a Addr) Prefix() netip.Prefix {
 	return p
 }
 
-// A Route sends a prefix to a next hop inside the network.
+// A Route sends a prefix to a next hop inside the network, or into a peer network
+// of the same tenant, where the destination has a mapping of its own. The next
+// hop may be a gateway VM or a VTEP: either is a CA with a mapping.
 type Route struct {
 	Prefix  netip.Prefix `json:"prefix"`
-	NextHop netip.Addr   `json:"next_hop"`
+	NextHop netip.Addr   `json:"next_hop,omitzero"` // a CA; of the same family as Prefix
+	Peer    VNI          `json:"peer,omitempty"`    // the peer network; 0: this one
 }
 
 // Confirm says what proves that a swap has succeeded.
@@ -73,6 +78,13 @@ type Place struct {
 	Undo     bool      `json:"undo,omitempty"`     // the swap came back here
 	Confirm  Confirm   `json:"confirm,omitempty"`
 	Trigger  Trigger   `json:"trigger,omitempty"`
+	Groups   []string  `json:"groups,omitempty"` // security groups of the network, by name
+	Router   bool      `json:"router,omitempty"` // a gateway VM: may send from and get for any address
+	// OldConnections is what becomes of the connections that the port has in the
+	// place it leaves for this one; "": reset.
+	OldConnections OldConnections `json:"old_connections,omitempty"`
+	Drain          time.Duration  `json:"drain,omitempty"` // at most, with [DrainConnections]
+	FlowLog        bool           `json:"flow_log,omitempty"`
 }
 
 // Has reports whether ca is one of the place's addresses.
@@ -89,6 +101,16 @@ func (p *Place) Has(ca CA) bool {
 func (p *Place) V4() (Addr, bool) {
 	for _, a := range p.Addrs {
 		if a.CA.Is4() {
+			return a, true
+		}
+	}
+	return Addr{}, false
+}
+
+// V6 returns the place's first IPv6 address, or false.
+func (p *Place) V6() (Addr, bool) {
+	for _, a := range p.Addrs {
+		if a.CA.Is6() {
 			return a, true
 		}
 	}

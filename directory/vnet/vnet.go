@@ -40,6 +40,13 @@ func ParseVNI(s string) (VNI, error) {
 // Valid reports whether v can stand on the wire.
 func (v VNI) Valid() bool { return v > 0 && v <= MaxVNI }
 
+// Gateway6 is the IPv6 link-local address of the network's gateway. Each network
+// has its own: a guest that found the one it knows after a link flap would
+// conclude that it is still on the same link (RFC 6059).
+func (v VNI) Gateway6() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: 0x52, 9: 0x50, 10: 0x4c, 13: byte(v >> 16), 14: byte(v >> 8), 15: byte(v)})
+}
+
 // A CA is a customer address: what a VM calls itself inside its network.
 // It is not routable in the underlay.
 type CA struct{ netip.Addr }
