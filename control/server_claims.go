@@ -32,9 +32,13 @@ func (claimsAPI) CreateClaim(ctx context.Context, q *pb.CreateClaimRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
+	settings, err := settingsFrom(q.Settings)
+	if err != nil {
+		return nil, err
+	}
 	id, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		return c.composeClaim(ctx, resource.Claim{
-			Tenant: tenant, Name: q.Name, Type: q.Type, Network: m, CA: ca, Settings: settingsFrom(q.Settings), Data: q.DataDisks,
+			Tenant: tenant, Name: q.Name, Type: q.Type, Network: m, CA: ca, Settings: settings, Data: q.DataDisks,
 		}, txn)
 	})
 	if err != nil {

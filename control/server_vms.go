@@ -38,13 +38,17 @@ func (vmsAPI) CreateVM(ctx context.Context, q *pb.CreateVMRequest) (*pb.VM, erro
 	if err := compute.CheckName("VM", q.Name); err != nil {
 		return nil, err
 	}
+	settings, err := settingsFrom(q.Settings)
+	if err != nil {
+		return nil, err
+	}
 	if err := c.settle(ctx); err != nil {
 		return nil, err
 	}
 	id, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		vm, err := c.composeVM(ctx, vmSpec{
 			tenant: tenant, name: q.Name, typ: q.Type, network: m, ca: ca,
-			settings: settingsFrom(q.Settings), host: q.Host, data: q.DataDisks,
+			settings: settings, host: q.Host, data: q.DataDisks,
 		}, txn)
 		return vm.ID, err
 	})

@@ -104,12 +104,20 @@ func typeFrom(t *pb.VMType) compute.Type {
 	}
 }
 
-func settingsFrom(s *pb.Settings) vnet.Document {
-	d := vnet.Document{Hostname: s.GetHostname(), User: s.GetUser(), SSHKeys: s.GetSshKeys(), TimeZone: s.GetTimeZone()}
+func settingsFrom(s *pb.Settings) (vnet.Document, error) {
+	r := reader{}
+	d := vnet.Document{Hostname: s.GetHostname(), User: s.GetUser(), SSHKeys: s.GetSshKeys(), TimeZone: s.GetTimeZone(),
+		PasswordHash: s.GetPasswordHash(), DNS: r.addrs("name server", s.GetDns())}
 	for _, f := range s.GetFiles() {
 		d.Files = append(d.Files, vnet.File{Path: f.Path, Mode: f.Mode, Content: f.Content})
 	}
-	return d
+	for _, c := range s.GetRunOnce() {
+		d.RunOnce = append(d.RunOnce, vnet.Command{ID: c.Id, Command: c.Command})
+	}
+	for _, x := range s.GetDisks() {
+		d.Disks = append(d.Disks, vnet.DataDisk{ID: x.Id, Path: x.Path})
+	}
+	return d, r.err
 }
 
 // The managers' words, as callers read them. Names ending in To.
@@ -147,6 +155,13 @@ func settingsTo(d *vnet.Document) *pb.Settings {
 	s := &pb.Settings{Hostname: d.Hostname, User: d.User, SshKeys: d.SSHKeys, TimeZone: d.TimeZone}
 	for _, f := range d.Files {
 		s.Files = append(s.Files, &pb.File{Path: f.Path, Mode: f.Mode, Content: f.Content})
+	}
+	s.PasswordHash, s.Dns = d.PasswordHash, texts(d.DNS)
+	for _, c := range d.RunOnce {
+		s.RunOnce = append(s.RunOnce, &pb.Command{Id: c.ID, Command: c.Command})
+	}
+	for _, x := range d.Disks {
+		s.Disks = append(s.Disks, &pb.DataDisk{Id: x.ID, Path: x.Path})
 	}
 	return s
 }

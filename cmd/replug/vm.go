@@ -47,6 +47,7 @@ type wish struct {
 	kind, network, ip, host string
 	settings                pb.Settings
 	keyFiles, files         []string
+	commands, mounts        []string
 	dataDisks               []int64
 	wait                    bool
 }
@@ -59,6 +60,10 @@ func (w *wish) flags(f *pflag.FlagSet) {
 	f.StringVar(&w.settings.User, "user", "", "user to make inside")
 	f.StringSliceVar(&w.keyFiles, "ssh-key", nil, "file with a public key for the user")
 	f.StringVar(&w.settings.TimeZone, "time-zone", "", "e.g. Europe/Berlin")
+	f.StringVar(&w.settings.PasswordHash, "password-hash", "", "of the user, as `openssl passwd -6` prints it (default: no password)")
+	f.StringSliceVar(&w.settings.Dns, "dns", nil, "name server, before the network's")
+	f.StringArrayVar(&w.commands, "run-once", nil, "ID=COMMAND, run by a shell as root at most once")
+	f.StringSliceVar(&w.mounts, "mount", nil, "DISK=GUESTPATH: format extra disk 1, 2, ... if it is blank, and mount it")
 	f.StringSliceVar(&w.files, "file", nil, "GUESTPATH=LOCALFILE, written as root inside")
 	f.Int64SliceVar(&w.dataDisks, "data-disk", nil, "bytes of an extra disk")
 	f.BoolVar(&w.wait, "wait", false, "watch until the guest has reported success")
@@ -84,8 +89,30 @@ func (w *wish) read() error {
 		}
 		w.settings.Files = append(w.settings.Files, &pb.File{Path: path, Mode: 0o644, Content: string(b)})
 	}
+	if err := w.split(); err != nil {
+		return err
+	}
 	if w.kind == "" || w.network == "" {
 		return usageError{errors.New("--type and --network are needed")}
+	}
+	return nil
+}
+
+// split takes the pairs apart that other flags hold.
+func (w *wish) split() error {
+	for _, pair := range w.commands {
+		id, line, ok := strings.Cut(pair, "=")
+		if !ok {
+			return usageError{fmt.Errorf("--run-once is ID=COMMAND, not %q", pair)}
+		}
+		w.settings.RunOnce = append(w.settings.RunOnce, &pb.Command{Id: id, Command: line})
+	}
+	for _, pair := range w.mounts {
+		disk, path, ok := strings.Cut(pair, "=")
+		if !ok {
+			return usageError{fmt.Errorf("--mount is DISK=GUESTPATH, not %q", pair)}
+		}
+		w.settings.Disks = append(w.settings.Disks, &pb.DataDisk{Id: disk, Path: path})
 	}
 	return nil
 }

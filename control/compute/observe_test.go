@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -83,7 +84,18 @@ func TestCheckSettings(t *testing.T) {
 	}{
 		{"nothing said", vnet.Document{}, true},
 		{"all said", vnet.Document{Hostname: "web-1", User: "alice_7", TimeZone: "America/Argentina/Ushuaia", SSHKeys: []string{"ssh-ed25519 AAAA a"},
-			Files: []vnet.File{{Path: "/etc/motd", Mode: 0o640, Content: "hi"}}}, true},
+			Files: []vnet.File{{Path: "/etc/motd", Mode: 0o640, Content: "hi"}}, PasswordHash: "$6$saltsalt$aB3./xyz",
+			DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::9")}, RunOnce: []vnet.Command{{ID: "a", Command: "echo 1\necho 2"}},
+			Disks: []vnet.DataDisk{{ID: "1", Path: "/srv/db"}, {ID: "2"}}}, true},
+		{"password instead of its hash", vnet.Document{User: "ann", PasswordHash: "secret"}, false},
+		{"hash that ends its line", vnet.Document{User: "ann", PasswordHash: "$6$saltsalt$aB3\nroot::0:"}, false},
+		{"hash of nobody", vnet.Document{PasswordHash: "$6$saltsalt$aB3./xyz"}, false},
+		{"name server that is none", vnet.Document{DNS: []netip.Addr{netip.IPv4Unspecified()}}, false},
+		{"command without an id", vnet.Document{RunOnce: []vnet.Command{{Command: "true"}}}, false},
+		{"two commands of one id", vnet.Document{RunOnce: []vnet.Command{{ID: "a", Command: "true"}, {ID: "a", Command: "false"}}}, false},
+		{"the OS disk as a data disk", vnet.Document{Disks: []vnet.DataDisk{{ID: "0", Path: "/srv"}}}, false},
+		{"disk over the root", vnet.Document{Disks: []vnet.DataDisk{{ID: "1", Path: "/"}}}, false},
+		{"disk path of two fields", vnet.Document{Disks: []vnet.DataDisk{{ID: "1", Path: "/a defaults 0 0"}}}, false},
 		{"host name with a dot", vnet.Document{Hostname: "web.1"}, false},
 		{"user that is a path", vnet.Document{User: "../root"}, false},
 		{"time zone that is a path", vnet.Document{TimeZone: "../../etc/passwd"}, false},

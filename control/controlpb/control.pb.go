@@ -1401,6 +1401,10 @@ type Settings struct {
 	SshKeys       []string               `protobuf:"bytes,3,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	TimeZone      string                 `protobuf:"bytes,4,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	Files         []*File                `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	PasswordHash  string                 `protobuf:"bytes,6,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"` // of the user, as crypt(5) has it; empty: no password
+	Dns           []string               `protobuf:"bytes,7,rep,name=dns,proto3" json:"dns,omitempty"`                                       // name servers, before those of the network
+	RunOnce       []*Command             `protobuf:"bytes,8,rep,name=run_once,json=runOnce,proto3" json:"run_once,omitempty"`
+	Disks         []*DataDisk            `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"` // extra disks to format, grow and mount
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1470,6 +1474,34 @@ func (x *Settings) GetFiles() []*File {
 	return nil
 }
 
+func (x *Settings) GetPasswordHash() string {
+	if x != nil {
+		return x.PasswordHash
+	}
+	return ""
+}
+
+func (x *Settings) GetDns() []string {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *Settings) GetRunOnce() []*Command {
+	if x != nil {
+		return x.RunOnce
+	}
+	return nil
+}
+
+func (x *Settings) GetDisks() []*DataDisk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -1530,6 +1562,111 @@ func (x *File) GetContent() string {
 	return ""
 }
 
+// Run by a shell as root, at most once in the life of the VM.
+type Command struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Command) Reset() {
+	*x = Command{}
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Command) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Command) ProtoMessage() {}
+
+func (x *Command) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Command.ProtoReflect.Descriptor instead.
+func (*Command) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Command) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Command) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+type DataDisk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // its number, "1" is the first extra disk; or its serial number
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // empty: not mounted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataDisk) Reset() {
+	*x = DataDisk{}
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataDisk) ProtoMessage() {}
+
+func (x *DataDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataDisk.ProtoReflect.Descriptor instead.
+func (*DataDisk) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DataDisk) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DataDisk) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type Disk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1542,7 +1679,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1691,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1704,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Disk) GetId() string {
@@ -1621,7 +1758,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1770,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1783,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VM) GetId() string {
@@ -1771,7 +1908,7 @@ type CreateVMRequest struct {
 
 func (x *CreateVMRequest) Reset() {
 	*x = CreateVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1920,7 @@ func (x *CreateVMRequest) String() string {
 func (*CreateVMRequest) ProtoMessage() {}
 
 func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1933,7 @@ func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMRequest.ProtoReflect.Descriptor instead.
 func (*CreateVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateVMRequest) GetRequestId() string {
@@ -1872,7 +2009,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2021,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2034,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetVMRequest) GetTenant() string {
@@ -1923,7 +2060,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2072,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2085,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListVMsRequest) GetTenant() string {
@@ -1967,7 +2104,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2116,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2129,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -2014,7 +2151,7 @@ type SetPowerRequest struct {
 
 func (x *SetPowerRequest) Reset() {
 	*x = SetPowerRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2163,7 @@ func (x *SetPowerRequest) String() string {
 func (*SetPowerRequest) ProtoMessage() {}
 
 func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2176,7 @@ func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPowerRequest.ProtoReflect.Descriptor instead.
 func (*SetPowerRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetPowerRequest) GetRequestId() string {
@@ -2081,7 +2218,7 @@ type DeleteVMRequest struct {
 
 func (x *DeleteVMRequest) Reset() {
 	*x = DeleteVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2230,7 @@ func (x *DeleteVMRequest) String() string {
 func (*DeleteVMRequest) ProtoMessage() {}
 
 func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2243,7 @@ func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteVMRequest) GetRequestId() string {
@@ -2138,7 +2275,7 @@ type DeleteVMResponse struct {
 
 func (x *DeleteVMResponse) Reset() {
 	*x = DeleteVMResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2287,7 @@ func (x *DeleteVMResponse) String() string {
 func (*DeleteVMResponse) ProtoMessage() {}
 
 func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2300,7 @@ func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
 }
 
 type GuestReport struct {
@@ -2183,7 +2320,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2332,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2345,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GuestReport) GetEpoch() string {
@@ -2292,7 +2429,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2441,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2454,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Claim) GetId() string {
@@ -2406,7 +2543,7 @@ type CreateClaimRequest struct {
 
 func (x *CreateClaimRequest) Reset() {
 	*x = CreateClaimRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2555,7 @@ func (x *CreateClaimRequest) String() string {
 func (*CreateClaimRequest) ProtoMessage() {}
 
 func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2568,7 @@ func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimRequest.ProtoReflect.Descriptor instead.
 func (*CreateClaimRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateClaimRequest) GetRequestId() string {
@@ -2499,7 +2636,7 @@ type GetClaimRequest struct {
 
 func (x *GetClaimRequest) Reset() {
 	*x = GetClaimRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2648,7 @@ func (x *GetClaimRequest) String() string {
 func (*GetClaimRequest) ProtoMessage() {}
 
 func (x *GetClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2661,7 @@ func (x *GetClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClaimRequest.ProtoReflect.Descriptor instead.
 func (*GetClaimRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetClaimRequest) GetId() string {
@@ -2543,7 +2680,7 @@ type ListClaimsRequest struct {
 
 func (x *ListClaimsRequest) Reset() {
 	*x = ListClaimsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2692,7 @@ func (x *ListClaimsRequest) String() string {
 func (*ListClaimsRequest) ProtoMessage() {}
 
 func (x *ListClaimsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2705,7 @@ func (x *ListClaimsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClaimsRequest.ProtoReflect.Descriptor instead.
 func (*ListClaimsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListClaimsRequest) GetTenant() string {
@@ -2587,7 +2724,7 @@ type ListClaimsResponse struct {
 
 func (x *ListClaimsResponse) Reset() {
 	*x = ListClaimsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2736,7 @@ func (x *ListClaimsResponse) String() string {
 func (*ListClaimsResponse) ProtoMessage() {}
 
 func (x *ListClaimsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2749,7 @@ func (x *ListClaimsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClaimsResponse.ProtoReflect.Descriptor instead.
 func (*ListClaimsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListClaimsResponse) GetClaims() []*Claim {
@@ -2643,7 +2780,7 @@ type StartSwapRequest struct {
 
 func (x *StartSwapRequest) Reset() {
 	*x = StartSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2792,7 @@ func (x *StartSwapRequest) String() string {
 func (*StartSwapRequest) ProtoMessage() {}
 
 func (x *StartSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2805,7 @@ func (x *StartSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartSwapRequest.ProtoReflect.Descriptor instead.
 func (*StartSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StartSwapRequest) GetRequestId() string {
@@ -2773,7 +2910,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2922,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2935,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Change) GetWhat() string {
@@ -2837,7 +2974,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +2986,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +2999,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Plan) GetVm() string {
@@ -2943,7 +3080,7 @@ type Swap struct {
 
 func (x *Swap) Reset() {
 	*x = Swap{}
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3092,7 @@ func (x *Swap) String() string {
 func (*Swap) ProtoMessage() {}
 
 func (x *Swap) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,7 +3105,7 @@ func (x *Swap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Swap.ProtoReflect.Descriptor instead.
 func (*Swap) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Swap) GetId() string {
@@ -3131,7 +3268,7 @@ type SidedPlace struct {
 
 func (x *SidedPlace) Reset() {
 	*x = SidedPlace{}
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3280,7 @@ func (x *SidedPlace) String() string {
 func (*SidedPlace) ProtoMessage() {}
 
 func (x *SidedPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3293,7 @@ func (x *SidedPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SidedPlace.ProtoReflect.Descriptor instead.
 func (*SidedPlace) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SidedPlace) GetNetwork() string {
@@ -3205,7 +3342,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3354,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3367,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Hop) GetName() string {
@@ -3263,7 +3400,7 @@ type GetSwapRequest struct {
 
 func (x *GetSwapRequest) Reset() {
 	*x = GetSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3412,7 @@ func (x *GetSwapRequest) String() string {
 func (*GetSwapRequest) ProtoMessage() {}
 
 func (x *GetSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3425,7 @@ func (x *GetSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSwapRequest.ProtoReflect.Descriptor instead.
 func (*GetSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetSwapRequest) GetId() string {
@@ -3307,7 +3444,7 @@ type ListSwapsRequest struct {
 
 func (x *ListSwapsRequest) Reset() {
 	*x = ListSwapsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3456,7 @@ func (x *ListSwapsRequest) String() string {
 func (*ListSwapsRequest) ProtoMessage() {}
 
 func (x *ListSwapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3469,7 @@ func (x *ListSwapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSwapsRequest.ProtoReflect.Descriptor instead.
 func (*ListSwapsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListSwapsRequest) GetTenant() string {
@@ -3351,7 +3488,7 @@ type ListSwapsResponse struct {
 
 func (x *ListSwapsResponse) Reset() {
 	*x = ListSwapsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3500,7 @@ func (x *ListSwapsResponse) String() string {
 func (*ListSwapsResponse) ProtoMessage() {}
 
 func (x *ListSwapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3513,7 @@ func (x *ListSwapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSwapsResponse.ProtoReflect.Descriptor instead.
 func (*ListSwapsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListSwapsResponse) GetSwaps() []*Swap {
@@ -3396,7 +3533,7 @@ type ConfirmSwapRequest struct {
 
 func (x *ConfirmSwapRequest) Reset() {
 	*x = ConfirmSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3545,7 @@ func (x *ConfirmSwapRequest) String() string {
 func (*ConfirmSwapRequest) ProtoMessage() {}
 
 func (x *ConfirmSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3558,7 @@ func (x *ConfirmSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmSwapRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{52}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ConfirmSwapRequest) GetRequestId() string {
@@ -3448,7 +3585,7 @@ type CancelSwapRequest struct {
 
 func (x *CancelSwapRequest) Reset() {
 	*x = CancelSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3597,7 @@ func (x *CancelSwapRequest) String() string {
 func (*CancelSwapRequest) ProtoMessage() {}
 
 func (x *CancelSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3610,7 @@ func (x *CancelSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelSwapRequest.ProtoReflect.Descriptor instead.
 func (*CancelSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{53}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CancelSwapRequest) GetRequestId() string {
@@ -3513,7 +3650,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +3662,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +3675,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{54}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Port) GetName() string {
@@ -3663,7 +3800,7 @@ type AttachPortRequest struct {
 
 func (x *AttachPortRequest) Reset() {
 	*x = AttachPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3675,7 +3812,7 @@ func (x *AttachPortRequest) String() string {
 func (*AttachPortRequest) ProtoMessage() {}
 
 func (x *AttachPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3688,7 +3825,7 @@ func (x *AttachPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachPortRequest.ProtoReflect.Descriptor instead.
 func (*AttachPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{55}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AttachPortRequest) GetRequestId() string {
@@ -3764,7 +3901,7 @@ type GetPortRequest struct {
 
 func (x *GetPortRequest) Reset() {
 	*x = GetPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +3913,7 @@ func (x *GetPortRequest) String() string {
 func (*GetPortRequest) ProtoMessage() {}
 
 func (x *GetPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +3926,7 @@ func (x *GetPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPortRequest.ProtoReflect.Descriptor instead.
 func (*GetPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{56}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetPortRequest) GetTenant() string {
@@ -3815,7 +3952,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +3964,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +3977,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{57}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListPortsRequest) GetTenant() string {
@@ -3859,7 +3996,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3871,7 +4008,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3884,7 +4021,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{58}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListPortsResponse) GetPorts() []*Port {
@@ -3905,7 +4042,7 @@ type DetachPortRequest struct {
 
 func (x *DetachPortRequest) Reset() {
 	*x = DetachPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4054,7 @@ func (x *DetachPortRequest) String() string {
 func (*DetachPortRequest) ProtoMessage() {}
 
 func (x *DetachPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4067,7 @@ func (x *DetachPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachPortRequest.ProtoReflect.Descriptor instead.
 func (*DetachPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{59}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DetachPortRequest) GetRequestId() string {
@@ -3962,7 +4099,7 @@ type DetachPortResponse struct {
 
 func (x *DetachPortResponse) Reset() {
 	*x = DetachPortResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4111,7 @@ func (x *DetachPortResponse) String() string {
 func (*DetachPortResponse) ProtoMessage() {}
 
 func (x *DetachPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4124,7 @@ func (x *DetachPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachPortResponse.ProtoReflect.Descriptor instead.
 func (*DetachPortResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{60}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{62}
 }
 
 type Host struct {
@@ -4011,7 +4148,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4023,7 +4160,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4036,7 +4173,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{61}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Host) GetName() string {
@@ -4138,7 +4275,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4150,7 +4287,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4163,7 +4300,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{62}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{64}
 }
 
 type ListHostsResponse struct {
@@ -4175,7 +4312,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4187,7 +4324,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4200,7 +4337,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{63}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -4220,7 +4357,7 @@ type DeleteHostRequest struct {
 
 func (x *DeleteHostRequest) Reset() {
 	*x = DeleteHostRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4369,7 @@ func (x *DeleteHostRequest) String() string {
 func (*DeleteHostRequest) ProtoMessage() {}
 
 func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4382,7 @@ func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostRequest.ProtoReflect.Descriptor instead.
 func (*DeleteHostRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{64}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteHostRequest) GetRequestId() string {
@@ -4270,7 +4407,7 @@ type DeleteHostResponse struct {
 
 func (x *DeleteHostResponse) Reset() {
 	*x = DeleteHostResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4282,7 +4419,7 @@ func (x *DeleteHostResponse) String() string {
 func (*DeleteHostResponse) ProtoMessage() {}
 
 func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4295,7 +4432,7 @@ func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostResponse.ProtoReflect.Descriptor instead.
 func (*DeleteHostResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{65}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{67}
 }
 
 type BackupRequest struct {
@@ -4306,7 +4443,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4455,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4468,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{66}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{68}
 }
 
 type BackupChunk struct {
@@ -4343,7 +4480,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_control_controlpb_control_proto_msgTypes[67]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4355,7 +4492,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[67]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4368,7 +4505,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{67}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -4386,7 +4523,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[68]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4398,7 +4535,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[68]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4411,7 +4548,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{68}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{70}
 }
 
 type ClusterInfo struct {
@@ -4427,7 +4564,7 @@ type ClusterInfo struct {
 
 func (x *ClusterInfo) Reset() {
 	*x = ClusterInfo{}
-	mi := &file_control_controlpb_control_proto_msgTypes[69]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4576,7 @@ func (x *ClusterInfo) String() string {
 func (*ClusterInfo) ProtoMessage() {}
 
 func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[69]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4589,7 @@ func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterInfo.ProtoReflect.Descriptor instead.
 func (*ClusterInfo) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{69}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ClusterInfo) GetId() string {
@@ -4583,17 +4720,27 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\tR\x04type\"\x12\n" +
 	"\x10ListPoolsRequest\"B\n" +
 	"\x11ListPoolsResponse\x12-\n" +
-	"\x05pools\x18\x01 \x03(\v2\x17.replug.control.v1.PoolR\x05pools\"\xa1\x01\n" +
+	"\x05pools\x18\x01 \x03(\v2\x17.replug.control.v1.PoolR\x05pools\"\xc2\x02\n" +
 	"\bSettings\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
 	"\bssh_keys\x18\x03 \x03(\tR\asshKeys\x12\x1b\n" +
 	"\ttime_zone\x18\x04 \x01(\tR\btimeZone\x12-\n" +
-	"\x05files\x18\x05 \x03(\v2\x17.replug.control.v1.FileR\x05files\"H\n" +
+	"\x05files\x18\x05 \x03(\v2\x17.replug.control.v1.FileR\x05files\x12#\n" +
+	"\rpassword_hash\x18\x06 \x01(\tR\fpasswordHash\x12\x10\n" +
+	"\x03dns\x18\a \x03(\tR\x03dns\x125\n" +
+	"\brun_once\x18\b \x03(\v2\x1a.replug.control.v1.CommandR\arunOnce\x121\n" +
+	"\x05disks\x18\t \x03(\v2\x1b.replug.control.v1.DataDiskR\x05disks\"H\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\tR\acontent\"R\n" +
+	"\acontent\x18\x03 \x01(\tR\acontent\"3\n" +
+	"\aCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\".\n" +
+	"\bDataDisk\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"R\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x0e\n" +
@@ -4912,7 +5059,7 @@ func file_control_controlpb_control_proto_rawDescGZIP() []byte {
 	return file_control_controlpb_control_proto_rawDescData
 }
 
-var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_control_controlpb_control_proto_goTypes = []any{
 	(*Tenant)(nil),                // 0: replug.control.v1.Tenant
 	(*CreateTenantRequest)(nil),   // 1: replug.control.v1.CreateTenantRequest
@@ -4942,175 +5089,179 @@ var file_control_controlpb_control_proto_goTypes = []any{
 	(*ListPoolsResponse)(nil),     // 25: replug.control.v1.ListPoolsResponse
 	(*Settings)(nil),              // 26: replug.control.v1.Settings
 	(*File)(nil),                  // 27: replug.control.v1.File
-	(*Disk)(nil),                  // 28: replug.control.v1.Disk
-	(*VM)(nil),                    // 29: replug.control.v1.VM
-	(*CreateVMRequest)(nil),       // 30: replug.control.v1.CreateVMRequest
-	(*GetVMRequest)(nil),          // 31: replug.control.v1.GetVMRequest
-	(*ListVMsRequest)(nil),        // 32: replug.control.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),       // 33: replug.control.v1.ListVMsResponse
-	(*SetPowerRequest)(nil),       // 34: replug.control.v1.SetPowerRequest
-	(*DeleteVMRequest)(nil),       // 35: replug.control.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),      // 36: replug.control.v1.DeleteVMResponse
-	(*GuestReport)(nil),           // 37: replug.control.v1.GuestReport
-	(*Claim)(nil),                 // 38: replug.control.v1.Claim
-	(*CreateClaimRequest)(nil),    // 39: replug.control.v1.CreateClaimRequest
-	(*GetClaimRequest)(nil),       // 40: replug.control.v1.GetClaimRequest
-	(*ListClaimsRequest)(nil),     // 41: replug.control.v1.ListClaimsRequest
-	(*ListClaimsResponse)(nil),    // 42: replug.control.v1.ListClaimsResponse
-	(*StartSwapRequest)(nil),      // 43: replug.control.v1.StartSwapRequest
-	(*Change)(nil),                // 44: replug.control.v1.Change
-	(*Plan)(nil),                  // 45: replug.control.v1.Plan
-	(*Swap)(nil),                  // 46: replug.control.v1.Swap
-	(*SidedPlace)(nil),            // 47: replug.control.v1.SidedPlace
-	(*Hop)(nil),                   // 48: replug.control.v1.Hop
-	(*GetSwapRequest)(nil),        // 49: replug.control.v1.GetSwapRequest
-	(*ListSwapsRequest)(nil),      // 50: replug.control.v1.ListSwapsRequest
-	(*ListSwapsResponse)(nil),     // 51: replug.control.v1.ListSwapsResponse
-	(*ConfirmSwapRequest)(nil),    // 52: replug.control.v1.ConfirmSwapRequest
-	(*CancelSwapRequest)(nil),     // 53: replug.control.v1.CancelSwapRequest
-	(*Port)(nil),                  // 54: replug.control.v1.Port
-	(*AttachPortRequest)(nil),     // 55: replug.control.v1.AttachPortRequest
-	(*GetPortRequest)(nil),        // 56: replug.control.v1.GetPortRequest
-	(*ListPortsRequest)(nil),      // 57: replug.control.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),     // 58: replug.control.v1.ListPortsResponse
-	(*DetachPortRequest)(nil),     // 59: replug.control.v1.DetachPortRequest
-	(*DetachPortResponse)(nil),    // 60: replug.control.v1.DetachPortResponse
-	(*Host)(nil),                  // 61: replug.control.v1.Host
-	(*ListHostsRequest)(nil),      // 62: replug.control.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 63: replug.control.v1.ListHostsResponse
-	(*DeleteHostRequest)(nil),     // 64: replug.control.v1.DeleteHostRequest
-	(*DeleteHostResponse)(nil),    // 65: replug.control.v1.DeleteHostResponse
-	(*BackupRequest)(nil),         // 66: replug.control.v1.BackupRequest
-	(*BackupChunk)(nil),           // 67: replug.control.v1.BackupChunk
-	(*GetClusterRequest)(nil),     // 68: replug.control.v1.GetClusterRequest
-	(*ClusterInfo)(nil),           // 69: replug.control.v1.ClusterInfo
-	nil,                           // 70: replug.control.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 71: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 72: google.protobuf.Timestamp
+	(*Command)(nil),               // 28: replug.control.v1.Command
+	(*DataDisk)(nil),              // 29: replug.control.v1.DataDisk
+	(*Disk)(nil),                  // 30: replug.control.v1.Disk
+	(*VM)(nil),                    // 31: replug.control.v1.VM
+	(*CreateVMRequest)(nil),       // 32: replug.control.v1.CreateVMRequest
+	(*GetVMRequest)(nil),          // 33: replug.control.v1.GetVMRequest
+	(*ListVMsRequest)(nil),        // 34: replug.control.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),       // 35: replug.control.v1.ListVMsResponse
+	(*SetPowerRequest)(nil),       // 36: replug.control.v1.SetPowerRequest
+	(*DeleteVMRequest)(nil),       // 37: replug.control.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),      // 38: replug.control.v1.DeleteVMResponse
+	(*GuestReport)(nil),           // 39: replug.control.v1.GuestReport
+	(*Claim)(nil),                 // 40: replug.control.v1.Claim
+	(*CreateClaimRequest)(nil),    // 41: replug.control.v1.CreateClaimRequest
+	(*GetClaimRequest)(nil),       // 42: replug.control.v1.GetClaimRequest
+	(*ListClaimsRequest)(nil),     // 43: replug.control.v1.ListClaimsRequest
+	(*ListClaimsResponse)(nil),    // 44: replug.control.v1.ListClaimsResponse
+	(*StartSwapRequest)(nil),      // 45: replug.control.v1.StartSwapRequest
+	(*Change)(nil),                // 46: replug.control.v1.Change
+	(*Plan)(nil),                  // 47: replug.control.v1.Plan
+	(*Swap)(nil),                  // 48: replug.control.v1.Swap
+	(*SidedPlace)(nil),            // 49: replug.control.v1.SidedPlace
+	(*Hop)(nil),                   // 50: replug.control.v1.Hop
+	(*GetSwapRequest)(nil),        // 51: replug.control.v1.GetSwapRequest
+	(*ListSwapsRequest)(nil),      // 52: replug.control.v1.ListSwapsRequest
+	(*ListSwapsResponse)(nil),     // 53: replug.control.v1.ListSwapsResponse
+	(*ConfirmSwapRequest)(nil),    // 54: replug.control.v1.ConfirmSwapRequest
+	(*CancelSwapRequest)(nil),     // 55: replug.control.v1.CancelSwapRequest
+	(*Port)(nil),                  // 56: replug.control.v1.Port
+	(*AttachPortRequest)(nil),     // 57: replug.control.v1.AttachPortRequest
+	(*GetPortRequest)(nil),        // 58: replug.control.v1.GetPortRequest
+	(*ListPortsRequest)(nil),      // 59: replug.control.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),     // 60: replug.control.v1.ListPortsResponse
+	(*DetachPortRequest)(nil),     // 61: replug.control.v1.DetachPortRequest
+	(*DetachPortResponse)(nil),    // 62: replug.control.v1.DetachPortResponse
+	(*Host)(nil),                  // 63: replug.control.v1.Host
+	(*ListHostsRequest)(nil),      // 64: replug.control.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 65: replug.control.v1.ListHostsResponse
+	(*DeleteHostRequest)(nil),     // 66: replug.control.v1.DeleteHostRequest
+	(*DeleteHostResponse)(nil),    // 67: replug.control.v1.DeleteHostResponse
+	(*BackupRequest)(nil),         // 68: replug.control.v1.BackupRequest
+	(*BackupChunk)(nil),           // 69: replug.control.v1.BackupChunk
+	(*GetClusterRequest)(nil),     // 70: replug.control.v1.GetClusterRequest
+	(*ClusterInfo)(nil),           // 71: replug.control.v1.ClusterInfo
+	nil,                           // 72: replug.control.v1.Host.LabelsEntry
+	(*durationpb.Duration)(nil),   // 73: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 74: google.protobuf.Timestamp
 }
 var file_control_controlpb_control_proto_depIdxs = []int32{
 	0,  // 0: replug.control.v1.ListTenantsResponse.tenants:type_name -> replug.control.v1.Tenant
 	6,  // 1: replug.control.v1.Network.subnets:type_name -> replug.control.v1.Subnet
 	7,  // 2: replug.control.v1.Network.routes:type_name -> replug.control.v1.Route
-	71, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
+	73, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
 	8,  // 4: replug.control.v1.CreateNetworkRequest.network:type_name -> replug.control.v1.Network
 	8,  // 5: replug.control.v1.ListNetworksResponse.networks:type_name -> replug.control.v1.Network
 	15, // 6: replug.control.v1.CreateVMTypeRequest.type:type_name -> replug.control.v1.VMType
 	15, // 7: replug.control.v1.ListVMTypesResponse.types:type_name -> replug.control.v1.VMType
 	21, // 8: replug.control.v1.ListPoolsResponse.pools:type_name -> replug.control.v1.Pool
 	27, // 9: replug.control.v1.Settings.files:type_name -> replug.control.v1.File
-	28, // 10: replug.control.v1.VM.disks:type_name -> replug.control.v1.Disk
-	54, // 11: replug.control.v1.VM.port:type_name -> replug.control.v1.Port
-	26, // 12: replug.control.v1.VM.settings:type_name -> replug.control.v1.Settings
-	37, // 13: replug.control.v1.VM.guest:type_name -> replug.control.v1.GuestReport
-	48, // 14: replug.control.v1.VM.timeline:type_name -> replug.control.v1.Hop
-	72, // 15: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
-	72, // 16: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
-	26, // 17: replug.control.v1.CreateVMRequest.settings:type_name -> replug.control.v1.Settings
-	29, // 18: replug.control.v1.ListVMsResponse.vms:type_name -> replug.control.v1.VM
-	72, // 19: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
-	48, // 20: replug.control.v1.Claim.timeline:type_name -> replug.control.v1.Hop
-	29, // 21: replug.control.v1.Claim.view:type_name -> replug.control.v1.VM
-	26, // 22: replug.control.v1.CreateClaimRequest.settings:type_name -> replug.control.v1.Settings
-	38, // 23: replug.control.v1.ListClaimsResponse.claims:type_name -> replug.control.v1.Claim
-	71, // 24: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
-	71, // 25: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
-	71, // 26: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
-	44, // 27: replug.control.v1.Plan.changes:type_name -> replug.control.v1.Change
-	47, // 28: replug.control.v1.Swap.before:type_name -> replug.control.v1.SidedPlace
-	47, // 29: replug.control.v1.Swap.after:type_name -> replug.control.v1.SidedPlace
-	71, // 30: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
-	48, // 31: replug.control.v1.Swap.timeline:type_name -> replug.control.v1.Hop
-	37, // 32: replug.control.v1.Swap.guest:type_name -> replug.control.v1.GuestReport
-	72, // 33: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
-	72, // 34: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
-	72, // 35: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
-	46, // 36: replug.control.v1.ListSwapsResponse.swaps:type_name -> replug.control.v1.Swap
-	54, // 37: replug.control.v1.ListPortsResponse.ports:type_name -> replug.control.v1.Port
-	72, // 38: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
-	70, // 39: replug.control.v1.Host.labels:type_name -> replug.control.v1.Host.LabelsEntry
-	61, // 40: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
-	1,  // 41: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
-	2,  // 42: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
-	4,  // 43: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
-	9,  // 44: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
-	10, // 45: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
-	11, // 46: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
-	13, // 47: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
-	16, // 48: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
-	17, // 49: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
-	19, // 50: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
-	22, // 51: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
-	23, // 52: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
-	24, // 53: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
-	30, // 54: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
-	31, // 55: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
-	32, // 56: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
-	31, // 57: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
-	34, // 58: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
-	35, // 59: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
-	39, // 60: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
-	40, // 61: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
-	41, // 62: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
-	40, // 63: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
-	43, // 64: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
-	43, // 65: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
-	49, // 66: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
-	50, // 67: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
-	49, // 68: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
-	52, // 69: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
-	53, // 70: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
-	55, // 71: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
-	56, // 72: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
-	57, // 73: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
-	59, // 74: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
-	62, // 75: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
-	64, // 76: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
-	66, // 77: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
-	68, // 78: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
-	0,  // 79: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
-	3,  // 80: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
-	5,  // 81: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
-	8,  // 82: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
-	8,  // 83: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
-	12, // 84: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
-	14, // 85: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
-	15, // 86: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
-	18, // 87: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
-	20, // 88: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
-	21, // 89: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
-	21, // 90: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
-	25, // 91: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
-	29, // 92: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
-	29, // 93: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
-	33, // 94: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
-	29, // 95: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
-	29, // 96: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
-	36, // 97: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
-	38, // 98: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
-	38, // 99: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
-	42, // 100: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
-	38, // 101: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
-	45, // 102: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
-	46, // 103: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
-	46, // 104: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
-	51, // 105: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
-	46, // 106: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
-	46, // 107: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
-	46, // 108: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
-	54, // 109: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
-	54, // 110: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
-	58, // 111: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
-	60, // 112: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
-	63, // 113: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
-	65, // 114: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
-	67, // 115: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
-	69, // 116: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
-	79, // [79:117] is the sub-list for method output_type
-	41, // [41:79] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	28, // 10: replug.control.v1.Settings.run_once:type_name -> replug.control.v1.Command
+	29, // 11: replug.control.v1.Settings.disks:type_name -> replug.control.v1.DataDisk
+	30, // 12: replug.control.v1.VM.disks:type_name -> replug.control.v1.Disk
+	56, // 13: replug.control.v1.VM.port:type_name -> replug.control.v1.Port
+	26, // 14: replug.control.v1.VM.settings:type_name -> replug.control.v1.Settings
+	39, // 15: replug.control.v1.VM.guest:type_name -> replug.control.v1.GuestReport
+	50, // 16: replug.control.v1.VM.timeline:type_name -> replug.control.v1.Hop
+	74, // 17: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
+	74, // 18: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
+	26, // 19: replug.control.v1.CreateVMRequest.settings:type_name -> replug.control.v1.Settings
+	31, // 20: replug.control.v1.ListVMsResponse.vms:type_name -> replug.control.v1.VM
+	74, // 21: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	50, // 22: replug.control.v1.Claim.timeline:type_name -> replug.control.v1.Hop
+	31, // 23: replug.control.v1.Claim.view:type_name -> replug.control.v1.VM
+	26, // 24: replug.control.v1.CreateClaimRequest.settings:type_name -> replug.control.v1.Settings
+	40, // 25: replug.control.v1.ListClaimsResponse.claims:type_name -> replug.control.v1.Claim
+	73, // 26: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
+	73, // 27: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
+	73, // 28: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
+	46, // 29: replug.control.v1.Plan.changes:type_name -> replug.control.v1.Change
+	49, // 30: replug.control.v1.Swap.before:type_name -> replug.control.v1.SidedPlace
+	49, // 31: replug.control.v1.Swap.after:type_name -> replug.control.v1.SidedPlace
+	73, // 32: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
+	50, // 33: replug.control.v1.Swap.timeline:type_name -> replug.control.v1.Hop
+	39, // 34: replug.control.v1.Swap.guest:type_name -> replug.control.v1.GuestReport
+	74, // 35: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
+	74, // 36: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
+	74, // 37: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	48, // 38: replug.control.v1.ListSwapsResponse.swaps:type_name -> replug.control.v1.Swap
+	56, // 39: replug.control.v1.ListPortsResponse.ports:type_name -> replug.control.v1.Port
+	74, // 40: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
+	72, // 41: replug.control.v1.Host.labels:type_name -> replug.control.v1.Host.LabelsEntry
+	63, // 42: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
+	1,  // 43: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
+	2,  // 44: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
+	4,  // 45: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
+	9,  // 46: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
+	10, // 47: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
+	11, // 48: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
+	13, // 49: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
+	16, // 50: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
+	17, // 51: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
+	19, // 52: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
+	22, // 53: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
+	23, // 54: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
+	24, // 55: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
+	32, // 56: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
+	33, // 57: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
+	34, // 58: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
+	33, // 59: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
+	36, // 60: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
+	37, // 61: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
+	41, // 62: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
+	42, // 63: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
+	43, // 64: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
+	42, // 65: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
+	45, // 66: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
+	45, // 67: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
+	51, // 68: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
+	52, // 69: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
+	51, // 70: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
+	54, // 71: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
+	55, // 72: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
+	57, // 73: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
+	58, // 74: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
+	59, // 75: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
+	61, // 76: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
+	64, // 77: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
+	66, // 78: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
+	68, // 79: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
+	70, // 80: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
+	0,  // 81: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
+	3,  // 82: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
+	5,  // 83: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
+	8,  // 84: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
+	8,  // 85: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
+	12, // 86: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
+	14, // 87: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
+	15, // 88: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
+	18, // 89: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
+	20, // 90: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
+	21, // 91: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
+	21, // 92: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
+	25, // 93: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
+	31, // 94: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
+	31, // 95: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
+	35, // 96: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
+	31, // 97: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
+	31, // 98: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
+	38, // 99: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
+	40, // 100: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
+	40, // 101: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
+	44, // 102: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
+	40, // 103: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
+	47, // 104: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
+	48, // 105: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
+	48, // 106: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
+	53, // 107: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
+	48, // 108: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
+	48, // 109: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
+	48, // 110: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
+	56, // 111: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
+	56, // 112: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
+	60, // 113: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
+	62, // 114: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
+	65, // 115: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
+	67, // 116: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
+	69, // 117: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
+	71, // 118: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
+	81, // [81:119] is the sub-list for method output_type
+	43, // [43:81] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_control_controlpb_control_proto_init() }
@@ -5124,7 +5275,7 @@ func file_control_controlpb_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_controlpb_control_proto_rawDesc), len(file_control_controlpb_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   10,
 		},

@@ -1530,6 +1530,10 @@ type Document struct {
 	SshKeys       []string               `protobuf:"bytes,6,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	TimeZone      string                 `protobuf:"bytes,7,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	Files         []*File                `protobuf:"bytes,8,rep,name=files,proto3" json:"files,omitempty"`
+	PasswordHash  string                 `protobuf:"bytes,9,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"`
+	Dns           []string               `protobuf:"bytes,10,rep,name=dns,proto3" json:"dns,omitempty"`
+	RunOnce       []*Command             `protobuf:"bytes,11,rep,name=run_once,json=runOnce,proto3" json:"run_once,omitempty"`
+	Disks         []*DataDisk            `protobuf:"bytes,12,rep,name=disks,proto3" json:"disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1620,6 +1624,138 @@ func (x *Document) GetFiles() []*File {
 	return nil
 }
 
+func (x *Document) GetPasswordHash() string {
+	if x != nil {
+		return x.PasswordHash
+	}
+	return ""
+}
+
+func (x *Document) GetDns() []string {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *Document) GetRunOnce() []*Command {
+	if x != nil {
+		return x.RunOnce
+	}
+	return nil
+}
+
+func (x *Document) GetDisks() []*DataDisk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+type Command struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Command) Reset() {
+	*x = Command{}
+	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Command) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Command) ProtoMessage() {}
+
+func (x *Command) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Command.ProtoReflect.Descriptor instead.
+func (*Command) Descriptor() ([]byte, []int) {
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Command) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Command) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+type DataDisk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataDisk) Reset() {
+	*x = DataDisk{}
+	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataDisk) ProtoMessage() {}
+
+func (x *DataDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataDisk.ProtoReflect.Descriptor instead.
+func (*DataDisk) Descriptor() ([]byte, []int) {
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DataDisk) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DataDisk) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -1631,7 +1767,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1779,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1792,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{18}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *File) GetPath() string {
@@ -1698,7 +1834,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1846,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1859,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{19}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Status) GetPort() string {
@@ -1806,7 +1942,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1954,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1967,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{20}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hop) GetName() string {
@@ -1865,7 +2001,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2013,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2026,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{21}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GuestReport) GetEpoch() uint64 {
@@ -2083,7 +2219,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\agateway\x18\x03 \x01(\tR\agateway\":\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
-	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"\xe7\x01\n" +
+	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"\x8c\x03\n" +
 	"\bDocument\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x1a\n" +
@@ -2092,7 +2228,18 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12\x19\n" +
 	"\bssh_keys\x18\x06 \x03(\tR\asshKeys\x12\x1b\n" +
 	"\ttime_zone\x18\a \x01(\tR\btimeZone\x12/\n" +
-	"\x05files\x18\b \x03(\v2\x19.replug.directory.v1.FileR\x05files\"H\n" +
+	"\x05files\x18\b \x03(\v2\x19.replug.directory.v1.FileR\x05files\x12#\n" +
+	"\rpassword_hash\x18\t \x01(\tR\fpasswordHash\x12\x10\n" +
+	"\x03dns\x18\n" +
+	" \x03(\tR\x03dns\x127\n" +
+	"\brun_once\x18\v \x03(\v2\x1c.replug.directory.v1.CommandR\arunOnce\x123\n" +
+	"\x05disks\x18\f \x03(\v2\x1d.replug.directory.v1.DataDiskR\x05disks\"3\n" +
+	"\aCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\".\n" +
+	"\bDataDisk\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"H\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
@@ -2137,7 +2284,7 @@ func file_directory_directorypb_directory_proto_rawDescGZIP() []byte {
 	return file_directory_directorypb_directory_proto_rawDescData
 }
 
-var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*FromHost)(nil),              // 0: replug.directory.v1.FromHost
 	(*Hello)(nil),                 // 1: replug.directory.v1.Hello
@@ -2157,17 +2304,19 @@ var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*Addr)(nil),                  // 15: replug.directory.v1.Addr
 	(*Route)(nil),                 // 16: replug.directory.v1.Route
 	(*Document)(nil),              // 17: replug.directory.v1.Document
-	(*File)(nil),                  // 18: replug.directory.v1.File
-	(*Status)(nil),                // 19: replug.directory.v1.Status
-	(*Hop)(nil),                   // 20: replug.directory.v1.Hop
-	(*GuestReport)(nil),           // 21: replug.directory.v1.GuestReport
-	nil,                           // 22: replug.directory.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Command)(nil),               // 18: replug.directory.v1.Command
+	(*DataDisk)(nil),              // 19: replug.directory.v1.DataDisk
+	(*File)(nil),                  // 20: replug.directory.v1.File
+	(*Status)(nil),                // 21: replug.directory.v1.Status
+	(*Hop)(nil),                   // 22: replug.directory.v1.Hop
+	(*GuestReport)(nil),           // 23: replug.directory.v1.GuestReport
+	nil,                           // 24: replug.directory.v1.Host.LabelsEntry
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_directory_directorypb_directory_proto_depIdxs = []int32{
 	1,  // 0: replug.directory.v1.FromHost.hello:type_name -> replug.directory.v1.Hello
-	19, // 1: replug.directory.v1.FromHost.status:type_name -> replug.directory.v1.Status
+	21, // 1: replug.directory.v1.FromHost.status:type_name -> replug.directory.v1.Status
 	2,  // 2: replug.directory.v1.FromHost.digest:type_name -> replug.directory.v1.Digest
 	8,  // 3: replug.directory.v1.Hello.host:type_name -> replug.directory.v1.Host
 	3,  // 4: replug.directory.v1.Digest.ports:type_name -> replug.directory.v1.PortEpoch
@@ -2178,28 +2327,30 @@ var file_directory_directorypb_directory_proto_depIdxs = []int32{
 	8,  // 9: replug.directory.v1.ToHost.host:type_name -> replug.directory.v1.Host
 	6,  // 10: replug.directory.v1.ToHost.synced:type_name -> replug.directory.v1.Synced
 	7,  // 11: replug.directory.v1.ToHost.network_synced:type_name -> replug.directory.v1.NetworkSynced
-	22, // 12: replug.directory.v1.Host.labels:type_name -> replug.directory.v1.Host.LabelsEntry
+	24, // 12: replug.directory.v1.Host.labels:type_name -> replug.directory.v1.Host.LabelsEntry
 	12, // 13: replug.directory.v1.Intent.machine:type_name -> replug.directory.v1.Machine
 	14, // 14: replug.directory.v1.Intent.current:type_name -> replug.directory.v1.Place
 	14, // 15: replug.directory.v1.Intent.next:type_name -> replug.directory.v1.Place
 	13, // 16: replug.directory.v1.Machine.disks:type_name -> replug.directory.v1.Disk
 	15, // 17: replug.directory.v1.Place.addrs:type_name -> replug.directory.v1.Addr
 	16, // 18: replug.directory.v1.Place.routes:type_name -> replug.directory.v1.Route
-	23, // 19: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
+	25, // 19: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
 	17, // 20: replug.directory.v1.Place.document:type_name -> replug.directory.v1.Document
-	18, // 21: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
-	20, // 22: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
-	23, // 23: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
-	21, // 24: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
-	24, // 25: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
-	24, // 26: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
-	0,  // 27: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
-	4,  // 28: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	20, // 21: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
+	18, // 22: replug.directory.v1.Document.run_once:type_name -> replug.directory.v1.Command
+	19, // 23: replug.directory.v1.Document.disks:type_name -> replug.directory.v1.DataDisk
+	22, // 24: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
+	25, // 25: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
+	23, // 26: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
+	26, // 27: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	26, // 28: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	0,  // 29: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
+	4,  // 30: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
+	30, // [30:31] is the sub-list for method output_type
+	29, // [29:30] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_directory_directorypb_directory_proto_init() }
@@ -2231,7 +2382,7 @@ func file_directory_directorypb_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_directorypb_directory_proto_rawDesc), len(file_directory_directorypb_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -135,6 +135,11 @@ type Document struct {
 	SSHKeys  []string `json:"ssh_keys,omitempty"`
 	TimeZone string   `json:"time_zone,omitempty"`
 	Files    []File   `json:"files,omitempty"`
+	// PasswordHash is the user's, as crypt(5) has it; "": no password at all.
+	PasswordHash string       `json:"password_hash,omitempty"`
+	DNS          []netip.Addr `json:"dns,omitempty"` // name servers, before those of the lease
+	RunOnce      []Command    `json:"run_once,omitempty"`
+	Disks        []DataDisk   `json:"disks,omitempty"`
 }
 
 // TagPartial marks a document whose VM waits in the pool: not all is configured
@@ -149,6 +154,20 @@ type File struct {
 	Path    string `json:"path"` // absolute
 	Mode    uint32 `json:"mode"` // permission bits, 0 means 0644
 	Content string `json:"content"`
+}
+
+// A Command is run by the guest agent as root, by a shell, at most once in the
+// life of the machine: ID says whether it was.
+type Command struct {
+	ID      string `json:"id"`
+	Command string `json:"command"`
+}
+
+// A DataDisk is one that the guest agent formats if nothing is on it, grows to the
+// size that the disk has, and mounts.
+type DataDisk struct {
+	ID   string `json:"id"`             // its number, "1" is the first extra disk; or its serial number
+	Path string `json:"path,omitempty"` // absolute; "": not mounted
 }
 
 // String names a place for logs: "blue 10.0.0.20 (0.7)".

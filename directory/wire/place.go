@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -109,6 +110,13 @@ func fromDocument(d *vnet.Document) *directorypb.Document {
 		Files: each(d.Files, func(f vnet.File) *directorypb.File {
 			return &directorypb.File{Path: f.Path, Mode: f.Mode, Content: f.Content}
 		}),
+		PasswordHash: d.PasswordHash, Dns: each(d.DNS, netip.Addr.String),
+		RunOnce: each(d.RunOnce, func(c vnet.Command) *directorypb.Command {
+			return &directorypb.Command{Id: c.ID, Command: c.Command}
+		}),
+		Disks: each(d.Disks, func(x vnet.DataDisk) *directorypb.DataDisk {
+			return &directorypb.DataDisk{Id: x.ID, Path: x.Path}
+		}),
 	}
 }
 
@@ -125,6 +133,13 @@ func (r *reader) document(field string, m *directorypb.Document) *vnet.Document 
 		User: m.User, SSHKeys: each(m.SshKeys, same), TimeZone: m.TimeZone,
 		Files: each(m.Files, func(f *directorypb.File) vnet.File {
 			return vnet.File{Path: f.GetPath(), Mode: f.GetMode(), Content: f.GetContent()}
+		}),
+		PasswordHash: m.PasswordHash, DNS: r.addrs(field+".dns", m.Dns),
+		RunOnce: each(m.RunOnce, func(c *directorypb.Command) vnet.Command {
+			return vnet.Command{ID: c.GetId(), Command: c.GetCommand()}
+		}),
+		Disks: each(m.Disks, func(x *directorypb.DataDisk) vnet.DataDisk {
+			return vnet.DataDisk{ID: x.GetId(), Path: x.GetPath()}
 		}),
 	}
 }

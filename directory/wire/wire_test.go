@@ -67,7 +67,14 @@ func place(t *rapid.T) vnet.Place {
 				SSHKeys: list(t, words, "keys"), TimeZone: words.Draw(t, "zone"),
 				Files: list(t, rapid.Custom(func(t *rapid.T) vnet.File {
 					return vnet.File{Path: words.Draw(t, "path"), Mode: rapid.Uint32().Draw(t, "mode"), Content: rapid.String().Draw(t, "content")}
-				}), "files")}
+				}), "files"),
+				PasswordHash: words.Draw(t, "hash"), DNS: list(t, unicast, "dns"),
+				RunOnce: list(t, rapid.Custom(func(t *rapid.T) vnet.Command {
+					return vnet.Command{ID: words.Draw(t, "id"), Command: rapid.String().Draw(t, "command")}
+				}), "run once"),
+				Disks: list(t, rapid.Custom(func(t *rapid.T) vnet.DataDisk {
+					return vnet.DataDisk{ID: words.Draw(t, "id"), Path: words.Draw(t, "path")}
+				}), "disks")}
 		}), true).Draw(t, "document"),
 		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"),
 		Confirm: rapid.SampledFrom([]vnet.Confirm{"", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller}).Draw(t, "confirm"),
