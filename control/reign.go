@@ -35,6 +35,7 @@ type reign struct {
 	tenants  *resource.Manager
 	swaps    *swap.Engine
 	board    *board
+	healths  healths
 	began    time.Time
 	requests requests
 	gate     gate
@@ -126,6 +127,7 @@ func (r *reign) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.swaps.Run(ctx) })
 	g.Go(func() error { return r.follow(ctx, "statuses", r.observe, statusPrefix) })
+	g.Go(func() error { return r.follow(ctx, "health", r.observeHealth, healthPrefix) })
 	g.Go(func() error { return r.follow(ctx, "vms", r.tidyVMs, store.VMs) })
 	g.Go(func() error { return r.follow(ctx, "claims", r.serveClaims, store.Claims) })
 	g.Go(func() error {

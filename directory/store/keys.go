@@ -19,6 +19,8 @@ const (
 	Intents  = Root + "intents/"  // host/port
 	Statuses = Root + "statuses/" // host/port
 	Mappings = Root + "mappings/" // vni/ca
+	Groups   = Root + "groups/"   // vni/name
+	Services = Root + "services/" // vni/name
 )
 
 // Prefixes that only control reads.
@@ -52,6 +54,18 @@ func MappingKey(v vnet.VNI, ca vnet.CA) string { return NetworkMappings(v) + ca.
 
 // NetworkMappings is the prefix of a network's mappings.
 func NetworkMappings(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Mappings, v) }
+
+// GroupKey is where a security group of a network is.
+func GroupKey(v vnet.VNI, name string) string { return NetworkGroups(v) + name }
+
+// NetworkGroups is the prefix of a network's security groups.
+func NetworkGroups(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Groups, v) }
+
+// ServiceKey is where a service of a network is.
+func ServiceKey(v vnet.VNI, name string) string { return NetworkServices(v) + name }
+
+// NetworkServices is the prefix of a network's services.
+func NetworkServices(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Services, v) }
 
 // CAKey is where it stands who has a CA.
 func CAKey(v vnet.VNI, ca vnet.CA) string { return fmt.Sprintf("%s%08d/%s", CAs, v, ca) }

@@ -79,6 +79,7 @@ type Place struct {
 	Confirm  Confirm   `json:"confirm,omitempty"`
 	Trigger  Trigger   `json:"trigger,omitempty"`
 	Groups   []string  `json:"groups,omitempty"` // security groups of the network, by name
+	Slots    Groups    `json:"slots,omitempty"`  // the same by their slots, for the mappings; control's own, not sent to hosts
 	Router   bool      `json:"router,omitempty"` // a gateway VM: may send from and get for any address
 	// OldConnections is what becomes of the connections that the port has in the
 	// place it leaves for this one; "": reset.
