@@ -1,12 +1,13 @@
-// Package dhcp answers DHCPv4 for one port. The answer is a pure function of
-// the frame, the port's MAC and its place: there is no lease table to lose, and
-// an agent that has just started answers as the one before it did.
+// Package dhcp answers DHCPv4 and DHCPv6 for one port. The answer is a pure
+// function of the frame, the port's MAC and its place: there is no lease table to
+// lose, and an agent that has just started answers as the one before it did.
 //
 // It does no I/O and keeps no state. Who may ask how often, and whether the
 // place is still in force when the answer leaves, is its caller's business.
 package dhcp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -41,13 +42,22 @@ const (
 	Ack      Kind = 2 // to a REQUEST for the port's address
 	Nak      Kind = 3 // to a REQUEST for any other address
 	Inform   Kind = 4 // an ACK to an INFORM: settings without address or lease
-	Declined Kind = 5 // no answer: the client says somebody else uses its address
-	Released Kind = 6 // no answer: the client gave its address back
+	Declined Kind = 5 // the client says somebody else uses its address; DHCPv4 answers nothing
+	Released Kind = 6 // the client gave its address back; DHCPv4 answers nothing
+
+	// Of DHCPv6, which answers a client that declines or releases as well.
+	Advertise   Kind = 7  // to a Solicit: the port's addresses are offered
+	Grant       Kind = 8  // a Reply with the port's addresses; any other in it is taken back
+	Confirmed   Kind = 9  // a Reply that says that the client's addresses are right
+	OffLink     Kind = 10 // a Reply that says that they are not: the client starts over
+	Empty       Kind = 11 // an answer without address: the place has none for what was asked
+	Information Kind = 12 // a Reply with settings only
 )
 
 // String returns the kind's word in logs and metrics.
 func (k Kind) String() string {
-	names := [...]string{"none", "offer", "ack", "nak", "inform", "declined", "released"}
+	names := [...]string{"none", "offer", "ack", "nak", "inform", "declined", "released",
+		"advertise", "grant", "confirmed", "off_link", "empty", "information"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -71,7 +81,7 @@ func (r Refusal) Error() string { return string(r) }
 const (
 	ErrTruncated Refusal = "a header runs past the end of the frame"
 	ErrNotDHCP   Refusal = "not a DHCPv4 request (IPv4, UDP to port 67, BOOTREQUEST)"
-	ErrFragment  Refusal = "an IPv4 fragment"
+	ErrFragment  Refusal = "an IP fragment"
 	ErrChecksum  Refusal = "the IPv4 header checksum is wrong"
 	ErrMessage   Refusal = "the DHCP message can't be read"
 	ErrHardware  Refusal = "the client hardware address is not the port's MAC"
@@ -80,15 +90,27 @@ const (
 	ErrInform    Refusal = "an INFORM from an address that is not the port's"
 	ErrDeclined  Refusal = "the client declined its address as used by somebody else"
 	ErrNoAddress Refusal = "the place has no IPv4 address"
+
+	ErrNotDHCPv6 Refusal = "not a DHCPv6 request (IPv6, UDP to port 547)"
+	ErrUnicast   Refusal = "a DHCPv6 message that was not sent to all servers"
+	ErrSource    Refusal = "a DHCPv6 message that was not sent from a link-local address"
+	ErrClientID  Refusal = "no client identifier, or more than one, or one that is too long"
+	ErrServerID  Refusal = "a server identifier that is missing, not allowed, or another server's"
+	ErrTooMany   Refusal = "more identity associations or addresses than a guest can have"
+	ErrStateless Refusal = "an Information-request with an identity association"
+	ErrNothing   Refusal = "a Confirm that names no address"
 )
 
-// Answer answers one trapped frame (Ethernet to DHCP, untagged). A frame that
-// can't be answered returns a wrapped [Refusal]. RELEASE is no refusal and gets
-// no answer; DECLINE is [ErrDeclined], for somebody must look.
+// Answer answers one trapped frame (Ethernet to DHCP, untagged) of either family.
+// A frame that can't be answered returns a wrapped [Refusal]. A RELEASE of DHCPv4
+// is no refusal and gets no answer; its DECLINE is [ErrDeclined].
 //
 // The UDP checksum of the request is not checked: with virtio's offload it is
 // still to be filled in when the frame reaches the tap.
 func Answer(frame []byte, port Port) (Reply, error) {
+	if len(frame) >= etherLen && binary.BigEndian.Uint16(frame[12:]) == etherIPv6 {
+		return answer6(frame, port)
+	}
 	req, err := parse(frame)
 	if err != nil {
 		return Reply{}, err
