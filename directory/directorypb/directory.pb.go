@@ -1413,6 +1413,7 @@ type Addr struct {
 	Ca            string                 `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
 	Bits          int32                  `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
 	Gateway       string                 `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Slaac         bool                   `protobuf:"varint,4,opt,name=slaac,proto3" json:"slaac,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1466,6 +1467,13 @@ func (x *Addr) GetGateway() string {
 		return x.Gateway
 	}
 	return ""
+}
+
+func (x *Addr) GetSlaac() bool {
+	if x != nil {
+		return x.Slaac
+	}
+	return false
 }
 
 type Route struct {
@@ -2212,11 +2220,12 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x04swap\x18\x0e \x01(\tR\x04swap\x12\x12\n" +
 	"\x04undo\x18\x0f \x01(\bR\x04undo\x12\x18\n" +
 	"\aconfirm\x18\x10 \x01(\tR\aconfirm\x12\x18\n" +
-	"\atrigger\x18\x11 \x01(\tR\atrigger\"D\n" +
+	"\atrigger\x18\x11 \x01(\tR\atrigger\"Z\n" +
 	"\x04Addr\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\x05R\x04bits\x12\x18\n" +
-	"\agateway\x18\x03 \x01(\tR\agateway\":\n" +
+	"\agateway\x18\x03 \x01(\tR\agateway\x12\x14\n" +
+	"\x05slaac\x18\x04 \x01(\bR\x05slaac\":\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
 	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"\x8c\x03\n" +

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 )
 
 // A MAC is an Ethernet address (IEEE 802), in wire order.
@@ -41,6 +42,17 @@ func (m *MAC) UnmarshalText(b []byte) error {
 	}
 	*m = v
 	return nil
+}
+
+// EUI64 is the address that a host with this MAC makes itself in a /64 (RFC 4291,
+// appendix A); false for any other prefix.
+func (m MAC) EUI64(p netip.Prefix) (CA, bool) {
+	if p.Bits() != 64 || !p.Addr().Is6() {
+		return CA{}, false
+	}
+	a := p.Masked().Addr().As16()
+	copy(a[8:], []byte{m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+	return CA{netip.AddrFrom16(a)}, true
 }
 
 // GatewayMAC is the one gateway address of every virtual network on every host.

@@ -24,6 +24,10 @@ type Addr struct {
 	CA      CA         `json:"ca"`
 	Bits    int        `json:"bits"` // prefix length
 	Gateway netip.Addr `json:"gateway"`
+	// SLAAC lets the guest make the address itself from the prefix that the router
+	// advertises. It can then be none but [MAC.EUI64], the only one that is known
+	// beforehand: guests with privacy or stable-private addresses need DHCPv6.
+	SLAAC bool `json:"slaac,omitempty"`
 }
 
 // Prefix returns the subnet of a.

@@ -83,3 +83,17 @@ func TestIntentJSON(t *testing.T) {
 		t.Errorf("PortMAC = %s", m)
 	}
 }
+
+func TestEUI64(t *testing.T) {
+	mac := MAC{0x02, 0x52, 0x1a, 0x2b, 0x3c, 0x4d}
+	for _, c := range []struct{ prefix, want string }{
+		{"fd9a:8b7c:6d5e:4f31:77::/64", "fd9a:8b7c:6d5e:4f31:52:1aff:fe2b:3c4d"},
+		{"fd9a:8b7c:6d5e:4f31::/63", "invalid IP"},
+		{"10.17.34.0/24", "invalid IP"},
+	} {
+		got, ok := mac.EUI64(netip.MustParsePrefix(c.prefix))
+		if got.String() != c.want || ok != got.IsValid() {
+			t.Errorf("%s: got %s, %t; want %s", c.prefix, got, ok, c.want)
+		}
+	}
+}

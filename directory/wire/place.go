@@ -19,7 +19,7 @@ func FromPlace(p *vnet.Place) *directorypb.Place {
 	return &directorypb.Place{
 		Epoch: uint64(p.Epoch), Tenant: p.Tenant, Network: string(p.Network), Vni: uint32(p.VNI),
 		Addrs: each(p.Addrs, func(a vnet.Addr) *directorypb.Addr {
-			return &directorypb.Addr{Ca: a.CA.String(), Bits: int32(a.Bits), Gateway: text(a.Gateway)}
+			return &directorypb.Addr{Ca: a.CA.String(), Bits: int32(a.Bits), Gateway: text(a.Gateway), Slaac: a.SLAAC}
 		}),
 		Routes: each(p.Routes, func(r vnet.Route) *directorypb.Route {
 			return &directorypb.Route{Prefix: prefixText(r.Prefix), NextHop: text(r.NextHop)}
@@ -79,7 +79,7 @@ func (r *reader) moniker(field, s string) vnet.Moniker {
 }
 
 func (r *reader) placeAddr(field string, m *directorypb.Addr) vnet.Addr {
-	a := vnet.Addr{CA: r.ca(field, m.GetCa()), Bits: int(m.GetBits()), Gateway: r.addr(field, m.GetGateway())}
+	a := vnet.Addr{CA: r.ca(field, m.GetCa()), Bits: int(m.GetBits()), Gateway: r.addr(field, m.GetGateway()), SLAAC: m.GetSlaac()}
 	if r.err == nil && (a.Bits < 0 || a.Bits > a.CA.BitLen()) {
 		r.fail(field, fmt.Errorf("prefix length %d of %s", a.Bits, a.CA))
 	}

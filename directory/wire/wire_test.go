@@ -54,7 +54,7 @@ func place(t *rapid.T) vnet.Place {
 		Epoch: epochs.Draw(t, "epoch"), Tenant: words.Draw(t, "tenant"), Network: vnet.Moniker(monikers.Draw(t, "network")), VNI: vnis.Draw(t, "vni"),
 		Addrs: list(t, rapid.Custom(func(t *rapid.T) vnet.Addr {
 			ca := unicast.Draw(t, "ca")
-			return vnet.Addr{CA: vnet.CA{Addr: ca}, Bits: rapid.IntRange(0, ca.BitLen()).Draw(t, "bits"), Gateway: unicast.Draw(t, "gateway")}
+			return vnet.Addr{CA: vnet.CA{Addr: ca}, Bits: rapid.IntRange(0, ca.BitLen()).Draw(t, "bits"), Gateway: unicast.Draw(t, "gateway"), SLAAC: rapid.Bool().Draw(t, "slaac")}
 		}), "addrs"),
 		Routes: list(t, rapid.Custom(func(t *rapid.T) vnet.Route {
 			return vnet.Route{Prefix: netip.PrefixFrom(unicast4.Draw(t, "to"), rapid.IntRange(0, 32).Draw(t, "bits")), NextHop: unicast.Draw(t, "via")}
