@@ -71,6 +71,8 @@ type Datapath struct {
 	dir  string
 	objs datapathObjects
 
+	noTCX bool // devices are hooked by filters of a clsact qdisc
+
 	mu        sync.Mutex        // guards rows, and every read-modify-write of ports
 	flips     uint64            // counts them
 	unsettled map[uint16]uint64 // port -> its last flip, if a frame may still use what that replaced
@@ -104,7 +106,11 @@ func Load(o Options) (*Datapath, error) {
 
 func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}}
-	err := spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{
+	err := HaveTCX()
+	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
+		return nil, err
+	}
+	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: mapDir(dir)},
 	})
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
@@ -178,6 +184,15 @@ func gracePeriod() error {
 // Remove takes the datapath of dir out of force: programs are detached, maps and
 // all they hold are freed. It is no error if there is none.
 func Remove(dir string) error {
+	all, err := filters(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range all {
+		if err := f.detach(); err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove the pinned datapath: %w", err)
 	}

@@ -87,23 +87,22 @@ func sysctl(assign string) error {
 	return fmt.Errorf("sysctl %q", assign)
 }
 
+// uso is what a VMM sets on a tap that takes UDP superpackets.
+const uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
+
 // makeTap makes a tap with a virtio-net header and segmentation offload, as a
 // VMM does, in the namespace of the thread.
 func makeTap(name string, mac []byte) (*os.File, netlink.Link, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := openTap(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return nil, nil, fmt.Errorf("TUNSETIFF: %w", err)
-	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_USO4|unix.TUN_F_USO6); err != nil {
-		return nil, nil, fmt.Errorf("TUNSETOFFLOAD: %w", err)
+	offloads := unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads|uso); err != nil { // before Linux 6.2
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads)
+		if err != nil {
+			return nil, nil, fmt.Errorf("TUNSETOFFLOAD: %w", err)
+		}
 	}
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -148,6 +147,36 @@ func (r *room) guest(host *room, m member) (ifindex int, nic *os.File) {
 	go pump(out, tap)
 	r.t.Cleanup(func() { _, _ = tap.Close(), out.Close() })
 	return ifindex, tap
+}
+
+func openTap(name string) (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return -1, fmt.Errorf("TUNSETIFF: %w", err)
+	}
+	return fd, nil
+}
+
+// takesUSO reports whether a guest can hand down UDP superpackets here.
+func (r *room) takesUSO() (does bool) {
+	r.in(func() error {
+		fd, err := openTap("uso0")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		does = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|uso) == nil
+		return nil
+	})
+	return does
 }
 
 func pump(from, to *os.File) {

@@ -4,13 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -47,22 +52,36 @@ func (d *Datapath) AttachTap(ifindex int) error {
 // DetachTap takes the datapath off a tap. It is no error if it isn't on it, or
 // if the tap is gone.
 func (d *Datapath) DetachTap(ifindex int) error {
-	err := os.Remove(filepath.Join(linkDir(d.dir), tapPin+strconv.Itoa(ifindex)))
+	name := tapPin + strconv.Itoa(ifindex)
+	err := os.Remove(filepath.Join(linkDir(d.dir), name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("detach tap %d: %w", ifindex, err)
 	}
-	return nil
+	all, err := filters(d.dir)
+	if f, ok := all[name]; ok && err == nil {
+		err = f.detach()
+	}
+	return err
 }
 
-// AttachedTaps lists the taps that have a pinned link, those that are gone included.
+// AttachedTaps lists the taps that have a link or a filter, those that are gone
+// included.
 func (d *Datapath) AttachedTaps() ([]int, error) {
 	pins, err := os.ReadDir(linkDir(d.dir))
 	if err != nil {
 		return nil, fmt.Errorf("list pinned links: %w", err)
 	}
-	var taps []int
+	all, err := filters(d.dir)
+	if err != nil {
+		return nil, err
+	}
+	names := slices.Collect(maps.Keys(all))
 	for _, p := range pins {
-		if n, ok := strings.CutPrefix(p.Name(), tapPin); ok {
+		names = append(names, p.Name())
+	}
+	var taps []int
+	for _, name := range names {
+		if n, ok := strings.CutPrefix(name, tapPin); ok {
 			if ifindex, err := strconv.Atoi(n); err == nil {
 				taps = append(taps, ifindex)
 			}
@@ -71,9 +90,13 @@ func (d *Datapath) AttachedTaps() ([]int, error) {
 	return taps, nil
 }
 
-// attach leaves the pinned link called name with prog on ifindex. The pin holds
-// the link, so it is closed here.
+// attach leaves prog on ifindex, by the pinned link called name or, where the
+// kernel has no tcx, by the filter of that name. The pin holds the link, so it is
+// closed here.
 func (d *Datapath) attach(name string, prog *ebpf.Program, at ebpf.AttachType, ifindex int) error {
+	if d.noTCX {
+		return d.attachFilter(name, prog, ifindex)
+	}
 	pin := filepath.Join(linkDir(d.dir), name)
 	taken, err := takeOver(pin, prog, ifindex)
 	if taken || err != nil {
@@ -81,13 +104,51 @@ func (d *Datapath) attach(name string, prog *ebpf.Program, at ebpf.AttachType, i
 	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
 	if err != nil {
-		return fmt.Errorf("attach %s to device %d (tcx needs Linux 6.6): %w", name, ifindex, err)
+		return fmt.Errorf("attach %s to device %d: %w", name, ifindex, err)
 	}
 	defer l.Close()
 	if err := l.Pin(pin); err != nil {
 		return fmt.Errorf("pin link %s: %w", name, err)
 	}
 	return nil
+}
+
+// attachFilter is attach for kernels without tcx. A filter of that name on
+// another device goes first.
+func (d *Datapath) attachFilter(name string, prog *ebpf.Program, ifindex int) error {
+	all, err := filters(d.dir)
+	if err != nil {
+		return err
+	}
+	if old, ok := all[name]; ok && old.ifindex != ifindex {
+		if err := old.detach(); err != nil {
+			return err
+		}
+	}
+	return newFilter(d.dir, name, ifindex).attach(name, prog)
+}
+
+// HaveTCX asks the kernel whether programs can be attached by tcx links (Linux
+// 6.6): nil if so, [ebpf.ErrNotSupported] if not. Without it they hook in by
+// filters of a clsact qdisc.
+func HaveTCX() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("load a program to try tcx with: %w", err)
+	}
+	defer prog.Close()
+	// There is no such device. A kernel that looks for it knows tcx.
+	l, err := link.AttachTCX(link.TCXOptions{Interface: math.MaxInt32, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if err == nil {
+		return l.Close()
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("try tcx: %w", err)
 }
 
 // takeOver puts prog into the pinned link if there is one and it still is on

@@ -22,16 +22,16 @@ func TestLoadAgainTakesOver(t *testing.T) {
 	a.must(err)
 	mappings, err := a.dp.Mappings()
 	a.must(err)
-	oldLink, oldProg := linkIDs(t, a, tapPin+fmt.Sprint(tap))
+	oldLink, oldProg := attached(t, a, tapPin+fmt.Sprint(tap))
 	a.must(a.dp.Close())
 
 	a.dp, err = Load(a.options)
 	a.must(err)
 	t.Cleanup(func() { a.must(a.dp.Close()) })
 	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))
-	newLink, newProg := linkIDs(t, a, tapPin+fmt.Sprint(tap))
+	newLink, newProg := attached(t, a, tapPin+fmt.Sprint(tap))
 	if newLink != oldLink || newProg == oldProg {
-		t.Errorf("link %d with program %d became link %d with program %d, want the same link and a new program", oldLink, oldProg, newLink, newProg)
+		t.Errorf("%s with program %d became %s with program %d, want the same one and a new program", oldLink, oldProg, newLink, newProg)
 	}
 	if got, err := a.dp.Ports(); err != nil || !reflect.DeepEqual(got, rows) {
 		t.Errorf("rows: got %v, %v, want %v", got, err, rows)
@@ -50,14 +50,23 @@ func TestLoadAgainTakesOver(t *testing.T) {
 	}
 }
 
-func linkIDs(t *testing.T, h *host, pin string) (link.ID, uint32) {
+// attached returns what holds a program on a device, a link or a filter, and
+// the program.
+func attached(t *testing.T, h *host, pin string) (string, uint32) {
 	t.Helper()
+	if h.dp.noTCX {
+		all, err := filters(h.options.PinDir)
+		h.must(err)
+		have, err := all[pin].find()
+		h.must(err)
+		return fmt.Sprintf("filter %s", have), uint32(have.Id)
+	}
 	l, err := link.LoadPinnedLink(filepath.Join(linkDir(h.options.PinDir), pin), nil)
 	h.must(err)
 	defer l.Close()
 	info, err := l.Info()
 	h.must(err)
-	return info.ID, uint32(info.Program)
+	return fmt.Sprintf("link %d", info.ID), uint32(info.Program)
 }
 
 // Live state of another shape is refused and stays as it is.
