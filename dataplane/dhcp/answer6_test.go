@@ -253,6 +253,9 @@ func TestSettings6(t *testing.T) {
 		{"reply", ask6(dhcpv6.MessageTypeRenew, own6), nil, all},
 		{"information", ask6(dhcpv6.MessageTypeInformationRequest), nil, all},
 		{"nothing to one that starts over", ask6(dhcpv6.MessageTypeConfirm, stale6), nil, map[dhcpv6.OptionCode][]byte{}},
+		{"no domain that can't be written", ask6(dhcpv6.MessageTypeSolicit), func(p *vnet.Place) {
+			p.DHCP = vnet.DHCP{Domain: strings.Repeat("x", 64) + ".example"}
+		}, map[dhcpv6.OptionCode][]byte{82: {0, 0, 0, 60}}},
 		{"only what there is", ask6(dhcpv6.MessageTypeSolicit), func(p *vnet.Place) { p.DHCP = vnet.DHCP{} }, map[dhcpv6.OptionCode][]byte{82: {0, 0, 0, 60}}},
 	} {
 		p := port6()

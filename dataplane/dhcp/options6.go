@@ -3,6 +3,7 @@ package dhcp
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -12,6 +13,7 @@ import (
 )
 
 const (
+	maxLabel = 63
 	// refreshTime is for how long settings without a lease are good.
 	refreshTime = 30 * time.Minute
 	// askAgain bounds the silence of a client that gets no address here (RFC 8415,
@@ -28,8 +30,9 @@ func settings6(place *vnet.Place) dhcpv6.Options {
 	if dns := servers6(d.DNS); len(dns) > 0 {
 		opts = append(opts, dhcpv6.OptDNS(dns...))
 	}
-	if labels := rfc1035label.NewLabels(); d.Domain != "" && len(d.Domain) <= maxName {
-		labels.Labels = []string{d.Domain}
+	if domain := strings.TrimSuffix(d.Domain, "."); isName(domain) {
+		labels := rfc1035label.NewLabels()
+		labels.Labels = []string{domain}
 		opts = append(opts, dhcpv6.OptDomainSearchList(labels))
 	}
 	ntp := servers6(d.NTP)
@@ -42,6 +45,16 @@ func settings6(place *vnet.Place) dhcpv6.Options {
 		list.Suboptions.Add(&a)
 	}
 	return append(opts, list, dhcpv6.OptSNTP(ntp...)) // some clients know the one, some the other
+}
+
+// isName reports whether a name can be written as labels (RFC 1035, section 2.3.4).
+func isName(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > maxLabel {
+			return false
+		}
+	}
+	return len(name) <= maxName
 }
 
 func solMaxRT() dhcpv6.Option {
