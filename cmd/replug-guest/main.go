@@ -9,16 +9,18 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"syscall"
 
-	"golang.org/x/sys/unix"
 	"replug/dataplane/guest"
+	"replug/directory/vnet"
 )
 
 const usage = `Example:
   replug-guest --dhcp own 2>/dev/console &     at boot of a VM, as root
 
 Follows the NIC and the host's metadata service: renews the address on a link
-event, applies the published configuration, reports it with its epoch.
+event, applies the published configuration, reports it with its epoch. A NIC that
+another DHCP client manages is left to that one, which is told to renew.
 While ROOT/run/replug-guest/dhcp-off exists it leaves the NIC alone (maintenance).
 SIGTERM ends it. Exit codes: 0 ok, 1 error, 2 usage.
 
@@ -26,7 +28,7 @@ Flags:
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -41,6 +43,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&c.Interface, "iface", c.Interface, "`NIC` to follow (default: the first Ethernet NIC)")
 	f.StringVar(&c.DHCP, "dhcp", c.DHCP, "who runs DHCP: own, none, or auto (own, unless a DHCP client already runs)")
 	f.StringVar(&c.IMDS, "imds", c.IMDS, "`URL` of the metadata service")
+	f.StringVar(&c.Channel, "channel", c.Channel, "`file` or Unix socket of the second channel (default: the virtio port "+vnet.ChannelName+", if there is one)")
 	f.StringVar(&c.Root, "root", c.Root, "prefix of every file; below another than / the running kernel's host name is left alone")
 	f.DurationVar(&c.Wait, "wait", c.Wait, "how long the metadata service may hold a poll open")
 	f.DurationVar(&c.LinkPoll, "link-poll", c.LinkPoll, "how often the link is asked beside its events")

@@ -10,8 +10,15 @@
 //     success, a final one is applied and reported as a final success. The two are
 //     never mixed, and an older epoch than the last one is never applied.
 //
-// It needs no other program in the guest. It will not manage a second NIC, IPv6,
-// or a NIC that another DHCP client of the guest manages (that one is told to renew).
+// Documents, and the news that the network has changed, come by a virtio-serial
+// port as well ([vnet.ChannelName]): then none of it waits for the NIC.
+//
+// It needs no other program in the guest. A NIC that another DHCP client of the
+// guest manages is left to that one: it is told to renew, by its own means, and what
+// it leaves of the old network is taken away. Network managers are never restarted.
+// It will not manage a second NIC.
+//
+// Files ending in _linux and _windows are the two systems; the rest is for both.
 package guest
 
 import (
@@ -22,6 +29,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"replug/directory/vnet"
@@ -39,6 +47,7 @@ type Config struct {
 	Interface string        // NIC; "": the first Ethernet NIC
 	DHCP      string        // [DHCPAuto], [DHCPOwn] or [DHCPNone]
 	IMDS      string        // URL of the metadata service, without a path
+	Channel   string        // file or Unix socket of the second channel; "": the port of its name, if there is one
 	Root      string        // prefix of every file that is read or written
 	Wait      time.Duration // how long IMDS may hold a poll open
 	LinkPoll  time.Duration // how often the link is asked beside its events
@@ -48,7 +57,7 @@ type Config struct {
 
 // Default returns the configuration of an agent in a real VM.
 func Default() Config {
-	return Config{DHCP: DHCPAuto, IMDS: "http://169.254.169.254", Root: "/",
+	return Config{DHCP: DHCPAuto, IMDS: "http://169.254.169.254", Root: defaultRoot,
 		Wait: 2 * time.Second, LinkPoll: 20 * time.Millisecond, Log: os.Stderr}
 }
 
@@ -70,23 +79,60 @@ func (c *Config) Check() error {
 	return nil
 }
 
-// errDone ends an agent that was asked for one document only.
-var errDone = errors.New("the document was reported")
+// Why a session configures the NIC once more.
+var (
+	errDone  = errors.New("the document was reported") // ends an agent that was asked for one only
+	errDue   = errors.New("the lease is to be renewed")
+	errMoved = errors.New("the host says that the network has changed")
+)
+
+// A system is the machine that the agent runs on.
+type system interface {
+	// session waits until the NIC can carry frames. The context ends when that
+	// changes; end it with the function.
+	session(ctx context.Context) (context.Context, func(), error)
+	// configure brings the NIC's addresses up to date. It returns when the lease is
+	// to be renewed; zero is never.
+	configure(ctx context.Context, why reason) (time.Time, error)
+	// apply makes the document true. It goes on after an error, so that one wrong
+	// setting doesn't take the others away.
+	apply(d *vnet.Document, s *state) error
+	// again is apply for a document that was applied before.
+	again(d *vnet.Document) error
+	// describe fills in the guest's own view.
+	describe(r *vnet.GuestReport)
+	files() files
+	close()
+}
+
+// A reason is why the NIC is to be configured; the zero one: it has just come up.
+type reason struct {
+	due   bool        // the lease's time is half over
+	moved *vnet.Moved // the host says so
+	stale int         // times in a row that IMDS went silent
+}
 
 // An agent is one run of the program.
 type agent struct {
 	Config
-	log       logger
-	link      *link
-	nic       *nic
-	imds      *imds
-	machine   machine
-	state     state
-	since     vnet.Epoch        // of the last document handled; polls ask for newer ones
-	pending   *vnet.GuestReport // not yet accepted by the host
-	malformed string            // what was last said of a document that can't be read
-	settled   bool              // another DHCP client was found before
-	stale     int               // lease renewals since IMDS last answered
+	log     logger
+	sys     system
+	imds    *imds
+	channel *channel
+
+	mu        sync.Mutex
+	state     state                   // the applier's while it is busy
+	since     vnet.Epoch              // of the last document taken; polls ask for newer ones
+	offered   *vnet.Document          // to be applied next
+	busy      bool                    // one is being applied
+	idle      chan struct{}           // closed when it is done
+	pending   *vnet.GuestReport       // not yet accepted by the host
+	pendingAt time.Time               // since when
+	moved     *vnet.Moved             // not acted upon yet
+	interrupt context.CancelCauseFunc // ends what the session does, for moved
+	work      chan struct{}           // of length 1: there is a document
+	malformed string                  // what was last said of a document that can't be read
+	stale     int                     // lease renewals since IMDS last answered
 }
 
 // Run follows the NIC and IMDS until ctx ends, which is not an error. It returns
@@ -95,22 +141,23 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.Check(); err != nil {
 		return err
 	}
-	a := &agent{Config: c, log: newLogger(c.Log), imds: newIMDS(c.IMDS, c.Wait), machine: machine{root: c.Root}}
-	var err error
-	if a.state, err = loadState(c.Root); err != nil {
-		a.log.say("state is unreadable, starting without it: %v", err)
-	}
+	a := &agent{Config: c, log: newLogger(c.Log), imds: newIMDS(c.IMDS, c.Wait), work: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if a.link, err = watchLink(ctx, c.Interface, c.LinkPoll, a.log); err != nil {
+	var err error
+	if a.sys, err = openSystem(ctx, &a.Config, a.log); err != nil {
 		return err
 	}
-	defer a.link.wait()
+	defer a.sys.close()
+	if a.state, err = loadState(a.sys.files()); err != nil {
+		a.log.say("state is unreadable, starting without it: %v", err)
+	}
+	a.channel = newChannel(a)
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel()
-	if a.nic, err = newNIC(); err != nil {
-		return err
-	}
-	defer a.nic.close()
+	beside.Go(func() { a.applier(ctx) })
+	beside.Go(func() { a.channel.run(ctx) })
 	if err := a.sessions(ctx); !errors.Is(err, errDone) && ctx.Err() == nil {
 		return err
 	}
@@ -120,11 +167,11 @@ func Run(ctx context.Context, c Config) error {
 // sessions runs one session for each time the carrier is there.
 func (a *agent) sessions(ctx context.Context) error {
 	for {
-		up, st, end, err := a.link.session(ctx)
+		up, end, err := a.sys.session(ctx)
 		if err != nil {
 			return err
 		}
-		err = a.session(up, st)
+		err = a.session(up)
 		end()
 		if errors.Is(err, errDone) || ctx.Err() != nil {
 			return err
@@ -133,54 +180,68 @@ func (a *agent) sessions(ctx context.Context) error {
 }
 
 // session gets an address and follows IMDS until the link changes.
-func (a *agent) session(ctx context.Context, st linkState) error {
+func (a *agent) session(ctx context.Context) error {
 	a.stale = 0
+	why := reason{moved: a.movedBefore()}
 	for ctx.Err() == nil {
-		renewAt, err := a.configure(ctx, st)
-		if err != nil && ctx.Err() == nil {
-			a.log.say("dhcp failed, trying again: %v", err)
-			pause(ctx, time.Second)
-			continue
-		}
-		switch err := a.follow(ctx, renewAt); {
+		err := a.round(ctx, why)
+		before := why.moved
+		why = reason{moved: a.movedBefore(), due: errors.Is(err, errDue)}
+		switch {
 		case errors.Is(err, errDone):
 			return err
 		case errors.Is(err, errStale):
 			a.stale++
+			why.stale = a.stale
 			a.log.say("metadata service does not answer, renewing the lease: %v", err)
+		case err != nil && why.moved == nil && !why.due && ctx.Err() == nil:
+			a.log.say("dhcp failed, trying again: %v", err)
+			why.moved = before
+			pause(ctx, time.Second)
 		}
 	}
 	return nil
 }
 
-// configure brings the address up to date, or leaves it to whom it belongs. It
-// returns when the lease is to be renewed; zero is never.
-func (a *agent) configure(ctx context.Context, st linkState) (time.Time, error) {
-	if a.DHCP == DHCPNone || a.handsOff() {
-		return time.Time{}, nil
+// round configures the NIC and polls, until there is a reason to do so again.
+func (a *agent) round(ctx context.Context, why reason) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a.mu.Lock()
+	a.interrupt = cancel
+	if a.moved != nil { // it came in between
+		cancel(errMoved)
 	}
-	if a.DHCP == DHCPAuto {
-		if c, ok := findClient(); ok {
-			told := ""
-			if a.settled { // not at the agent's start: the client has just asked
-				told = c.kick()
-			}
-			a.settled = true
-			a.log.say("dhcp is left to %s%s", c.name, told)
-			return time.Time{}, nil
-		}
+	a.mu.Unlock()
+	renewAt, err := a.sys.configure(ctx, why)
+	if err != nil {
+		return err
 	}
-	return a.nic.lease(ctx, st, a.machine, a.log)
+	return a.follow(ctx, renewAt)
 }
 
-// handsOff reports whether the maintenance switch is set: the operator of the VM
-// wants the NIC left alone.
-func (a *agent) handsOff() bool {
-	_, err := os.Stat(a.machine.path("run/replug-guest/dhcp-off"))
-	if err == nil {
-		a.log.say("dhcp is off: run/replug-guest/dhcp-off exists")
+// onMoved takes what the host says of the network. The older one of two is late.
+func (a *agent) onMoved(m *vnet.Moved) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m.Epoch < a.since || a.moved != nil && m.Epoch < a.moved.Epoch {
+		a.log.say("news of epoch %s is late", m.Epoch)
+		return
 	}
-	return err == nil
+	a.log.say("network has changed, epoch %s", m.Epoch)
+	a.moved = m
+	if a.interrupt != nil {
+		a.interrupt(errMoved)
+	}
+}
+
+// movedBefore takes over the news that came since the last round.
+func (a *agent) movedBefore() *vnet.Moved {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := a.moved
+	a.moved = nil
+	return m
 }
 
 // pause waits for d or the end of ctx.

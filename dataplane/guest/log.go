@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // A logger writes one line an event, stamped with the monotonic clock: it goes to
@@ -19,9 +17,8 @@ type logger struct {
 func newLogger(w io.Writer) logger { return logger{new(sync.Mutex), w} }
 
 func (l logger) say(format string, args ...any) {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // fails on no Linux
+	now := uptime()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	fmt.Fprintf(l.w, "replug-guest %d.%03d %s\n", now.Sec, now.Nsec/1e6, fmt.Sprintf(format, args...))
+	fmt.Fprintf(l.w, "replug-guest %d.%03d %s\n", int(now.Seconds()), now.Milliseconds()%1000, fmt.Sprintf(format, args...))
 }

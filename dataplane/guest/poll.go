@@ -76,14 +76,14 @@ func (m *imds) next(ctx context.Context, since vnet.Epoch) (*vnet.Document, erro
 	return &d, nil
 }
 
-// follow polls until the link changes (nil), the lease is to be renewed (nil), or
-// IMDS has been silent for so long that the address may be dead (errStale): one
-// second, doubled for each renewal that did not help, up to eight.
+// follow polls until the link changes or there is news of the network (nil), the
+// lease is to be renewed (errDue), or IMDS has been silent for so long that the
+// address may be dead (errStale): one second, doubled for each renewal that did not
+// help, up to eight.
 func (a *agent) follow(ctx context.Context, renewAt time.Time) error {
 	if !renewAt.IsZero() {
-		due, cancel := context.WithDeadline(ctx, renewAt)
+		due, cancel := context.WithDeadlineCause(ctx, renewAt, errDue)
 		defer cancel()
-		defer func() { a.nic.renew = due.Err() != nil && !time.Now().Before(renewAt) }()
 		ctx = due
 	}
 	answered := time.Now()
@@ -95,7 +95,6 @@ func (a *agent) follow(ctx context.Context, renewAt time.Time) error {
 		case errors.Is(err, errDone):
 			return err
 		case ctx.Err() != nil:
-			return nil
 		case !errors.Is(err, errStale):
 			answered, a.stale = time.Now(), 0
 		case time.Since(answered) >= time.Second<<min(a.stale, 3):
@@ -109,16 +108,22 @@ func (a *agent) follow(ctx context.Context, renewAt time.Time) error {
 			again = 20 * time.Millisecond
 		}
 	}
+	if errors.Is(context.Cause(ctx), errDue) {
+		return errDue
+	}
 	return nil
 }
 
 // once sends the report that is due, if any, or waits for the next document and
-// handles it. An answer of IMDS that brings nothing is an error, for the pace.
+// until it is applied. An answer of IMDS that brings nothing is an error, for the pace.
 func (a *agent) once(ctx context.Context) error {
-	if a.pending != nil {
-		return a.report(ctx)
+	if !a.applied(ctx) {
+		return nil
 	}
-	d, err := a.imds.next(ctx, a.since)
+	if due, err := a.sendReport(ctx); due {
+		return err
+	}
+	d, err := a.imds.next(ctx, a.newest())
 	switch {
 	case errors.Is(err, errNothing):
 		return nil
@@ -130,10 +135,8 @@ func (a *agent) once(ctx context.Context) error {
 		return err
 	case err != nil:
 		return err
-	case d.Epoch <= a.since: // the host forgot what it was asked
+	case !a.offer(d): // by the second channel meanwhile, or the host forgot what it was asked
 		return fmt.Errorf("%w: epoch %s was asked not to come again", errMalformed, d.Epoch)
 	}
-	r := a.handle(d)
-	a.since, a.pending = max(d.Epoch, a.state.Epoch), &r
-	return a.report(ctx)
+	return nil
 }

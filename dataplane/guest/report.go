@@ -5,11 +5,80 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
+	"time"
 
 	"replug/directory/vnet"
 )
+
+// newest returns the epoch of the last document taken.
+func (a *agent) newest() vnet.Epoch {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.since
+}
+
+// offer takes a document to be applied, in place of one that still waits. False: it
+// is not newer than what was taken before.
+func (a *agent) offer(d *vnet.Document) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if d.Epoch <= a.since {
+		return false
+	}
+	a.since, a.offered = d.Epoch, d
+	if !a.busy {
+		a.busy, a.idle = true, make(chan struct{})
+	}
+	select {
+	case a.work <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// applier applies what is offered, one after the other, beside the sessions: a
+// command that takes minutes keeps no link event waiting.
+func (a *agent) applier(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.work:
+		}
+		a.mu.Lock()
+		d := a.offered
+		a.offered = nil
+		a.mu.Unlock()
+		if d == nil {
+			continue
+		}
+		r := a.handle(d)
+		a.mu.Lock()
+		a.since = max(a.since, a.state.Epoch)
+		if a.offered == nil {
+			a.pending, a.pendingAt, a.busy = &r, time.Now(), false
+			close(a.idle)
+		}
+		a.mu.Unlock()
+		a.channel.poke()
+	}
+}
+
+// applied waits until nothing is being applied; false: ctx ended.
+func (a *agent) applied(ctx context.Context) bool {
+	a.mu.Lock()
+	busy, idle := a.busy, a.idle
+	a.mu.Unlock()
+	if !busy {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-idle:
+		return true
+	}
+}
 
 // handle applies d, unless it must not be applied, and returns what to tell the host.
 func (a *agent) handle(d *vnet.Document) vnet.GuestReport {
@@ -32,21 +101,71 @@ func (a *agent) handle(d *vnet.Document) vnet.GuestReport {
 // take applies d once, and remembers it.
 func (a *agent) take(d *vnet.Document, kind string) error {
 	applied, err := a.state.accepts(d, kind)
-	if err != nil || applied {
+	if err != nil {
 		return err
 	}
-	err = a.machine.apply(d, &a.state)
+	if applied {
+		return a.sys.again(d)
+	}
+	err = a.sys.apply(d, &a.state)
 	if err == nil {
 		a.state.Epoch, a.state.Kind = d.Epoch, kind
 	}
-	return errors.Join(err, a.state.save(a.machine)) // a failure may have left a placeholder user
+	return errors.Join(err, a.state.save(a.sys.files())) // a failure may have left a placeholder user
 }
 
-// report sends the report that is due, with the guest's own view of itself at this
-// moment. A host that refuses it has moved on: the next document says to where.
-func (a *agent) report(ctx context.Context) error {
-	a.describe(a.pending)
-	b, err := json.Marshal(a.pending)
+// due returns the report that waits, with the guest's own view of itself at this
+// moment; nil: none.
+func (a *agent) due() (*vnet.GuestReport, time.Time) {
+	a.mu.Lock()
+	if a.pending == nil {
+		a.mu.Unlock()
+		return nil, time.Time{}
+	}
+	r, since := *a.pending, a.pendingAt
+	a.mu.Unlock()
+	a.sys.describe(&r)
+	return &r, since
+}
+
+// settled forgets the report of an epoch: the host has it, or doesn't want it.
+func (a *agent) settled(e vnet.Epoch, how string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pending != nil && a.pending.Epoch == e {
+		a.log.say(how, args...)
+		a.pending = nil
+	}
+}
+
+// channelPatience is how long a report waits for the second channel's answer before
+// it goes to IMDS.
+const channelPatience = 2 * time.Second
+
+// sendReport sends the report that is due to IMDS; false: there is none.
+func (a *agent) sendReport(ctx context.Context) (bool, error) {
+	answered, live := a.channel.awaits() // before the report is looked at: its answer may come any time
+	r, since := a.due()
+	if r == nil {
+		return false, nil
+	}
+	if left := channelPatience - time.Since(since); live && left > 0 {
+		select {
+		case <-answered:
+		case <-ctx.Done():
+			return true, nil
+		case <-time.After(left):
+		}
+		if r, _ = a.due(); r == nil {
+			return true, a.ended()
+		}
+	}
+	return true, a.report(ctx, r)
+}
+
+// report sends r. A host that refuses it has moved on: the next document says to where.
+func (a *agent) report(ctx context.Context, r *vnet.GuestReport) error {
+	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode the report: %w", err)
 	}
@@ -55,28 +174,21 @@ func (a *agent) report(ctx context.Context) error {
 	case err != nil:
 		return err
 	case status == statusNoContent || status == statusOK:
-		a.log.say("reported %s%s", a.pending.Kind, map[bool]string{false: " failure"}[a.pending.OK])
+		a.settled(r.Epoch, "reported %s%s", r.Kind, failure(r))
+		return a.ended()
 	case status >= statusServerError || status == statusTooManyRequests:
 		return fmt.Errorf("%w: HTTP status %d to the report", errEmpty, status)
-	default:
-		a.log.say("report for epoch %s is refused: HTTP status %d", a.pending.Epoch, status)
-		a.pending = nil
-		return fmt.Errorf("%w: HTTP status %d to the report", errRefused, status)
 	}
-	a.pending = nil
+	a.settled(r.Epoch, "report for epoch %s is refused: HTTP status %d", r.Epoch, status)
+	return fmt.Errorf("%w: HTTP status %d to the report", errRefused, status)
+}
+
+func failure(r *vnet.GuestReport) string { return map[bool]string{false: " failure"}[r.OK] }
+
+// ended is errDone for an agent that was asked for one document only.
+func (a *agent) ended() error {
 	if a.Once {
 		return errDone
 	}
 	return nil
-}
-
-// describe fills in the guest's own view.
-func (a *agent) describe(r *vnet.GuestReport) {
-	if b, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
-		r.BootID = strings.TrimSpace(string(b))
-	}
-	r.Hostname = a.machine.hostname()
-	if st := a.link.current(); st.index != 0 {
-		r.MAC, r.Addrs = st.mac.String(), a.nic.addresses(st.index)
-	}
 }

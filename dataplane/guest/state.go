@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 
 	"replug/directory/vnet"
@@ -22,13 +23,15 @@ type state struct {
 	Epoch       vnet.Epoch `json:"epoch"`
 	Kind        string     `json:"kind"`                  // of a report: partial or final
 	Placeholder string     `json:"placeholder,omitempty"` // user made for a partial document
+	// Ran is what has come of each command to run once, by its id: what went wrong,
+	// or "". One that was begun is not begun again.
+	Ran map[string]string `json:"ran,omitempty"`
+	DNS []netip.Addr      `json:"dns,omitempty"` // the document's name servers
 }
 
-const stateFile = "var/lib/replug-guest/state.json"
-
-func loadState(root string) (state, error) {
+func loadState(m files) (state, error) {
 	var s state
-	b, err := os.ReadFile(machine{root: root}.path(stateFile))
+	b, err := os.ReadFile(m.path(stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
@@ -41,7 +44,7 @@ func loadState(root string) (state, error) {
 	return s, nil
 }
 
-func (s *state) save(m machine) error {
+func (s *state) save(m files) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encode the state: %w", err)

@@ -23,7 +23,7 @@ type account struct {
 	home     string
 }
 
-// setUser makes the document's user, with its keys and no password, and takes away
+// setUser makes the document's user, with its keys and its password, if any, and takes away
 // the placeholder user that a former partial document had made.
 func (m machine) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder != "" && s.Placeholder != d.User {
@@ -56,10 +56,36 @@ func (m machine) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder == d.User {
 		s.Placeholder = "" // it is the customer's now
 	}
+	if err := m.setPassword(d.User, d.PasswordHash); err != nil {
+		return fmt.Errorf("set password of user %s: %w", d.User, err)
+	}
 	if err := m.setKeys(u, d.SSHKeys); err != nil {
 		return fmt.Errorf("set ssh keys of user %s: %w", d.User, err)
 	}
 	return nil
+}
+
+// crypted is a password hash as crypt(5) has it: nothing that could end its field.
+var crypted = regexp.MustCompile(`^\$[0-9a-z]{1,8}\$[A-Za-z0-9./$=,_-]{8,250}$`)
+
+// setPassword makes hash the user's; without one the password stays as it is.
+func (m machine) setPassword(name, hash string) error {
+	if hash == "" {
+		return nil
+	}
+	if !crypted.MatchString(hash) {
+		return fmt.Errorf("password hash: %w (want one of crypt(5), as `openssl passwd -6` prints it)", errInvalid)
+	}
+	return m.edit("etc/shadow", 0o640, func(lines []string) []string {
+		for i, l := range lines {
+			if f := strings.Split(l, ":"); len(f) == 9 && f[0] == name {
+				f[1] = hash
+				lines[i] = strings.Join(f, ":")
+				return lines
+			}
+		}
+		return append(lines, name+":"+hash+":19000:0:99999:7:::")
+	})
 }
 
 // user finds name in /etc/passwd.

@@ -61,7 +61,7 @@ func TestApply(t *testing.T) {
 
 // image is a root with what any image has.
 func image(t *testing.T) machine {
-	m := machine{root: t.TempDir()}
+	m := newMachine(t.TempDir())
 	for path, content := range map[string]string{
 		"etc/hosts":                        "127.0.0.1\tlocalhost\n",
 		"etc/passwd":                       "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1000:77::/:/bin/false\n",
@@ -157,6 +157,7 @@ func TestIMDSAnswers(t *testing.T) {
 
 func TestClientName(t *testing.T) {
 	for cmdline, want := range map[string]string{
+		"dhcpcd: eth0 [ip4]\x00":              "dhcpcd",
 		"/sbin/udhcpc\x00-i\x00eth0\x00":      "udhcpc",
 		"/bin/busybox\x00udhcpc\x00-f\x00":    "udhcpc",
 		"/lib/systemd/systemd-networkd\x00":   "systemd-networkd",
@@ -165,7 +166,7 @@ func TestClientName(t *testing.T) {
 		"/usr/bin/busybox\x00":                "",
 		"/usr/sbin/NetworkManager\x00-n\x00n": "NetworkManager",
 	} {
-		if got := clientName([]byte(cmdline)); got != want {
+		if got := parseClient([]byte(cmdline)).name; got != want {
 			t.Errorf("%q: got %q, want %q", cmdline, got, want)
 		}
 	}

@@ -42,7 +42,7 @@ esac
 	drain(w.dhcp)
 	w.give("10.37.91.66/24")
 	w.flap(20 * time.Millisecond)
-	w.said("dhcp is left to udhcpc, told to renew")
+	w.said("udhcpc is told to renew: SIGUSR2 and SIGUSR1")
 	sent := drain(w.dhcp)
 	for len(sent) == 0 || sent[len(sent)-1].MessageType() != dhcpv4.MessageTypeRequest {
 		sent = append(sent, next(t, w.dhcp, "REQUEST of udhcpc"))

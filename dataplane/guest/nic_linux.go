@@ -20,7 +20,6 @@ type nic struct {
 	client *dhcpClient
 	index  int   // of the NIC that client speaks on
 	held   lease // zero: none
-	renew  bool  // the next lease may be a renewal: T1 has come
 }
 
 func newNIC() (*nic, error) {
@@ -47,10 +46,15 @@ func setUp(index int) error {
 	return netlink.LinkSetUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}})
 }
 
+// setDown is `ip link set down`.
+func (n *nic) setDown(index int) error {
+	return n.nl.LinkSetDown(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}})
+}
+
 // lease gets a lease and puts it on: a renewal at T1, a fresh one in any other case.
-func (n *nic) lease(ctx context.Context, st linkState, m machine, log logger) (time.Time, error) {
+func (n *nic) lease(ctx context.Context, st linkState, m machine, due bool, log logger) (time.Time, error) {
 	start := time.Now()
-	l, err := n.ask(ctx, st, log)
+	l, err := n.ask(ctx, st, due, log)
 	if err != nil {
 		if n.client != nil && ctx.Err() == nil { // whatever broke it, a new socket is a clean start
 			n.client.close()
@@ -65,6 +69,7 @@ func (n *nic) lease(ctx context.Context, st linkState, m machine, log logger) (t
 	n.held = l
 	log.say("lease %s in %d ms", &l, took.Milliseconds())
 	if len(l.dns) > 0 {
+		l.dns = append(m.servers(), l.dns...)
 		if err := m.put("etc/resolv.conf", 0o644, resolvConf(l), false); err != nil {
 			log.say("name servers not set: %v", err)
 		}
@@ -75,7 +80,7 @@ func (n *nic) lease(ctx context.Context, st linkState, m machine, log logger) (t
 	return start.Add(l.renew), nil
 }
 
-func (n *nic) ask(ctx context.Context, st linkState, log logger) (lease, error) {
+func (n *nic) ask(ctx context.Context, st linkState, due bool, log logger) (lease, error) {
 	if n.client == nil || n.index != st.index || !bytes.Equal(n.client.mac, st.mac[:]) {
 		if n.client != nil {
 			n.client.close()
@@ -87,9 +92,7 @@ func (n *nic) ask(ctx context.Context, st linkState, log logger) (lease, error) 
 		}
 		n.index = st.index
 	}
-	renew := n.renew
-	n.renew = false
-	if renew && n.held.addr.IsValid() {
+	if due && n.held.addr.IsValid() {
 		l, err := n.client.renew(ctx, n.held)
 		switch {
 		case err == nil:
@@ -205,22 +208,50 @@ func destination(r netlink.Route) netip.Prefix {
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// addresses lists the NIC's own view of its addresses, "10.0.0.20/24".
-func (n *nic) addresses(index int) []string {
+// addresses lists the NIC's own view of its addresses that reach beyond the link.
+func (n *nic) addresses(index int) []netip.Prefix {
 	addrs, err := n.nl.AddrList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil
 	}
-	var out []string
+	var out []netip.Prefix
 	for _, a := range addrs {
-		if a.Scope == unix.RT_SCOPE_UNIVERSE {
-			out = append(out, a.IPNet.String())
+		if a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+			out = append(out, prefixOf(a))
 		}
 	}
 	return out
+}
+
+func prefixOf(a netlink.Addr) netip.Prefix {
+	ip, _ := netip.AddrFromSlice(a.IP)
+	ones, _ := a.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), ones)
+}
+
+// remove takes an address from the NIC. One that is gone already is no error.
+func (n *nic) remove(index int, p netip.Prefix) error {
+	err := n.nl.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, &netlink.Addr{IPNet: ipNet(p)})
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil
+	}
+	return err
+}
+
+// clear6 removes every IPv6 address of the NIC that reaches beyond the link, but keep.
+func (n *nic) clear6(index int, keep netip.Prefix) error {
+	for _, p := range n.addresses(index) {
+		if !p.Addr().Is6() || p == keep {
+			continue
+		}
+		if err := n.remove(index, p); err != nil {
+			return fmt.Errorf("remove address %s: %w", p, err)
+		}
+	}
+	return nil
 }
 
 func resolvConf(l lease) []byte {

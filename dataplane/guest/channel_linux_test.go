@@ -1,0 +1,135 @@
+package guest
+
+import (
+	"bufio"
+	"encoding/json"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"replug/directory/vnet"
+)
+
+// A port is the host's end of a second channel that the test plays.
+type port struct {
+	t    *testing.T
+	conn net.Conn
+	in   *bufio.Scanner
+	to   string
+}
+
+// channel starts an agent with a second channel, and answers its hello.
+func (w *world) channel(change ...func(*Config)) *port {
+	w.t.Helper()
+	path := filepath.Join(w.t.TempDir(), "port")
+	l, err := net.Listen("unix", path)
+	check(w.t, err)
+	w.t.Cleanup(func() { l.Close() })
+	w.start(append(change, func(c *Config) { c.Channel = path })...)
+	conn, err := l.Accept()
+	check(w.t, err)
+	w.t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(4 * wait))
+	p := &port{t: w.t, conn: conn, in: bufio.NewScanner(conn)}
+	p.to = p.hear().Hello
+	if p.to == "" {
+		w.t.Fatal("the first thing said is no hello")
+	}
+	return p
+}
+
+func (p *port) hear() (m vnet.FromGuest) {
+	p.t.Helper()
+	if !p.in.Scan() {
+		p.t.Fatalf("second channel ended: %v", p.in.Err())
+	}
+	check(p.t, json.Unmarshal(p.in.Bytes(), &m))
+	return m
+}
+
+func (p *port) say(m vnet.ToGuest) {
+	p.t.Helper()
+	b, err := json.Marshal(m)
+	check(p.t, err)
+	_, err = p.conn.Write(append(b, '\n'))
+	check(p.t, err)
+}
+
+// Issue 4, point 6: the document comes and its report goes while the NIC has no link
+// at all. What was queued for an earlier agent, or is older, has no effect.
+func TestDocumentComesWhileTheNICIsDown(t *testing.T) {
+	w := newWorld(t)
+	check(t, w.nl.LinkSetDown(w.host))
+	p := w.channel()
+	stale := bought
+	stale.Epoch, stale.Hostname = vnet.NewEpoch(3, 99), "somebody-elses"
+	p.say(vnet.ToGuest{To: "AAAABBBBCCCC", Config: &stale})
+	p.conn.Write([]byte("\"half a line of an earlier time\n"))
+	p.say(vnet.ToGuest{To: p.to, Config: &bought})
+	r := p.hear().Report
+	if r == nil || !r.OK || r.Epoch != bought.Epoch || r.Kind != vnet.ReportFinal || r.Hostname != "web-1" || len(r.Addrs) != 0 {
+		t.Fatalf("report %+v", r)
+	}
+	p.say(vnet.ToGuest{To: p.to, Answer: &vnet.ReportAnswer{Epoch: r.Epoch}})
+	w.said("reported epoch 3.7 by the second channel")
+	older := bought
+	older.Epoch, older.Hostname = vnet.NewEpoch(3, 5), "web-old"
+	p.say(vnet.ToGuest{To: p.to, Config: &older})
+	newer := bought
+	newer.Epoch, newer.Hostname = vnet.NewEpoch(3, 9), "web-9"
+	p.say(vnet.ToGuest{To: p.to, Config: &newer})
+	if r := p.hear().Report; r == nil || r.Epoch != newer.Epoch || r.Hostname != "web-9" {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// The first rung of the ladder: the host says that the network has changed, and the
+// agent asks for a new address without any cut of its link.
+func TestMovedRenewsWithoutACut(t *testing.T) {
+	w := newWorld(t)
+	w.publish(bought)
+	p := w.channel()
+	next(t, w.reports, "report")
+	w.said("reported final")
+	drain(w.dhcp)
+	w.give("10.37.91.66/24")
+	moved := vnet.Moved{Epoch: vnet.NewEpoch(3, 8), Addrs: []netip.Prefix{netip.MustParsePrefix("10.37.91.66/24")}}
+	late := vnet.Moved{Epoch: vnet.NewEpoch(3, 6)}
+	p.say(vnet.ToGuest{To: p.to, Moved: &late})
+	w.said("news of epoch 3.6 is late")
+	if n := len(drain(w.dhcp)); n != 0 {
+		t.Errorf("%d DHCP messages for late news", n)
+	}
+	p.say(vnet.ToGuest{To: p.to, Moved: &moved})
+	if m := next(t, w.dhcp, "DISCOVER"); m.MessageType() != dhcpv4.MessageTypeDiscover {
+		t.Errorf("first message is %s", m.MessageType())
+	}
+	w.said("lease 10.37.91.66/24")
+	if got := w.addrs(); got != "10.37.91.66/24" {
+		t.Errorf("addresses %s", got)
+	}
+}
+
+// A host that takes no report by the channel, or says "again", gets it from IMDS; one
+// that comes anew says so, and is greeted.
+func TestReportFallsBackToIMDS(t *testing.T) {
+	w := newWorld(t)
+	p := w.channel()
+	p.say(vnet.ToGuest{Ping: true})
+	again := p.hear().Hello
+	if again == "" || again == p.to {
+		t.Errorf("second hello %q after %q", again, p.to)
+	}
+	p.say(vnet.ToGuest{To: p.to, Config: &pooled}) // to the first hello: not heard
+	p.say(vnet.ToGuest{To: again, Config: &bought})
+	if r := p.hear().Report; r == nil || r.Epoch != bought.Epoch {
+		t.Fatalf("report %+v", r)
+	}
+	p.say(vnet.ToGuest{To: again, Answer: &vnet.ReportAnswer{Epoch: bought.Epoch, Error: "busy", Again: true}})
+	if r := next(t, w.reports, "report by IMDS"); r.Epoch != bought.Epoch || !r.OK {
+		t.Errorf("report %+v", r)
+	}
+}

@@ -1,0 +1,144 @@
+package guest
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// An otherClient is a DHCP client of the guest that the agent leaves the NIC to.
+type otherClient struct {
+	name string
+	pid  int
+	args []string // its command line
+}
+
+// The clients that the agent knows, by the names of their programs.
+const (
+	dhclient       = "dhclient"
+	udhcpc         = "udhcpc"
+	udhcpc6        = "udhcpc6"
+	dhcpcd         = "dhcpcd"
+	networkd       = "systemd-networkd"
+	networkManager = "NetworkManager"
+)
+
+// findClients looks for the DHCP clients that manage the NIC, in the agent's network
+// namespace. One that a network manager has started is the manager's.
+func (m machine) findClients(st linkState) []otherClient {
+	self, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil
+	}
+	var found []otherClient
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(dir + "/cmdline")
+		if err != nil {
+			continue
+		}
+		c := parseClient(cmdline)
+		if c.name == "" {
+			continue
+		}
+		if ns, err := os.Readlink(dir + "/ns/net"); err != nil || ns != self {
+			continue
+		}
+		c.pid, _ = strconv.Atoi(filepath.Base(dir)) // digits, by the pattern
+		if m.manages(c, st) && !isChild(dir, found) {
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
+// parseClient returns the DHCP client that a command line starts; its name is "" if
+// it starts none. dhcpcd's processes call themselves "dhcpcd: eth0 [ip4]".
+func parseClient(cmdline []byte) otherClient {
+	args := strings.Split(string(bytes.TrimRight(cmdline, "\x00")), "\x00")
+	all := args
+	if filepath.Base(args[0]) == "busybox" && len(args) > 1 {
+		args = args[1:]
+	}
+	name, _, _ := strings.Cut(filepath.Base(args[0]), ":")
+	switch name {
+	case dhclient, udhcpc, udhcpc6, dhcpcd, networkd, networkManager:
+		return otherClient{name: name, args: all}
+	}
+	return otherClient{}
+}
+
+// manages reports whether the client is for this NIC. The big managers say so in a
+// file of the NIC's number; the small ones were told on their command line, or are
+// for all.
+func (m machine) manages(c otherClient, st linkState) bool {
+	index := strconv.Itoa(st.index)
+	switch c.name {
+	case networkd:
+		b, err := os.ReadFile(m.path("run/systemd/netif/links/" + index))
+		return err == nil && !bytes.Contains(b, []byte("ADMIN_STATE=unmanaged"))
+	case networkManager:
+		b, err := os.ReadFile(m.path("run/NetworkManager/devices/" + index))
+		return err == nil && !bytes.Contains(b, []byte("managed=false"))
+	case udhcpc, udhcpc6:
+		at := slices.Index(c.args, "-i")
+		return at < 0 && st.name == "eth0" || at >= 0 && at+1 < len(c.args) && c.args[at+1] == st.name
+	case dhcpcd:
+		return true
+	}
+	return !namesOther(c.args[1:], st.name)
+}
+
+// namesOther reports whether dhclient was told of other NICs only.
+func namesOther(args []string, nic string) bool {
+	other := false
+	for i, a := range args {
+		switch {
+		case a == nic:
+			return false
+		case strings.HasPrefix(a, "-"), i > 0 && takesValue(args[i-1]):
+		default:
+			other = true
+		}
+	}
+	return other
+}
+
+// takesValue reports whether dhclient's option is followed by a value.
+func takesValue(option string) bool {
+	switch option {
+	case "-p", "-D", "-s", "-g", "-B", "-C", "-H", "-F", "-V", "-cf", "-df", "-lf", "-pf", "-sf", "-e", "--dad-wait-time", "--decline-wait-time":
+		return true
+	}
+	return false
+}
+
+// isChild reports whether the process's parent is one of the clients: NetworkManager's
+// dhclient, dhcpcd's helpers.
+func isChild(dir string, of []otherClient) bool {
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return false
+	}
+	for l := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(l, "PPid:"); ok {
+			parent, _ := strconv.Atoi(strings.TrimSpace(v))
+			return slices.ContainsFunc(of, func(c otherClient) bool { return c.pid == parent })
+		}
+	}
+	return false
+}
+
+// names lists them for the log.
+func names(clients []otherClient) string {
+	var all []string
+	for _, c := range clients {
+		if !slices.Contains(all, c.name) {
+			all = append(all, c.name)
+		}
+	}
+	return strings.Join(all, " and ")
+}

@@ -1,0 +1,203 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"replug/directory/vnet"
+)
+
+// setDisks formats data disks that are blank, grows those with a smaller ext4 than
+// they have room for, and mounts them. Repeating it changes nothing.
+func (m machine) setDisks(d *vnet.Document) error {
+	var errs []error
+	for _, x := range d.Disks {
+		if err := m.setDisk(d.Instance, x); err != nil {
+			errs = append(errs, fmt.Errorf("disk %s: %w", x.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m machine) setDisk(instance string, x vnet.DataDisk) error {
+	if x.Path != "" && (!filepath.IsAbs(x.Path) || filepath.Clean(x.Path) != x.Path || x.Path == "/" || strings.ContainsAny(x.Path, " \t\r\n\\\x00")) {
+		return fmt.Errorf("path %q: %w (want an absolute one without spaces)", x.Path, errInvalid)
+	}
+	dev, err := m.findDisk(x.ID, instance)
+	if err != nil {
+		return err
+	}
+	fs, err := m.look(dev)
+	if err != nil {
+		return err
+	}
+	if fs.blank {
+		if err := m.tool("mkfs.ext4", "-q", "-F", "-m", "1", dev); err != nil {
+			return err
+		}
+		if fs, err = m.look(dev); err != nil {
+			return err
+		}
+	}
+	if x.Path != "" {
+		if err := m.mount(dev, x.Path, &fs); err != nil {
+			return err
+		}
+	}
+	return m.grow(dev, x.Path, &fs)
+}
+
+// findDisk finds the disk whose serial number is the id, or that of the VM's disk of
+// this number. A virtio disk keeps 20 bytes of it.
+func (m machine) findDisk(id, instance string) (string, error) {
+	if id == "" {
+		return "", fmt.Errorf("no id: %w", errInvalid)
+	}
+	blocks, _ := filepath.Glob(m.path("sys/block/*")) // the pattern is well formed
+	for _, dir := range blocks {
+		for _, at := range []string{"serial", "device/serial"} {
+			b, err := os.ReadFile(filepath.Join(dir, at))
+			serial := strings.TrimSpace(string(b))
+			if err == nil && (serial == fmt.Sprintf("%.20s", id) || instance != "" && serial == fmt.Sprintf("%.20s", instance+"-"+id)) {
+				return m.path("dev/" + filepath.Base(dir)), nil
+			}
+		}
+	}
+	return "", errors.New("is not in this machine: is it attached?")
+}
+
+// A filesystem is what is found on a disk.
+type filesystem struct {
+	blank bool  // nothing but zeros where anything would begin or end
+	ext4  bool  // or an older one of its family
+	size  int64 // bytes that the file system uses, of ext4
+	disk  int64 // bytes that the disk has
+	uuid  string
+}
+
+// look reads what is on a disk. Blank is only what has nothing at all where
+// partition tables, file systems, volume managers and RAID keep their marks: its
+// first and its last mebibyte. Anything else is somebody's data.
+func (m machine) look(dev string) (filesystem, error) {
+	var fs filesystem
+	f, err := os.Open(dev)
+	if err != nil {
+		return fs, err
+	}
+	defer f.Close()
+	const edge = 1 << 20
+	if fs.disk, err = f.Seek(0, io.SeekEnd); err != nil {
+		return fs, err
+	}
+	if fs.disk < 4*edge {
+		return fs, fmt.Errorf("has %d bytes, too few for a file system", fs.disk)
+	}
+	head, last := make([]byte, edge), make([]byte, edge)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return fs, err
+	}
+	if _, err := f.ReadAt(last, fs.disk-edge); err != nil {
+		return fs, err
+	}
+	parts, _ := filepath.Glob(m.path("sys/block/" + filepath.Base(dev) + "/" + filepath.Base(dev) + "*"))
+	fs.blank = len(parts) == 0 && allZero(head) && allZero(last)
+	// The superblock: Documentation/filesystems/ext4/super.rst.
+	super := head[1024:2048]
+	if binary.LittleEndian.Uint16(super[56:]) == 0xef53 {
+		blocks := uint64(binary.LittleEndian.Uint32(super[4:]))
+		if binary.LittleEndian.Uint32(super[96:])&0x80 != 0 { // INCOMPAT_64BIT
+			blocks |= uint64(binary.LittleEndian.Uint32(super[336:])) << 32
+		}
+		u := super[104:120]
+		fs.ext4, fs.size = true, int64(blocks<<(10+binary.LittleEndian.Uint32(super[24:])))
+		fs.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	}
+	return fs, nil
+}
+
+func allZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+// mount mounts the file system now and at each boot. What is mounted there stays.
+func (m machine) mount(dev, path string, fs *filesystem) error {
+	what := dev
+	if fs.uuid != "" {
+		what = "UUID=" + fs.uuid
+	}
+	if err := os.MkdirAll(m.path(path), 0o755); err != nil {
+		return err
+	}
+	err := m.edit("etc/fstab", 0o644, func(lines []string) []string {
+		var kept []string
+		for _, l := range lines {
+			if f := strings.Fields(l); len(f) < 2 || f[1] != path || strings.HasPrefix(l, "#") {
+				kept = append(kept, l)
+			}
+		}
+		return append(kept, what+"\t"+path+"\tauto\tdefaults,nofail\t0\t2")
+	})
+	if err != nil || m.root != "/" || mounted(path) {
+		return err
+	}
+	if !fs.ext4 {
+		return m.tool("mount", dev, path)
+	}
+	if err := unix.Mount(dev, path, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", dev, path, err)
+	}
+	return nil
+}
+
+// mounted reports whether something is mounted at path.
+func mounted(path string) bool {
+	b, _ := os.ReadFile("/proc/self/mounts") // none: nothing is mounted
+	for l := range strings.Lines(string(b)) {
+		if f := strings.Fields(l); len(f) > 1 && f[1] == path {
+			return true
+		}
+	}
+	return false
+}
+
+// grow lets an ext4 use what its disk has gained: at least 1 %, since mkfs leaves
+// the rest of a block group unused. Mounted it grows in place; otherwise resize2fs
+// wants it checked first.
+func (m machine) grow(dev, path string, fs *filesystem) error {
+	if !fs.ext4 || fs.disk-fs.size < fs.size/100 {
+		return nil
+	}
+	if path == "" || m.root != "/" {
+		if err := m.tool("e2fsck", "-f", "-p", dev); err != nil {
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() > 1 { // 1: it has repaired something
+				return err
+			}
+		}
+	}
+	return m.tool("resize2fs", dev)
+}
+
+// tool runs a program that may take minutes on a large disk.
+func (m machine) tool(name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = clientEnv()
+	out, err := cmd.CombinedOutput()
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return fmt.Errorf("%s is not in this image (install e2fsprogs): %w", name, err)
+	case err != nil:
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, lastLine(out))
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"replug/directory/vnet"
+)
+
+// A resolver is a program of the guest that writes name servers of its own, and how
+// it is told of better ones: by a file, or by a line of its configuration.
+type resolver struct {
+	dir     string // it is there if this is
+	file    string
+	start   string // of the line; "": the file is ours
+	end     string
+	between string
+	tell    []string // run afterwards, if it runs
+}
+
+var resolvers = []resolver{
+	{dir: "etc/systemd", file: "etc/systemd/resolved.conf.d/60-replug.conf", start: "[Resolve]\nDNS=", between: " ",
+		tell: []string{"systemctl", "try-reload-or-restart", "systemd-resolved"}},
+	{dir: "etc/NetworkManager", file: "etc/NetworkManager/conf.d/60-replug.conf", start: "[global-dns-domain-*]\nservers=", between: ",",
+		tell: []string{"nmcli", "general", "reload"}},
+	{dir: "etc/dhcp/dhclient.conf", file: "etc/dhcp/dhclient.conf", start: "supersede domain-name-servers ", end: "; # by replug-guest", between: ", "},
+	{dir: "etc/dhcpcd.conf", file: "etc/dhcpcd.conf", start: "static domain_name_servers=", between: " "},
+}
+
+// servers are the name servers of the document that was applied last.
+func (m machine) servers() []netip.Addr {
+	s, err := loadState(m.files)
+	if err != nil {
+		return nil
+	}
+	return s.DNS
+}
+
+// setDNS puts the document's name servers before those of a lease, now and after
+// each renewal; without any, what an earlier document has set is taken back.
+func (m machine) setDNS(d *vnet.Document, s *state) error {
+	if len(d.DNS) == 0 && len(s.DNS) == 0 {
+		return nil
+	}
+	for _, a := range d.DNS {
+		if !a.IsValid() || a.Zone() != "" {
+			return fmt.Errorf("name server %s: %w", a, errInvalid)
+		}
+	}
+	old := s.DNS
+	s.DNS = d.DNS
+	var errs []error
+	for _, r := range resolvers {
+		if _, err := os.Stat(m.path(r.dir)); err != nil {
+			continue
+		}
+		errs = append(errs, m.tellResolver(&r, d.DNS, old))
+	}
+	return errors.Join(append(errs, m.setResolvConf(d.DNS))...)
+}
+
+func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
+	text := func(all []netip.Addr) string { return r.start + join(all, r.between) + r.end }
+	var err error
+	switch {
+	case !strings.HasPrefix(r.start, "["):
+		err = m.edit(r.file, 0o644, func(lines []string) []string {
+			lines = slices.DeleteFunc(lines, func(l string) bool { return l == text(old) || l == text(servers) })
+			if len(servers) == 0 {
+				return lines
+			}
+			return append(lines, text(servers))
+		})
+	case len(servers) == 0:
+		if err = os.Remove(m.path(r.file)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	default:
+		err = m.write(r.file, 0o644, []byte(text(servers)+"\n"))
+	}
+	if err != nil {
+		return fmt.Errorf("set name servers: %w", err)
+	}
+	if m.root == "/" && len(r.tell) > 0 {
+		_ = run(context.Background(), r.tell...) // it may not run, or not know the word: then its next start reads the file
+	}
+	return nil
+}
+
+// setResolvConf rewrites resolv.conf, unless it leads elsewhere: then a resolver of
+// the list owns it.
+func (m machine) setResolvConf(servers []netip.Addr) error {
+	const file = "etc/resolv.conf"
+	if info, err := os.Lstat(m.path(file)); len(servers) == 0 || err == nil && info.Mode().Type() == fs.ModeSymlink {
+		return nil
+	}
+	return m.edit(file, 0o644, func(lines []string) []string {
+		var out []string
+		for _, a := range servers {
+			out = append(out, "nameserver "+a.String())
+		}
+		for _, l := range lines {
+			if !strings.HasPrefix(l, "nameserver") {
+				out = append(out, l)
+			}
+		}
+		return out
+	})
+}
+
+func join(addrs []netip.Addr, between string) string {
+	var all []string
+	for _, a := range addrs {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, between)
+}

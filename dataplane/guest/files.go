@@ -1,0 +1,104 @@
+package guest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"replug/directory/vnet"
+)
+
+var errInvalid = errors.New("not valid")
+
+// files is everything below root.
+type files struct{ root string }
+
+func (m files) path(p string) string { return filepath.Join(m.root, p) }
+
+// name is a host name as RFC 1123, section 2.1 has it. Linux takes 64 bytes of it.
+var name = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+
+func isName(s string) bool { return len(s) <= 253 && name.MatchString(s) }
+
+func (m files) putFiles(files []vnet.File) error {
+	var errs []error
+	for _, f := range files {
+		if err := m.putFile(f); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// putFile refuses what is not plainly one place: a path with "..", with a
+// trailing slash, or relative; and modes beyond permissions (set-uid).
+func (m files) putFile(f vnet.File) error {
+	mode := fs.FileMode(f.Mode)
+	if mode == 0 {
+		mode = 0o644
+	}
+	if !filepath.IsAbs(f.Path) || filepath.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsRune(f.Path, 0) {
+		return fmt.Errorf("file %q: %w path (want absolute, without '..')", f.Path, errInvalid)
+	}
+	if mode&^0o777 != 0 {
+		return fmt.Errorf("file %s: mode %#o: %w (want permission bits)", f.Path, f.Mode, errInvalid)
+	}
+	return m.write(f.Path, mode, []byte(f.Content))
+}
+
+// write replaces a file in one step, so that a reader or a crash sees the old one
+// or the new one. It makes the directories above it. The owner is root.
+func (m files) write(path string, mode fs.FileMode, content []byte) error {
+	return m.put(path, mode, content, true)
+}
+
+// put is write; without sync a crash may leave the file empty. That is for what
+// the next boot writes again anyhow: a guest's disk can take 10 ms for a sync.
+func (m files) put(path string, mode fs.FileMode, content []byte, sync bool) (err error) {
+	full := m.path(path)
+	if old, err := os.ReadFile(full); err == nil && bytes.Equal(old, content) {
+		return os.Chmod(full, mode)
+	}
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		return fmt.Errorf("write /%s: %w", strings.TrimPrefix(path, "/"), err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(full), ".replug-*")
+	if err != nil {
+		return fmt.Errorf("write /%s: %w", strings.TrimPrefix(path, "/"), err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+			err = fmt.Errorf("write /%s: %w", strings.TrimPrefix(path, "/"), err)
+		}
+	}()
+	_, err = f.Write(content)
+	if sync {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), full)
+}
+
+// edit changes a file of lines; a missing one is empty.
+func (m files) edit(path string, mode fs.FileMode, change func([]string) []string) error {
+	b, err := os.ReadFile(m.path(path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read /%s: %w", path, err)
+	}
+	if info, err := os.Stat(m.path(path)); err == nil {
+		mode = info.Mode().Perm()
+	}
+	var lines []string
+	if t := strings.TrimRight(string(b), "\n"); t != "" {
+		lines = strings.Split(t, "\n")
+	}
+	return m.write(path, mode, []byte(strings.Join(change(lines), "\n")+"\n"))
+}

@@ -1,0 +1,142 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"replug/directory/vnet"
+)
+
+// A judge says whether the NIC's addresses are those of the network that is behind
+// it now. What the host has said counts; otherwise an address counts if it leads to
+// the metadata service: the host drops what comes from any other.
+type judge struct {
+	nic   *nic
+	index int
+	imds  string // host:port of the service, over IPv4
+	old   []netip.Prefix
+	moved *vnet.Moved // nil: the host has said nothing
+}
+
+const (
+	judgePatience = 4 * time.Second        // for one way to lead to a new address
+	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
+	metadata6     = "[fd00:ec2::254]:80"
+)
+
+// await waits until the NIC has its new addresses, removes the old ones that are
+// left, and returns those. False: they did not come.
+func (j *judge) await(ctx context.Context, news *addrNews) ([]netip.Prefix, bool) {
+	ctx, cancel := context.WithTimeout(ctx, judgePatience)
+	defer cancel()
+	for ctx.Err() == nil {
+		now := j.nic.addresses(j.index)
+		good := j.good(ctx, now)
+		if j.complete(good) {
+			return j.tidy(now, good), true
+		}
+		news.wait(ctx, judgeAgain)
+	}
+	return nil, false
+}
+
+// good returns the addresses that are of this network.
+func (j *judge) good(ctx context.Context, now []netip.Prefix) []netip.Prefix {
+	if j.moved != nil && len(j.moved.Addrs) > 0 {
+		return slices.DeleteFunc(slices.Clone(now), func(p netip.Prefix) bool {
+			return !slices.ContainsFunc(j.moved.Addrs, func(w netip.Prefix) bool { return w.Addr() == p.Addr() })
+		})
+	}
+	answers := make(chan netip.Prefix, len(now))
+	for _, p := range now {
+		go func() {
+			if !j.leads(ctx, p.Addr()) {
+				p = netip.Prefix{}
+			}
+			answers <- p
+		}()
+	}
+	var good []netip.Prefix
+	for range now {
+		if p := <-answers; p.IsValid() {
+			good = append(good, p)
+		}
+	}
+	return good
+}
+
+// leads reports whether a connection from the address reaches the host.
+func (j *judge) leads(ctx context.Context, from netip.Addr) bool {
+	to := j.imds
+	if from.Is6() {
+		to = metadata6
+	}
+	d := net.Dialer{Timeout: judgeAgain, LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
+	c, err := d.DialContext(ctx, "tcp", to)
+	if err != nil {
+		return errors.Is(err, unix.ECONNREFUSED) // somebody answered
+	}
+	c.Close()
+	return true
+}
+
+// complete reports whether all addresses are there that are waited for.
+func (j *judge) complete(good []netip.Prefix) bool {
+	if j.moved == nil || len(j.moved.Addrs) == 0 {
+		return len(good) > 0
+	}
+	for _, w := range j.moved.Addrs {
+		if !slices.ContainsFunc(good, func(p netip.Prefix) bool { return p.Addr() == w.Addr() }) {
+			return false
+		}
+	}
+	return true
+}
+
+// tidy removes what was there before and is of no use now.
+func (j *judge) tidy(now, good []netip.Prefix) (gone []netip.Prefix) {
+	for _, p := range now {
+		if slices.Contains(good, p) || !slices.Contains(j.old, p) {
+			continue
+		}
+		if err := j.nic.remove(j.index, p); err == nil {
+			gone = append(gone, p)
+		}
+	}
+	return gone
+}
+
+// addrNews hears when addresses of the machine change.
+type addrNews struct{ sock *os.File }
+
+func watchAddrs() (*addrNews, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	return &addrNews{os.NewFile(uintptr(fd), "rtnetlink")}, nil
+}
+
+// wait returns after the next change, or d, or ctx. What a full buffer has lost is
+// as good as a change.
+func (n *addrNews) wait(ctx context.Context, d time.Duration) {
+	stop := context.AfterFunc(ctx, func() { n.sock.SetReadDeadline(time.Now()) })
+	defer stop()
+	n.sock.SetReadDeadline(time.Now().Add(d))
+	if ctx.Err() == nil {
+		_, _ = n.sock.Read(make([]byte, 1<<14))
+	}
+}
+
+func (n *addrNews) close() { n.sock.Close() }

@@ -1,0 +1,154 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"replug/directory/vnet"
+)
+
+const (
+	defaultRoot = "/"
+	stateFile   = "var/lib/replug-guest/state.json"
+)
+
+func uptime() time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // fails on no Linux
+	return time.Duration(now.Nano())
+}
+
+// A linux is the system that the agent runs on.
+type linux struct {
+	machine
+	c       *Config
+	log     logger
+	link    *link
+	nic     *nic
+	settled bool // another DHCP client was found before
+}
+
+func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
+	l := &linux{machine: newMachine(c.Root), c: c, log: log}
+	var err error
+	if l.link, err = watchLink(ctx, c.Interface, c.LinkPoll, log); err != nil {
+		return nil, err
+	}
+	if l.nic, err = newNIC(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// close returns once the link's watch has ended, by the end of its context.
+func (l *linux) close() {
+	l.link.wait()
+	l.nic.close()
+}
+
+func (l *linux) files() files { return l.machine.files }
+
+func (l *linux) session(ctx context.Context) (context.Context, func(), error) {
+	up, _, end, err := l.link.session(ctx)
+	return up, end, err
+}
+
+// configure gets a lease, or lets the client get one to whom the NIC belongs.
+func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
+	if l.c.DHCP == DHCPNone || l.handsOff() {
+		return time.Time{}, nil
+	}
+	st := l.link.current()
+	if l.c.DHCP == DHCPAuto {
+		if clients := l.findClients(st); len(clients) > 0 {
+			first := !l.settled // at the agent's start the client has just asked
+			l.settled = true
+			l.log.say("dhcp is left to %s", names(clients))
+			if first && why == (reason{}) {
+				return time.Time{}, nil
+			}
+			return time.Time{}, l.drive(ctx, st, clients, why.moved)
+		}
+	}
+	return l.nic.lease(ctx, st, l.machine, why.due, l.log)
+}
+
+// handsOff reports whether the maintenance switch is set: the operator of the VM
+// wants the NIC left alone.
+func (l *linux) handsOff() bool {
+	_, err := os.Stat(l.path("run/replug-guest/dhcp-off"))
+	if err == nil {
+		l.log.say("dhcp is off: run/replug-guest/dhcp-off exists")
+	}
+	return err == nil
+}
+
+// describe fills in the guest's own view.
+func (l *linux) describe(r *vnet.GuestReport) {
+	if b, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		r.BootID = strings.TrimSpace(string(b))
+	}
+	r.Hostname = l.hostname()
+	if st := l.link.current(); st.index != 0 {
+		r.MAC = st.mac.String()
+		r.Addrs = nil
+		for _, a := range l.nic.addresses(st.index) {
+			r.Addrs = append(r.Addrs, a.String())
+		}
+	}
+}
+
+// drive makes other clients renew, one way after the other, until the NIC has its
+// new addresses and no old one. What they leave of the old network is removed.
+func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved) error {
+	news, err := watchAddrs()
+	if err != nil {
+		return err
+	}
+	defer news.close()
+	j := judge{nic: l.nic, index: st.index, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, old: l.nic.addresses(st.index), moved: moved}
+	for try, more := 0, true; more && ctx.Err() == nil; try++ {
+		more = false
+		for _, c := range clients {
+			all := ways[c.name]
+			w := all[min(try, len(all)-1)]
+			more = more || try+1 < len(all)
+			if err := w.do(ctx, l.nic, st, c); err != nil && ctx.Err() == nil {
+				l.log.say("%s can't be told to renew: %v", c.name, err)
+				continue
+			}
+			l.log.say("%s is told to renew: %s", c.name, w.name)
+		}
+		gone, ok := j.await(ctx, news)
+		if ok {
+			l.log.say("addresses %s%s", list(l.nic.addresses(st.index)), removed(gone))
+			return nil
+		}
+		if try == 0 { // a client that was ended has another number now
+			clients = l.findClients(st)
+		}
+	}
+	if ctx.Err() == nil {
+		l.log.say("%s has no address that leads to the host", st.name)
+	}
+	return nil
+}
+
+func removed[T fmt.Stringer](gone []T) string {
+	if len(gone) == 0 {
+		return ""
+	}
+	return "; removed what was left: " + list(gone)
+}
+
+func list[T fmt.Stringer](all []T) string {
+	var out []string
+	for _, a := range all {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, " ")
+}

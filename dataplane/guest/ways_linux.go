@@ -1,0 +1,146 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A way makes a DHCP client ask for a fresh lease.
+type way struct {
+	name string
+	do   func(ctx context.Context, n *nic, st linkState, c otherClient) error
+}
+
+// ways are tried in turn until the NIC has its new address. None of them restarts a
+// network manager, which would lose what others have configured (WALinuxAgent 3356);
+// a client that does nothing but one NIC is another matter. networkd's forcerenew
+// asks for the old address (Flatcar 1736).
+var ways = map[string][]way{
+	networkd:       {command("networkctl", "reconfigure"), linkDownUp},
+	networkManager: {command("nmcli", "device", "reapply"), command("nmcli", "device", "connect")},
+	dhcpcd:         {command("dhcpcd", "-n"), linkDownUp},
+	dhclient:       {{"dhclient, begun anew", beginAnew}},
+	udhcpc:         {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc, begun anew", beginAnew}},
+	udhcpc6:        {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc6, begun anew", beginAnew}},
+}
+
+// command runs a client's own tool on the NIC.
+func command(args ...string) way {
+	return way{strings.Join(args, " "), func(ctx context.Context, _ *nic, st linkState, _ otherClient) error {
+		return run(ctx, append(slices.Clone(args), st.name)...)
+	}}
+}
+
+// run runs a program that is to be done in seconds.
+func run(ctx context.Context, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, lastLine(out))
+	}
+	return nil
+}
+
+func lastLine(b []byte) string {
+	s := strings.TrimSpace(string(b))
+	if len(s) > 500 {
+		s = s[len(s)-500:]
+	}
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+// linkDownUp sets the NIC down and up, which looks like a flap to whoever follows
+// the carrier.
+var linkDownUp = way{"link down and up", func(_ context.Context, n *nic, st linkState, _ otherClient) error {
+	return errors.Join(n.setDown(st.index), setUp(st.index))
+}}
+
+// forget is udhcpc's own: USR2 forgets the lease, USR1 asks for one.
+func forget(_ context.Context, _ *nic, _ linkState, c otherClient) error {
+	for _, s := range []unix.Signal{unix.SIGUSR2, unix.SIGUSR1} {
+		if err := unix.Kill(c.pid, s); err != nil {
+			return fmt.Errorf("signal %s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// beginAnew ends a client of one NIC and starts it by the same command line. It gets
+// no chance to release its lease or to take its address away: both belong to the
+// network that is gone, so the address goes here. A new client takes up the lease
+// that it finds on disk, and hears at once that it is refused.
+func beginAnew(ctx context.Context, n *nic, st linkState, c otherClient) error {
+	if err := end(ctx, c.pid); err != nil {
+		return fmt.Errorf("end %s: %w", c.name, err)
+	}
+	remove := n.clear
+	if c.six() {
+		remove = n.clear6
+	}
+	if err := remove(st.index, netip.Prefix{}); err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	p, err := os.StartProcess(c.program(), c.args, &os.ProcAttr{Dir: "/", Env: clientEnv(), Files: []*os.File{null, null, null},
+		Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		return fmt.Errorf("start %s again: %w", c.name, err)
+	}
+	go p.Wait() // it leaves a parent behind when it becomes a daemon, or runs on
+	return nil
+}
+
+// six reports whether the client speaks DHCPv6.
+func (c otherClient) six() bool { return c.name == udhcpc6 || slices.Contains(c.args, "-6") }
+
+// program is the file to execute.
+func (c otherClient) program() string {
+	if path, err := exec.LookPath(c.args[0]); err == nil {
+		return path
+	}
+	return c.args[0]
+}
+
+func clientEnv() []string {
+	if os.Getenv("PATH") == "" {
+		return append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	}
+	return os.Environ()
+}
+
+// end kills a process and waits until it is gone.
+func end(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	for ctx.Err() == nil { // a pidfd becomes readable when its process ends
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
