@@ -50,6 +50,7 @@ type Config struct {
 	Host      vnet.HostInfo
 	Session   uint64 // grows with each start of the agent, never 0
 	Log       *slog.Logger
+	OnAsk     Asked // nil: questions are refused
 
 	MinWait, MaxWait time.Duration // between attempts; 0: 20 ms, 2 s
 	Remember         time.Duration // how long a reported status is repeated after a break; 0: 10 min
@@ -61,6 +62,7 @@ type Client struct {
 	handler Handler
 	log     *slog.Logger
 	outbox  *outbox
+	asking  sync.WaitGroup // questions that are being answered
 
 	// What the handler has heard; only Run's goroutine touches it.
 	cluster  string
@@ -124,6 +126,7 @@ func (c *Client) connected(endpoint string, err error) {
 // Run keeps the stream until ctx ends. Breaks are said in the log once each, and
 // by [Client.Err].
 func (c *Client) Run(ctx context.Context) error {
+	defer c.asking.Wait()
 	wait := c.config.MinWait
 	last := ""
 	for i := 0; ctx.Err() == nil; i++ {

@@ -73,13 +73,14 @@ func (c *Client) stream(ctx context.Context, endpoint string) (attached bool, er
 		return false, fmt.Errorf("attach to %s: the server did not welcome the host in time", endpoint)
 	}
 	c.welcome(endpoint, w)
+	asks := c.newAsks(ctx)
 	sending := make(chan struct{})
 	go func() {
 		defer close(sending)
-		c.send(ctx, rpc)
+		c.send(ctx, rpc, asks.answers)
 	}()
 	for err == nil {
-		if m, err = rpc.Recv(); err == nil {
+		if m, err = rpc.Recv(); err == nil && !asks.hear(m) {
 			c.hear(m)
 		}
 	}
@@ -145,8 +146,9 @@ func deliver[W, T any](w W, read func(W) (T, error), to func(T)) error {
 	return err
 }
 
-// send repeats what a new leader may not know, then sends what is reported.
-func (c *Client) send(ctx context.Context, rpc directorypb.Directory_AttachClient) {
+// send repeats what a new leader may not know, then sends what is reported. An
+// answer goes out when no status waits.
+func (c *Client) send(ctx context.Context, rpc directorypb.Directory_AttachClient, answers <-chan *directorypb.Answer) {
 	seq, first := uint64(0), true
 	for {
 		statuses, more := c.outbox.after(seq)
@@ -166,6 +168,10 @@ func (c *Client) send(ctx context.Context, rpc directorypb.Directory_AttachClien
 		first = false
 		select {
 		case <-more:
+		case a := <-answers:
+			if rpc.Send(&directorypb.FromHost{Message: &directorypb.FromHost_Answer{Answer: a}}) != nil {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}

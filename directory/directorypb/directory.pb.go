@@ -34,6 +34,7 @@ type FromHost struct {
 	//	*FromHost_Hello
 	//	*FromHost_Status
 	//	*FromHost_Digest
+	//	*FromHost_Answer
 	Message       isFromHost_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -103,6 +104,15 @@ func (x *FromHost) GetDigest() *Digest {
 	return nil
 }
 
+func (x *FromHost) GetAnswer() *Answer {
+	if x != nil {
+		if x, ok := x.Message.(*FromHost_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
 type isFromHost_Message interface {
 	isFromHost_Message()
 }
@@ -119,11 +129,17 @@ type FromHost_Digest struct {
 	Digest *Digest `protobuf:"bytes,3,opt,name=digest,proto3,oneof"`
 }
 
+type FromHost_Answer struct {
+	Answer *Answer `protobuf:"bytes,16,opt,name=answer,proto3,oneof"`
+}
+
 func (*FromHost_Hello) isFromHost_Message() {}
 
 func (*FromHost_Status) isFromHost_Message() {}
 
 func (*FromHost_Digest) isFromHost_Message() {}
+
+func (*FromHost_Answer) isFromHost_Message() {}
 
 // What the host is and how far it has read.
 type Hello struct {
@@ -322,6 +338,9 @@ type ToHost struct {
 	//	*ToHost_NetworkGone
 	//	*ToHost_NetworkSynced
 	//	*ToHost_StatusStored
+	//	*ToHost_Ask
+	//	*ToHost_AnswersTaken
+	//	*ToHost_AskCancelled
 	Message       isToHost_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -463,6 +482,33 @@ func (x *ToHost) GetStatusStored() uint64 {
 	return 0
 }
 
+func (x *ToHost) GetAsk() *Ask {
+	if x != nil {
+		if x, ok := x.Message.(*ToHost_Ask); ok {
+			return x.Ask
+		}
+	}
+	return nil
+}
+
+func (x *ToHost) GetAnswersTaken() *AnswersTaken {
+	if x != nil {
+		if x, ok := x.Message.(*ToHost_AnswersTaken); ok {
+			return x.AnswersTaken
+		}
+	}
+	return nil
+}
+
+func (x *ToHost) GetAskCancelled() uint64 {
+	if x != nil {
+		if x, ok := x.Message.(*ToHost_AskCancelled); ok {
+			return x.AskCancelled
+		}
+	}
+	return 0
+}
+
 type isToHost_Message interface {
 	isToHost_Message()
 }
@@ -511,6 +557,18 @@ type ToHost_StatusStored struct {
 	StatusStored uint64 `protobuf:"varint,11,opt,name=status_stored,json=statusStored,proto3,oneof"` // seq up to which statuses were taken over
 }
 
+type ToHost_Ask struct {
+	Ask *Ask `protobuf:"bytes,16,opt,name=ask,proto3,oneof"`
+}
+
+type ToHost_AnswersTaken struct {
+	AnswersTaken *AnswersTaken `protobuf:"bytes,17,opt,name=answers_taken,json=answersTaken,proto3,oneof"`
+}
+
+type ToHost_AskCancelled struct {
+	AskCancelled uint64 `protobuf:"varint,18,opt,name=ask_cancelled,json=askCancelled,proto3,oneof"` // id: nobody waits for the answer any more
+}
+
 func (*ToHost_Welcome) isToHost_Message() {}
 
 func (*ToHost_Intent) isToHost_Message() {}
@@ -532,6 +590,12 @@ func (*ToHost_NetworkGone) isToHost_Message() {}
 func (*ToHost_NetworkSynced) isToHost_Message() {}
 
 func (*ToHost_StatusStored) isToHost_Message() {}
+
+func (*ToHost_Ask) isToHost_Message() {}
+
+func (*ToHost_AnswersTaken) isToHost_Message() {}
+
+func (*ToHost_AskCancelled) isToHost_Message() {}
 
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -601,6 +665,206 @@ func (x *Welcome) GetResync() bool {
 	return false
 }
 
+// A question that an operator has, for this host. It lives with the stream: when
+// that ends, so does the question, on both sides. The host says at once that it has
+// heard it, with an answer of sequence 0 without a payload.
+type Ask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the question, on this server
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Payload       []byte                 `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"` // as package directory/ask has it for the kind
+	Window        uint64                 `protobuf:"varint,4,opt,name=window,proto3" json:"window,omitempty"`  // so many answers may be under way: of a higher seq than taken + window none is sent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ask) Reset() {
+	*x = Ask{}
+	mi := &file_directory_directorypb_directory_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ask) ProtoMessage() {}
+
+func (x *Ask) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_directorypb_directory_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ask.ProtoReflect.Descriptor instead.
+func (*Ask) Descriptor() ([]byte, []int) {
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Ask) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Ask) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Ask) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *Ask) GetWindow() uint64 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+// Answers of a question up to seq were taken, so there may be more.
+type AnswersTaken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswersTaken) Reset() {
+	*x = AnswersTaken{}
+	mi := &file_directory_directorypb_directory_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswersTaken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswersTaken) ProtoMessage() {}
+
+func (x *AnswersTaken) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_directorypb_directory_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswersTaken.ProtoReflect.Descriptor instead.
+func (*AnswersTaken) Descriptor() ([]byte, []int) {
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AnswersTaken) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AnswersTaken) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type Answer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // 0: heard; then 1, 2, ...
+	Payload       []byte                 `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`  // the last one; without a payload
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // with done: why there is no more, and what next
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_directory_directorypb_directory_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_directorypb_directory_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Answer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Answer) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Answer) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *Answer) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Answer) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // Everything up to revision has been sent.
 type Synced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -611,7 +875,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[6]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +887,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[6]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +900,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{6}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Synced) GetRevision() int64 {
@@ -658,7 +922,7 @@ type NetworkSynced struct {
 
 func (x *NetworkSynced) Reset() {
 	*x = NetworkSynced{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[7]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +934,7 @@ func (x *NetworkSynced) String() string {
 func (*NetworkSynced) ProtoMessage() {}
 
 func (x *NetworkSynced) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[7]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +947,7 @@ func (x *NetworkSynced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSynced.ProtoReflect.Descriptor instead.
 func (*NetworkSynced) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{7}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NetworkSynced) GetVni() uint32 {
@@ -717,7 +981,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[8]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +993,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[8]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +1006,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{8}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Host) GetName() string {
@@ -823,7 +1087,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[9]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1099,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[9]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1112,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{9}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Mapping) GetVni() uint32 {
@@ -910,7 +1174,7 @@ type MappingKey struct {
 
 func (x *MappingKey) Reset() {
 	*x = MappingKey{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[10]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1186,7 @@ func (x *MappingKey) String() string {
 func (*MappingKey) ProtoMessage() {}
 
 func (x *MappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[10]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1199,7 @@ func (x *MappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MappingKey.ProtoReflect.Descriptor instead.
 func (*MappingKey) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{10}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MappingKey) GetVni() uint32 {
@@ -972,7 +1236,7 @@ type Intent struct {
 
 func (x *Intent) Reset() {
 	*x = Intent{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[11]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1248,7 @@ func (x *Intent) String() string {
 func (*Intent) ProtoMessage() {}
 
 func (x *Intent) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[11]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1261,7 @@ func (x *Intent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Intent.ProtoReflect.Descriptor instead.
 func (*Intent) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{11}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Intent) GetPort() string {
@@ -1099,7 +1363,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[12]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1375,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[12]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1388,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{12}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Machine) GetId() string {
@@ -1187,7 +1451,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[13]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1463,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[13]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1476,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{13}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Disk) GetId() string {
@@ -1261,7 +1525,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[14]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1537,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[14]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1550,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{14}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Place) GetEpoch() uint64 {
@@ -1420,7 +1684,7 @@ type Addr struct {
 
 func (x *Addr) Reset() {
 	*x = Addr{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[15]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1696,7 @@ func (x *Addr) String() string {
 func (*Addr) ProtoMessage() {}
 
 func (x *Addr) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[15]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1709,7 @@ func (x *Addr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Addr.ProtoReflect.Descriptor instead.
 func (*Addr) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{15}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Addr) GetCa() string {
@@ -1486,7 +1750,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[16]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1762,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[16]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1775,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{16}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Route) GetPrefix() string {
@@ -1548,7 +1812,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[17]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1824,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[17]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1837,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{17}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Document) GetEpoch() uint64 {
@@ -1670,7 +1934,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1946,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[18]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1959,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{18}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Command) GetId() string {
@@ -1722,7 +1986,7 @@ type DataDisk struct {
 
 func (x *DataDisk) Reset() {
 	*x = DataDisk{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1998,7 @@ func (x *DataDisk) String() string {
 func (*DataDisk) ProtoMessage() {}
 
 func (x *DataDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[19]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +2011,7 @@ func (x *DataDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataDisk.ProtoReflect.Descriptor instead.
 func (*DataDisk) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{19}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DataDisk) GetId() string {
@@ -1775,7 +2039,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2051,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[20]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2064,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{20}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *File) GetPath() string {
@@ -1842,7 +2106,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2118,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[21]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2131,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{21}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Status) GetPort() string {
@@ -1950,7 +2214,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2226,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[22]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2239,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{22}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Hop) GetName() string {
@@ -2009,7 +2273,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2285,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_directorypb_directory_proto_msgTypes[23]
+	mi := &file_directory_directorypb_directory_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2298,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{23}
+	return file_directory_directorypb_directory_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GuestReport) GetEpoch() uint64 {
@@ -2104,11 +2368,12 @@ var File_directory_directorypb_directory_proto protoreflect.FileDescriptor
 
 const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\n" +
-	"%directory/directorypb/directory.proto\x12\x13replug.directory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n" +
+	"%directory/directorypb/directory.proto\x12\x13replug.directory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x01\n" +
 	"\bFromHost\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.replug.directory.v1.HelloH\x00R\x05hello\x125\n" +
 	"\x06status\x18\x02 \x01(\v2\x1b.replug.directory.v1.StatusH\x00R\x06status\x125\n" +
-	"\x06digest\x18\x03 \x01(\v2\x1b.replug.directory.v1.DigestH\x00R\x06digestB\t\n" +
+	"\x06digest\x18\x03 \x01(\v2\x1b.replug.directory.v1.DigestH\x00R\x06digest\x125\n" +
+	"\x06answer\x18\x10 \x01(\v2\x1b.replug.directory.v1.AnswerH\x00R\x06answerB\t\n" +
 	"\amessage\"\x9d\x01\n" +
 	"\x05Hello\x12-\n" +
 	"\x04host\x18\x01 \x01(\v2\x19.replug.directory.v1.HostR\x04host\x12\x18\n" +
@@ -2122,7 +2387,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\tPortEpoch\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05phase\x18\x03 \x01(\rR\x05phase\"\xc7\x04\n" +
+	"\x05phase\x18\x03 \x01(\rR\x05phase\"\xe6\x05\n" +
 	"\x06ToHost\x128\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1c.replug.directory.v1.WelcomeH\x00R\awelcome\x125\n" +
 	"\x06intent\x18\x02 \x01(\v2\x1b.replug.directory.v1.IntentH\x00R\x06intent\x12!\n" +
@@ -2136,14 +2401,31 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\fnetwork_gone\x18\t \x01(\rH\x00R\vnetworkGone\x12K\n" +
 	"\x0enetwork_synced\x18\n" +
 	" \x01(\v2\".replug.directory.v1.NetworkSyncedH\x00R\rnetworkSynced\x12%\n" +
-	"\rstatus_stored\x18\v \x01(\x04H\x00R\fstatusStoredB\t\n" +
+	"\rstatus_stored\x18\v \x01(\x04H\x00R\fstatusStored\x12,\n" +
+	"\x03ask\x18\x10 \x01(\v2\x18.replug.directory.v1.AskH\x00R\x03ask\x12H\n" +
+	"\ranswers_taken\x18\x11 \x01(\v2!.replug.directory.v1.AnswersTakenH\x00R\fanswersTaken\x12%\n" +
+	"\rask_cancelled\x18\x12 \x01(\x04H\x00R\faskCancelledB\t\n" +
 	"\amessage\"n\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x10\n" +
 	"\x03era\x18\x02 \x01(\rR\x03era\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06resync\x18\x04 \x01(\bR\x06resync\"$\n" +
+	"\x06resync\x18\x04 \x01(\bR\x06resync\"[\n" +
+	"\x03Ask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\x12\x16\n" +
+	"\x06window\x18\x04 \x01(\x04R\x06window\"0\n" +
+	"\fAnswersTaken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"n\n" +
+	"\x06Answer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x18\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"$\n" +
 	"\x06Synced\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"=\n" +
 	"\rNetworkSynced\x12\x10\n" +
@@ -2293,7 +2575,7 @@ func file_directory_directorypb_directory_proto_rawDescGZIP() []byte {
 	return file_directory_directorypb_directory_proto_rawDescData
 }
 
-var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*FromHost)(nil),              // 0: replug.directory.v1.FromHost
 	(*Hello)(nil),                 // 1: replug.directory.v1.Hello
@@ -2301,65 +2583,71 @@ var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*PortEpoch)(nil),             // 3: replug.directory.v1.PortEpoch
 	(*ToHost)(nil),                // 4: replug.directory.v1.ToHost
 	(*Welcome)(nil),               // 5: replug.directory.v1.Welcome
-	(*Synced)(nil),                // 6: replug.directory.v1.Synced
-	(*NetworkSynced)(nil),         // 7: replug.directory.v1.NetworkSynced
-	(*Host)(nil),                  // 8: replug.directory.v1.Host
-	(*Mapping)(nil),               // 9: replug.directory.v1.Mapping
-	(*MappingKey)(nil),            // 10: replug.directory.v1.MappingKey
-	(*Intent)(nil),                // 11: replug.directory.v1.Intent
-	(*Machine)(nil),               // 12: replug.directory.v1.Machine
-	(*Disk)(nil),                  // 13: replug.directory.v1.Disk
-	(*Place)(nil),                 // 14: replug.directory.v1.Place
-	(*Addr)(nil),                  // 15: replug.directory.v1.Addr
-	(*Route)(nil),                 // 16: replug.directory.v1.Route
-	(*Document)(nil),              // 17: replug.directory.v1.Document
-	(*Command)(nil),               // 18: replug.directory.v1.Command
-	(*DataDisk)(nil),              // 19: replug.directory.v1.DataDisk
-	(*File)(nil),                  // 20: replug.directory.v1.File
-	(*Status)(nil),                // 21: replug.directory.v1.Status
-	(*Hop)(nil),                   // 22: replug.directory.v1.Hop
-	(*GuestReport)(nil),           // 23: replug.directory.v1.GuestReport
-	nil,                           // 24: replug.directory.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*Ask)(nil),                   // 6: replug.directory.v1.Ask
+	(*AnswersTaken)(nil),          // 7: replug.directory.v1.AnswersTaken
+	(*Answer)(nil),                // 8: replug.directory.v1.Answer
+	(*Synced)(nil),                // 9: replug.directory.v1.Synced
+	(*NetworkSynced)(nil),         // 10: replug.directory.v1.NetworkSynced
+	(*Host)(nil),                  // 11: replug.directory.v1.Host
+	(*Mapping)(nil),               // 12: replug.directory.v1.Mapping
+	(*MappingKey)(nil),            // 13: replug.directory.v1.MappingKey
+	(*Intent)(nil),                // 14: replug.directory.v1.Intent
+	(*Machine)(nil),               // 15: replug.directory.v1.Machine
+	(*Disk)(nil),                  // 16: replug.directory.v1.Disk
+	(*Place)(nil),                 // 17: replug.directory.v1.Place
+	(*Addr)(nil),                  // 18: replug.directory.v1.Addr
+	(*Route)(nil),                 // 19: replug.directory.v1.Route
+	(*Document)(nil),              // 20: replug.directory.v1.Document
+	(*Command)(nil),               // 21: replug.directory.v1.Command
+	(*DataDisk)(nil),              // 22: replug.directory.v1.DataDisk
+	(*File)(nil),                  // 23: replug.directory.v1.File
+	(*Status)(nil),                // 24: replug.directory.v1.Status
+	(*Hop)(nil),                   // 25: replug.directory.v1.Hop
+	(*GuestReport)(nil),           // 26: replug.directory.v1.GuestReport
+	nil,                           // 27: replug.directory.v1.Host.LabelsEntry
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_directory_directorypb_directory_proto_depIdxs = []int32{
 	1,  // 0: replug.directory.v1.FromHost.hello:type_name -> replug.directory.v1.Hello
-	21, // 1: replug.directory.v1.FromHost.status:type_name -> replug.directory.v1.Status
+	24, // 1: replug.directory.v1.FromHost.status:type_name -> replug.directory.v1.Status
 	2,  // 2: replug.directory.v1.FromHost.digest:type_name -> replug.directory.v1.Digest
-	8,  // 3: replug.directory.v1.Hello.host:type_name -> replug.directory.v1.Host
-	3,  // 4: replug.directory.v1.Digest.ports:type_name -> replug.directory.v1.PortEpoch
-	5,  // 5: replug.directory.v1.ToHost.welcome:type_name -> replug.directory.v1.Welcome
-	11, // 6: replug.directory.v1.ToHost.intent:type_name -> replug.directory.v1.Intent
-	9,  // 7: replug.directory.v1.ToHost.mapping:type_name -> replug.directory.v1.Mapping
-	10, // 8: replug.directory.v1.ToHost.mapping_gone:type_name -> replug.directory.v1.MappingKey
-	8,  // 9: replug.directory.v1.ToHost.host:type_name -> replug.directory.v1.Host
-	6,  // 10: replug.directory.v1.ToHost.synced:type_name -> replug.directory.v1.Synced
-	7,  // 11: replug.directory.v1.ToHost.network_synced:type_name -> replug.directory.v1.NetworkSynced
-	24, // 12: replug.directory.v1.Host.labels:type_name -> replug.directory.v1.Host.LabelsEntry
-	12, // 13: replug.directory.v1.Intent.machine:type_name -> replug.directory.v1.Machine
-	14, // 14: replug.directory.v1.Intent.current:type_name -> replug.directory.v1.Place
-	14, // 15: replug.directory.v1.Intent.next:type_name -> replug.directory.v1.Place
-	13, // 16: replug.directory.v1.Machine.disks:type_name -> replug.directory.v1.Disk
-	15, // 17: replug.directory.v1.Place.addrs:type_name -> replug.directory.v1.Addr
-	16, // 18: replug.directory.v1.Place.routes:type_name -> replug.directory.v1.Route
-	25, // 19: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
-	17, // 20: replug.directory.v1.Place.document:type_name -> replug.directory.v1.Document
-	20, // 21: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
-	18, // 22: replug.directory.v1.Document.run_once:type_name -> replug.directory.v1.Command
-	19, // 23: replug.directory.v1.Document.disks:type_name -> replug.directory.v1.DataDisk
-	22, // 24: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
-	25, // 25: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
-	23, // 26: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
-	26, // 27: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
-	26, // 28: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
-	0,  // 29: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
-	4,  // 30: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	8,  // 3: replug.directory.v1.FromHost.answer:type_name -> replug.directory.v1.Answer
+	11, // 4: replug.directory.v1.Hello.host:type_name -> replug.directory.v1.Host
+	3,  // 5: replug.directory.v1.Digest.ports:type_name -> replug.directory.v1.PortEpoch
+	5,  // 6: replug.directory.v1.ToHost.welcome:type_name -> replug.directory.v1.Welcome
+	14, // 7: replug.directory.v1.ToHost.intent:type_name -> replug.directory.v1.Intent
+	12, // 8: replug.directory.v1.ToHost.mapping:type_name -> replug.directory.v1.Mapping
+	13, // 9: replug.directory.v1.ToHost.mapping_gone:type_name -> replug.directory.v1.MappingKey
+	11, // 10: replug.directory.v1.ToHost.host:type_name -> replug.directory.v1.Host
+	9,  // 11: replug.directory.v1.ToHost.synced:type_name -> replug.directory.v1.Synced
+	10, // 12: replug.directory.v1.ToHost.network_synced:type_name -> replug.directory.v1.NetworkSynced
+	6,  // 13: replug.directory.v1.ToHost.ask:type_name -> replug.directory.v1.Ask
+	7,  // 14: replug.directory.v1.ToHost.answers_taken:type_name -> replug.directory.v1.AnswersTaken
+	27, // 15: replug.directory.v1.Host.labels:type_name -> replug.directory.v1.Host.LabelsEntry
+	15, // 16: replug.directory.v1.Intent.machine:type_name -> replug.directory.v1.Machine
+	17, // 17: replug.directory.v1.Intent.current:type_name -> replug.directory.v1.Place
+	17, // 18: replug.directory.v1.Intent.next:type_name -> replug.directory.v1.Place
+	16, // 19: replug.directory.v1.Machine.disks:type_name -> replug.directory.v1.Disk
+	18, // 20: replug.directory.v1.Place.addrs:type_name -> replug.directory.v1.Addr
+	19, // 21: replug.directory.v1.Place.routes:type_name -> replug.directory.v1.Route
+	28, // 22: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
+	20, // 23: replug.directory.v1.Place.document:type_name -> replug.directory.v1.Document
+	23, // 24: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
+	21, // 25: replug.directory.v1.Document.run_once:type_name -> replug.directory.v1.Command
+	22, // 26: replug.directory.v1.Document.disks:type_name -> replug.directory.v1.DataDisk
+	25, // 27: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
+	28, // 28: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
+	26, // 29: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
+	29, // 30: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	29, // 31: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	0,  // 32: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
+	4,  // 33: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
+	33, // [33:34] is the sub-list for method output_type
+	32, // [32:33] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_directory_directorypb_directory_proto_init() }
@@ -2371,6 +2659,7 @@ func file_directory_directorypb_directory_proto_init() {
 		(*FromHost_Hello)(nil),
 		(*FromHost_Status)(nil),
 		(*FromHost_Digest)(nil),
+		(*FromHost_Answer)(nil),
 	}
 	file_directory_directorypb_directory_proto_msgTypes[4].OneofWrappers = []any{
 		(*ToHost_Welcome)(nil),
@@ -2384,6 +2673,9 @@ func file_directory_directorypb_directory_proto_init() {
 		(*ToHost_NetworkGone)(nil),
 		(*ToHost_NetworkSynced)(nil),
 		(*ToHost_StatusStored)(nil),
+		(*ToHost_Ask)(nil),
+		(*ToHost_AnswersTaken)(nil),
+		(*ToHost_AskCancelled)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2391,7 +2683,7 @@ func file_directory_directorypb_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_directorypb_directory_proto_rawDesc), len(file_directory_directorypb_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

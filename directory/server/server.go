@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -46,6 +47,8 @@ type Options struct {
 
 	Queue int // changes that may wait for one host before its stream is closed; 0: 16384
 	Ring  int // changes kept for hosts that come back; 0: 16384
+
+	HeardWithin time.Duration // a host must say that it has heard a question; 0: 5 s
 }
 
 // A Server serves the host stream. Make one with [New], then [Server.Run] it.
@@ -60,7 +63,11 @@ type Server struct {
 	metrics  *Metrics
 	identify func(context.Context) (pki.Identity, error)
 	queue    int
-	ready    chan struct{} // closed when the view has been read
+
+	heardWithin time.Duration
+
+	ready chan struct{} // closed when the view has been read
+	asks  atomic.Uint64 // questions put to hosts so far
 
 	mu      sync.RWMutex
 	view    *view
@@ -80,7 +87,7 @@ func New(o Options) *Server {
 	s := &Server{
 		store: o.Store, cluster: o.Cluster, era: o.Era, control: o.Control,
 		log: o.Log, metrics: o.Metrics, identify: o.Identify, queue: o.Queue,
-		ready: make(chan struct{}), moved: make(chan struct{}),
+		heardWithin: o.HeardWithin, ready: make(chan struct{}), moved: make(chan struct{}),
 		view: newView(o.Ring), leader: "nobody yet",
 		streams: map[string]*stream{}, subs: map[vnet.VNI]map[*stream]bool{}, last: map[string]*tracks{},
 	}
@@ -95,6 +102,9 @@ func New(o Options) *Server {
 	}
 	if s.queue == 0 {
 		s.queue = 16384
+	}
+	if s.heardWithin == 0 {
+		s.heardWithin = 5 * time.Second
 	}
 	return s
 }

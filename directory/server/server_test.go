@@ -188,8 +188,14 @@ func hostInfo(name string) vnet.HostInfo {
 // attach runs a client until the test ends or stop is called.
 func attach(t testing.TB, site *site, name string, session uint64, h client.Handler) (c *client.Client, stop func()) {
 	t.Helper()
+	return attachAsked(t, site, name, session, h, nil)
+}
+
+// attachAsked is attach of a host that answers questions.
+func attachAsked(t testing.TB, site *site, name string, session uint64, h client.Handler, answer client.Asked) (c *client.Client, stop func()) {
+	t.Helper()
 	config := client.Config{Endpoints: []string{site.addr}, Insecure: site.ca == "",
-		Host: hostInfo(name), Session: session, MaxWait: 50 * time.Millisecond}
+		Host: hostInfo(name), Session: session, MaxWait: 50 * time.Millisecond, OnAsk: answer}
 	if site.ca != "" {
 		config.TLS = issueHost(t, site.ca, name)
 	}

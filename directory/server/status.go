@@ -24,6 +24,9 @@ func (s *Server) hear(st *stream, m *directorypb.FromHost) {
 		v, err := wire.ToDigest(e, st.host.Name, st.session)
 		s.judge(st, v, err)
 	}
+	if a := m.GetAnswer(); a != nil {
+		st.answered(a)
+	}
 	if w := m.GetStatus(); w != nil {
 		v, err := wire.ToStatus(w, st.host.Name, st.session)
 		s.judge(st, v, err)

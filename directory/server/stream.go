@@ -39,6 +39,7 @@ type stream struct {
 	live  int    // changes among items
 	acked uint64 // status taken over, to be sent
 	ack   bool
+	asks  map[uint64]*asked // questions that wait for answers
 
 	hearing sync.Mutex // held while control hears a status
 	deaf    bool       // control has been told that the host is down
