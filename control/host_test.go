@@ -198,6 +198,10 @@ func (h *fakeHost) OnResync()                       {}
 func (h *fakeHost) OnIntentGone(string)             {}
 func (h *fakeHost) OnMapping(vnet.Mapping)          {}
 func (h *fakeHost) OnMappingGone(vnet.VNI, vnet.CA) {}
+func (h *fakeHost) OnGroup(vnet.Group)              {}
+func (h *fakeHost) OnGroupGone(vnet.VNI, string)    {}
+func (h *fakeHost) OnService(vnet.Service)          {}
+func (h *fakeHost) OnServiceGone(vnet.VNI, string)  {}
 func (h *fakeHost) OnNetworkSynced(vnet.VNI, int64) {}
 func (h *fakeHost) OnNetworkGone(vnet.VNI)          {}
 func (h *fakeHost) OnHost(vnet.HostInfo)            {}

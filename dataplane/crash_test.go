@@ -114,7 +114,7 @@ func (w *world) ends(in vnet.Intent) {
 	w.t.Helper()
 	settle(2 * time.Minute)
 	g, row := w.guests[in.ID], w.rows[in.ID]
-	if want := in.Current.Addrs[0].CA; g.ca != want || !g.link || row.CAs[0] != want {
+	if want := in.Current.Addrs[0].CA; g.ca != want || !g.link || row.first() != want {
 		w.t.Errorf("guest at %s, row at %s, want %s; link up: %t", g.ca, row.CAs[0], want, g.link)
 	}
 	if row.Epoch != in.Current.Epoch || row.Timed || w.published[in.ID] != in.Current.Epoch || w.docs[in.ID] == nil {

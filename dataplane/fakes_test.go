@@ -146,7 +146,7 @@ func (g *guest) ask() {
 		row, ok := g.w.rows[g.id]
 		agent := g.w.agent
 		if ok && agent != nil && g.link {
-			g.ca = row.CAs[0]
+			g.ca = row.first()
 		}
 		g.w.mu.Unlock()
 		if ok && agent != nil {
@@ -164,7 +164,7 @@ func (f *worldProber) Probe(_ int, _ vnet.MAC, place *vnet.Place) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, g := range w.guests {
-		if row := w.rows[id]; row.Epoch == place.Epoch && row.CAs[0] == g.ca && g.link {
+		if row := w.rows[id]; row.Epoch == place.Epoch && row.first() == g.ca && g.link {
 			agent := w.agent
 			time.AfterFunc(100*time.Microsecond, func() {
 				if p := agent.get(id); p != nil {
@@ -203,7 +203,7 @@ func (g *guest) read(e vnet.Epoch, d *vnet.Document) {
 	time.AfterFunc(30*time.Millisecond, func() {
 		g.w.mu.Lock()
 		agent, again := g.w.agent, g.reported == e
-		can := g.link && g.ca == g.w.rows[g.id].CAs[0]
+		can := g.link && g.ca == g.w.rows[g.id].first()
 		g.w.mu.Unlock()
 		if agent == nil || again {
 			return
@@ -252,6 +252,13 @@ func (f *worldNetworks) Synced(v vnet.VNI) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.loaded[v], w.full
+}
+
+func (f *worldNetworks) Rules(place *vnet.Place) (*Ruleset, error) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.groups.rules(place)
 }
 
 func (f *worldNetworks) Use(vnet.PortID, ...*vnet.Place) error { return nil }

@@ -47,11 +47,17 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 	if err := p.networks.Use(p.id, old, place); err != nil {
 		return outcome{}, err
 	}
+	row, err := p.rowOf(in, place, !first || place.Swap != "")
+	if err == nil && row.Rules == nil {
+		err = errGroups // those in force are another network's
+	}
+	if err != nil {
+		return outcome{}, err
+	}
 	if !first {
 		p.docs.Withdraw(p.id)
 	}
 	p.setPlace(nil, 0)
-	row := p.rowOf(in, place, !first || place.Swap != "")
 	if err := p.datapath.SetPort(row); err != nil {
 		return outcome{}, err
 	}

@@ -176,7 +176,7 @@ func (h *Host) openPorts(context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.networks.kick, h.ports = ps.kick, ps
+	h.networks.kick, h.networks.kickIn, h.ports = ps.kick, ps.kickIn, ps
 	return nil
 }
 

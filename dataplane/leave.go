@@ -49,7 +49,7 @@ func (p *port) unplug(in vnet.Intent) error {
 	if err := p.datapath.DeletePort(p.id); err != nil {
 		return err
 	}
-	p.row = nil
+	p.row, p.limited = nil, nil
 	if in.Tap != "" {
 		return nil
 	}

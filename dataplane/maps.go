@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"replug/bpf"
@@ -49,31 +50,37 @@ func (m *maps) Rows() ([]Row, error) {
 	for id, p := range ports {
 		r := Row{
 			Port: vnet.PortID(id), Epoch: vnet.Epoch(p.Epoch), VNI: vnet.VNI(p.VNI), MAC: p.MAC, PA: vnet.PA{Addr: p.PA},
-			Gateway: p.Gateway, Bits: p.Bits, MTU: uint16(p.MTU), Ifindex: p.Ifindex,
-			Isolated: p.Flags&bpf.Isolated != 0, Timed: p.Flags&bpf.Timed != 0,
+			Gateway: p.Gateway, MTU: uint16(p.MTU), Ifindex: p.Ifindex,
+			Isolated: p.Flags&bpf.Isolated != 0, Timed: p.Flags&bpf.Timed != 0, Router: p.Flags&bpf.Router != 0,
 		}
 		for i, ca := range p.CAs {
-			r.CAs[i] = vnet.CA{Addr: ca}
+			r.CAs[i] = netip.PrefixFrom(ca, p.Bits)
 		}
 		rows = append(rows, r)
 	}
 	return rows, err
 }
 
+// errNotYet is what this datapath can't carry.
+var errNotYet = errors.New("this datapath carries no rules, services and limits as yet")
+
 func (m *maps) SetPort(r Row) error {
+	if err := m.SetRules(r.Port, r.Rules); err != nil {
+		return err
+	}
 	p := bpf.Port{
 		Ifindex: r.Ifindex, VNI: uint32(r.VNI), Epoch: uint64(r.Epoch), MAC: r.MAC, PA: r.PA.Addr,
-		Gateway: r.Gateway, Bits: r.Bits, MTU: int(r.MTU), Flags: bpf.Open,
+		Gateway: r.Gateway, MTU: int(r.MTU), Flags: bpf.Open,
 	}
-	if r.Isolated {
-		p.Flags |= bpf.Isolated
-	}
-	if r.Timed {
-		p.Flags |= bpf.Timed
+	for flag, on := range map[bpf.PortFlags]bool{bpf.Isolated: r.Isolated, bpf.Timed: r.Timed, bpf.Router: r.Router} {
+		if on {
+			p.Flags |= flag
+		}
 	}
 	for _, ca := range r.CAs {
-		if ca.Is4() { // the datapath carries IPv4 as yet
-			p.CAs = append(p.CAs, ca.Addr)
+		if ca.Addr().Is4() { // the datapath carries IPv4 as yet
+			p.CAs = append(p.CAs, ca.Addr())
+			p.Bits = max(p.Bits, ca.Bits())
 		}
 	}
 	err := m.bpf.SetPort(uint16(r.Port), p)
@@ -83,6 +90,22 @@ func (m *maps) SetPort(r Row) error {
 	}
 	return err
 }
+
+func (m *maps) SetRules(_ vnet.PortID, r *Ruleset) error {
+	if r != nil && !r.Open {
+		return errNotYet
+	}
+	return nil
+}
+
+func (m *maps) SetLimits(_ vnet.PortID, l vnet.Limits) error {
+	if l != (vnet.Limits{}) {
+		return errNotYet
+	}
+	return nil
+}
+
+func (m *maps) SetDraining(vnet.PortID, bool) error { return errNotYet }
 
 func (m *maps) SetTimed(id vnet.PortID, on bool) error {
 	if !on {

@@ -52,6 +52,9 @@ func (m *maps) SetNextHop(index uint32, n NextHop) error {
 func (m *maps) SetRoutes(vni vnet.VNI, routes []vnet.Route) error {
 	keep := map[netip.Prefix]bool{}
 	for _, r := range routes {
+		if r.Peer != 0 {
+			return errNotYet
+		}
 		keep[r.Prefix.Masked()] = true
 		if err := m.bpf.PutRoute(bpf.Route{VNI: uint32(vni), Prefix: r.Prefix, NextHop: r.NextHop}); err != nil {
 			return err
@@ -82,3 +85,17 @@ func (m *maps) RouteNetworks() ([]vnet.VNI, error) {
 	}
 	return vnis, err
 }
+
+// What this datapath can't carry is refused, so that nobody relies on it.
+
+func (m *maps) SetMembers(list []Member) error {
+	if len(list) > 0 {
+		return errNotYet
+	}
+	return nil
+}
+
+func (m *maps) EachMember(func(Member)) error   { return nil }
+func (m *maps) SetService(vnet.Service) error   { return errNotYet }
+func (m *maps) DeleteService(ServiceKey) error  { return nil }
+func (m *maps) Services() ([]ServiceKey, error) { return nil, nil }

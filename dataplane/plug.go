@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"time"
 
@@ -62,26 +64,35 @@ func (p *port) guestMTU(place *vnet.Place) uint16 {
 	return place.MTU
 }
 
-// rowOf is the row of the port at a place.
-func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
+// rowOf is the row of the port at a place, with what its flows are judged by.
+func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) (Row, error) {
 	ifindex := p.attached
 	if ifindex == 0 && p.row != nil {
 		ifindex = p.row.Ifindex // of a tap that is gone
 	}
 	r := Row{
 		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
-		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed,
+		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed, Router: place.Router, Logged: place.FlowLog,
 	}
-	v4, _ := place.V4()
-	r.CAs[0], r.Gateway, r.Bits = v4.CA, v4.Gateway, v4.Bits
-	n := 1
-	for _, a := range place.Addrs {
-		if a.CA != v4.CA && n < len(r.CAs) {
-			r.CAs[n] = a.CA
-			n++
-		}
+	if v4, ok := place.V4(); ok {
+		r.Gateway = v4.Gateway
 	}
-	return r
+	for i, a := range place.Addrs[:min(len(place.Addrs), MaxCAs)] {
+		r.CAs[i] = netip.PrefixFrom(a.CA.Addr, a.Bits)
+	}
+	var err error
+	r.Rules, err = p.rulesOf(place)
+	return r, err
+}
+
+// rulesOf returns what a place's flows are judged by; nil before a server has
+// said which groups there are.
+func (p *port) rulesOf(place *vnet.Place) (*Ruleset, error) {
+	rules, err := p.networks.Rules(place)
+	if errors.Is(err, errGroups) {
+		return nil, nil
+	}
+	return rules, err
 }
 
 // refresh takes over what the intent says of the epoch in force: the whole
@@ -92,9 +103,14 @@ func (p *port) refresh(in *vnet.Intent) error {
 	if p.row == nil || p.row.Epoch != in.Current.Epoch || old != nil && reflect.DeepEqual(*old, in.Current) {
 		return nil
 	}
-	row := p.rowOf(in, &in.Current, p.row.Timed)
-	row.Ifindex = p.row.Ifindex
-	if row != *p.row {
+	row, err := p.rowOf(in, &in.Current, p.row.Timed)
+	if err != nil {
+		return err
+	}
+	row.Ifindex, row.Draining = p.row.Ifindex, p.row.Draining
+	same := row
+	same.Rules = p.row.Rules // these have a way of their own, see keepRules
+	if same != *p.row {
 		if err := p.datapath.SetPort(row); err != nil {
 			return err
 		}
@@ -110,6 +126,36 @@ func (p *port) refresh(in *vnet.Intent) error {
 	if served && old != nil && !reflect.DeepEqual(old.Document, here.Document) {
 		p.run.Step = stepPublish
 	}
+	return nil
+}
+
+// keepRules makes the rules in force those of the place's groups as they are now.
+// Before a server has said what they are, those in force stay.
+func (p *port) keepRules(in *vnet.Intent) error {
+	if p.row == nil || p.row.Epoch != in.Current.Epoch {
+		return nil
+	}
+	rules, err := p.rulesOf(&in.Current)
+	if err != nil || rules == nil || rules == p.row.Rules {
+		return err
+	}
+	if err := p.datapath.SetRules(p.id, rules); err != nil {
+		return err
+	}
+	p.row.Rules = rules
+	return nil
+}
+
+// keepLimits makes the port's rates those of the intent.
+func (p *port) keepLimits(in *vnet.Intent) error {
+	if p.limited != nil && *p.limited == in.Limits {
+		return nil
+	}
+	if err := p.datapath.SetLimits(p.id, in.Limits); err != nil {
+		return err
+	}
+	limits := in.Limits
+	p.limited = &limits
 	return nil
 }
 

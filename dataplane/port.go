@@ -36,7 +36,8 @@ type port struct {
 	cancel  context.CancelFunc // ends what takes long
 
 	// The worker's own.
-	row       *Row // in force, as the datapath has it; nil: none
+	row       *Row         // in force, as the datapath has it; nil: none
+	limited   *vnet.Limits // in force; nil: not known
 	run       run
 	recorded  bool // run is what an earlier session wrote
 	staged    *run // of Next; nil: nothing is staged
@@ -188,6 +189,9 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 	}
 	if !fresh {
 		return p.serve(ctx, in)
+	}
+	if err := p.keepLimits(&in); err != nil {
+		return 0, err
 	}
 	swap, err := p.advance(ctx, in)
 	if err != nil {

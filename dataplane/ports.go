@@ -228,6 +228,23 @@ func (ps *ports) kick() {
 	}
 }
 
+// kickIn lets the ports look again that are in a network, or about to be.
+func (ps *ports) kickIn(vni vnet.VNI) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.byName {
+		if p.uses(vni) {
+			p.kick()
+		}
+	}
+}
+
+func (p *port) uses(vni vnet.VNI) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.intent.Current.VNI == vni || p.intent.Next != nil && p.intent.Next.VNI == vni
+}
+
 func (ps *ports) count() int {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

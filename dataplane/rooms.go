@@ -8,6 +8,9 @@ import (
 	"replug/directory/vnet"
 )
 
+// MaxCAs bounds the addresses of a port.
+const MaxCAs = 8
+
 // A Row is what the datapath holds of one port: all that a frame's way depends on.
 type Row struct {
 	Port     vnet.PortID
@@ -15,13 +18,18 @@ type Row struct {
 	VNI      vnet.VNI
 	MAC      vnet.MAC
 	PA       vnet.PA
-	CAs      [4]vnet.CA // unused ones are zero
-	Gateway  netip.Addr
-	Bits     int // of the IPv4 subnet
+	CAs      [MaxCAs]netip.Prefix // an address with its subnet's length; unused ones are zero
+	Gateway  netip.Addr           // IPv4; the IPv6 one follows from the VNI
 	MTU      uint16
 	Ifindex  int  // of the tap
 	Isolated bool // a pooled VM
 	Timed    bool // the datapath keeps [Times]
+	Router   bool // a gateway VM: sends from and gets for any address
+	Logged   bool // its flows are logged
+	Draining bool // begins no new flows: it is about to leave
+	// Rules come into force with the row. Nil, as they are when rows are read back:
+	// those in force stay.
+	Rules *Ruleset
 }
 
 // Times is what the datapath has seen of a timed port since its last flip.
@@ -45,6 +53,13 @@ type Datapath interface {
 	// Detach gives the tap back. A tap that is gone or was not attached is no error.
 	Detach(vnet.PortID, int) error
 
+	// SetRules replaces the rules of the row in force, all at once.
+	SetRules(vnet.PortID, *Ruleset) error
+	// SetLimits bounds the port's rates from now on, also before it has a row.
+	SetLimits(vnet.PortID, vnet.Limits) error
+	// SetDraining lets the port begin no new flows, or lets it again.
+	SetDraining(id vnet.PortID, on bool) error
+
 	// SetTimed starts or stops the stopwatch of a port whose row is in force.
 	SetTimed(id vnet.PortID, on bool) error
 	Times(vnet.PortID) (Times, error)
@@ -67,6 +82,19 @@ type Directory interface {
 	// SetRoutes replaces the routes of a network; none removes them.
 	SetRoutes(vnet.VNI, []vnet.Route) error
 	RouteNetworks() ([]vnet.VNI, error) // that have routes
+
+	SetMembers([]Member) error
+	EachMember(func(Member)) error
+	// SetService puts a service in force, or changes the one at its address.
+	SetService(vnet.Service) error
+	DeleteService(ServiceKey) error // an absent one is no error
+	Services() ([]ServiceKey, error)
+}
+
+// A Member is who has an address, and the groups it is in; none deletes it.
+type Member struct {
+	MappingKey
+	Groups vnet.Groups
 }
 
 // A MappingKey names a mapping.
@@ -129,7 +157,7 @@ type Documents interface {
 	Forget(vnet.PortID)
 }
 
-// A Prober asks the guest behind a tap whether it has the place's first CA; the
+// A Prober asks the guest behind a tap whether it has the place's first CAs; the
 // answer comes back through the datapath.
 type Prober interface {
 	Probe(ifindex int, mac vnet.MAC, place *vnet.Place) error
@@ -137,9 +165,12 @@ type Prober interface {
 
 // A Networks knows which networks are loaded, and keeps their routes.
 type Networks interface {
-	// Synced reports whether all mappings of a network are in the datapath, or
-	// why they can't be.
+	// Synced reports whether all mappings and services of a network are in the
+	// datapath and its groups are known, or why they can't be.
 	Synced(vnet.VNI) (bool, error)
+	// Rules returns what a place's flows are judged by: the same pointer as long as
+	// that is the same.
+	Rules(*vnet.Place) (*Ruleset, error)
 	// Use says in which places a port is or is about to be; nil ones are ignored.
 	Use(id vnet.PortID, places ...*vnet.Place) error
 }

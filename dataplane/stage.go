@@ -15,7 +15,7 @@ const stagePatience = 3 * time.Second
 
 // Why a place can't be prepared. The text says what to do.
 var (
-	errAddresses = errors.New("a port has 1 to 4 addresses, one of them IPv4: correct the place")
+	errAddresses = fmt.Errorf("a port has 1 to %d addresses: correct the place", MaxCAs)
 	errVNI       = errors.New("not a network: the VNI must be 1 to 16777215")
 	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
@@ -66,18 +66,8 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 	if err := p.networks.Use(p.id, p.place, next); err != nil {
 		return 0, err
 	}
-	synced, err := p.networks.Synced(next.VNI)
-	if err != nil {
-		return 0, fmt.Errorf("no room for network %s on this host: %w", next.Network, err)
-	}
-	if !synced {
-		if p.since.IsZero() {
-			p.since = time.Now()
-		}
-		if left := stagePatience - time.Since(p.since); left > 0 {
-			return left, nil
-		}
-		return 0, fmt.Errorf("network %s: %w", next.Network, errMappings)
+	if wait, err := p.loaded(next); err != nil || wait > 0 {
+		return wait, err
 	}
 	p.since = time.Time{}
 	if bounces(next) && p.on(in) {
@@ -88,13 +78,35 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 	return 0, p.timed()
 }
 
+// loaded waits until everything of the next network and its peers is here: its
+// mappings, services and groups.
+func (p *port) loaded(next *vnet.Place) (time.Duration, error) {
+	for _, vni := range next.VNIs() {
+		synced, err := p.networks.Synced(vni)
+		if err != nil {
+			return 0, fmt.Errorf("no room for network %s on this host: %w", next.Network, err)
+		}
+		if synced {
+			continue
+		}
+		if p.since.IsZero() {
+			p.since = time.Now()
+		}
+		if left := stagePatience - time.Since(p.since); left > 0 {
+			return left, nil
+		}
+		return 0, fmt.Errorf("network %s: %w", next.Network, errMappings)
+	}
+	_, err := p.networks.Rules(next)
+	return 0, err
+}
+
 // fits checks a place against what the host can do.
 func (p *port) fits(next *vnet.Place) error {
-	_, v4 := next.V4()
 	switch {
 	case !next.VNI.Valid():
 		return fmt.Errorf("VNI %d: %w", next.VNI, errVNI)
-	case !v4 || len(next.Addrs) > len(Row{}.CAs):
+	case len(next.Addrs) == 0 || len(next.Addrs) > MaxCAs:
 		return fmt.Errorf("%d addresses: %w", len(next.Addrs), errAddresses)
 	case next.MTU > p.mtu:
 		return fmt.Errorf("network %s wants %d bytes, the host has %d: %w", next.Network, next.MTU, p.mtu, errMTU)

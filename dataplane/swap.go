@@ -113,8 +113,10 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 		p.again(&in)
 	}
 	p.recorded = false
-	if err := p.refresh(&in); err != nil {
-		return 0, err
+	for _, keep := range []func(*vnet.Intent) error{p.refresh, p.keepRules} {
+		if err := keep(&in); err != nil {
+			return 0, err
+		}
 	}
 	for {
 		s := steps[p.run.Step]
@@ -184,7 +186,7 @@ func used(r *Row) []vnet.CA {
 	var cas []vnet.CA
 	for _, ca := range r.CAs {
 		if ca.IsValid() {
-			cas = append(cas, ca)
+			cas = append(cas, vnet.CA{Addr: ca.Addr()})
 		}
 	}
 	return cas

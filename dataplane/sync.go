@@ -22,13 +22,21 @@ type networks struct {
 	self       string // this host's name
 	log        *slog.Logger
 	metrics    *Metrics
-	kick       func()        // ports may go on
-	refresh    chan struct{} // of length 1: resolve next hops again
+	groups     *groups
+	services   *services
+	kick       func()         // ports may go on
+	kickIn     func(vnet.VNI) // those in a network
+	refresh    chan struct{}  // of length 1: resolve next hops again
 
 	// Of the directory's caller alone.
 	changes map[MappingKey]*MappingRow // not written yet; nil: to be deleted
 	seen    map[MappingKey]struct{}    // since a resync began; nil: there is none
 	heard   map[string]bool            // hosts, likewise
+	members map[MappingKey]vnet.Groups // that the datapath has
+	vteps   vteps
+	judged  map[vnet.VNI]bool // ports there are to look at their rules
+
+	heardGroups, heardServices map[policyKey]bool // since a resync began; nil: there is none
 
 	mu     sync.Mutex
 	loaded map[vnet.VNI]bool
@@ -37,7 +45,7 @@ type networks struct {
 	hops   map[uint32]NextHop                       // as last written
 	kept   map[vnet.PA]uint32                       // next hops that mappings of an earlier session name
 	places map[vnet.PortID][]*vnet.Place            // that ports use
-	routes map[vnet.VNI]map[netip.Prefix]netip.Addr // as last written
+	routes map[vnet.VNI]map[netip.Prefix]vnet.Route // as last written
 }
 
 const (
@@ -52,11 +60,13 @@ const (
 
 func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.Logger) (*networks, error) {
 	ns := &networks{
-		datapath: d, neighbours: n, self: self, log: log, metrics: m, kick: func() {},
+		datapath: d, neighbours: n, self: self, log: log, metrics: m, kick: func() {}, kickIn: func(vnet.VNI) {},
+		groups: newGroups(), services: newServices(d, log),
+		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{},
 		refresh: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
 		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
 		hops: map[uint32]NextHop{}, kept: map[vnet.PA]uint32{},
-		places: map[vnet.PortID][]*vnet.Place{}, routes: map[vnet.VNI]map[netip.Prefix]netip.Addr{},
+		places: map[vnet.PortID][]*vnet.Place{}, routes: map[vnet.VNI]map[netip.Prefix]vnet.Route{},
 	}
 	err := d.EachMapping(func(m MappingRow) {
 		if m.NextHop != 0 {
@@ -65,6 +75,9 @@ func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.L
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read back the mappings: %w", err)
+	}
+	if err := d.EachMember(func(m Member) { ns.members[m.MappingKey] = m.Groups }); err != nil {
+		return nil, fmt.Errorf("read back who is in which groups: %w", err)
 	}
 	vnis, err := d.RouteNetworks()
 	if err != nil {
@@ -82,14 +95,14 @@ func (ns *networks) OnMapping(m vnet.Mapping) {
 	if ns.seen != nil {
 		ns.seen[k] = struct{}{}
 	}
-	ns.mu.Lock()
-	hop := ns.hosts[m.Host].nextHop
-	ns.mu.Unlock()
-	ns.change(k, &MappingRow{m, hop})
+	ns.change(k, &MappingRow{m, ns.wayTo(k, &m)})
 }
 
 // OnMappingGone takes the end of a mapping.
-func (ns *networks) OnMappingGone(vni vnet.VNI, ca vnet.CA) { ns.change(MappingKey{vni, ca}, nil) }
+func (ns *networks) OnMappingGone(vni vnet.VNI, ca vnet.CA) {
+	ns.change(MappingKey{vni, ca}, nil)
+	ns.leaveVTEP(MappingKey{vni, ca})
+}
 
 func (ns *networks) change(k MappingKey, m *MappingRow) {
 	ns.changes[k] = m
@@ -98,25 +111,32 @@ func (ns *networks) change(k MappingKey, m *MappingRow) {
 	}
 }
 
-// flush writes all changes. It comes before whatever may rely on them.
+// flush writes all changes. It comes before whatever may rely on them. Who is in
+// which groups is known before there is a way to or from it.
 func (ns *networks) flush() {
 	if len(ns.changes) == 0 {
 		return
 	}
 	var put []MappingRow
 	var gone []MappingKey
+	var members, strangers []Member
 	for k, m := range ns.changes {
-		if m != nil {
-			put = append(put, *m)
-		} else {
+		switch {
+		case m == nil:
 			gone = append(gone, k)
+			strangers = ns.member(strangers, k, 0)
+		default:
+			put = append(put, *m)
+			members = ns.member(members, k, m.Groups)
 		}
 	}
 	clear(ns.changes)
 	if err := ns.datapath.DeleteMappings(gone); err != nil {
 		ns.log.Error("mappings that are gone stay in the datapath", "err", err, "mappings", len(gone))
 	}
-	if err := ns.datapath.SetMappings(put); err != nil {
+	ns.warn("old members of groups stay in the datapath", ns.datapath.SetMembers(strangers), "")
+	err := errors.Join(ns.datapath.SetMembers(members), ns.datapath.SetMappings(put))
+	if err != nil {
 		ns.log.Error("mappings don't reach the datapath", "err", err, "mappings", len(put))
 		ns.mu.Lock()
 		for _, m := range put {
@@ -126,12 +146,26 @@ func (ns *networks) flush() {
 	}
 }
 
+// member adds to a list of changes that who has an address is in groups, unless
+// the datapath knows.
+func (ns *networks) member(list []Member, k MappingKey, in vnet.Groups) []Member {
+	if ns.members[k] == in {
+		return list
+	}
+	ns.members[k] = in
+	if in == 0 {
+		delete(ns.members, k)
+	}
+	return append(list, Member{k, in})
+}
+
 // OnNetworkSynced says that a network is complete.
 func (ns *networks) OnNetworkSynced(vni vnet.VNI, _ int64) {
 	ns.flush()
 	ns.mu.Lock()
 	ns.loaded[vni] = true
 	ns.mu.Unlock()
+	ns.policyLoaded(vni)
 	ns.kick()
 }
 
@@ -143,12 +177,14 @@ func (ns *networks) OnNetworkGone(vni vnet.VNI) {
 	delete(ns.broken, vni)
 	ns.mu.Unlock()
 	ns.sweep(func(k MappingKey) bool { return k.VNI == vni })
+	ns.policyGone(vni)
 }
 
 // OnResync says that everything follows: what isn't repeated until OnSynced is gone.
 func (ns *networks) OnResync() {
 	ns.flush()
 	ns.seen, ns.heard = map[MappingKey]struct{}{}, map[string]bool{}
+	ns.heardGroups, ns.heardServices = map[policyKey]bool{}, map[policyKey]bool{}
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	clear(ns.loaded)
@@ -158,6 +194,7 @@ func (ns *networks) OnResync() {
 // OnSynced ends a revision, or a resync.
 func (ns *networks) OnSynced(int64) {
 	ns.flush()
+	ns.judge()
 	if ns.seen == nil {
 		return
 	}
@@ -165,6 +202,7 @@ func (ns *networks) OnSynced(int64) {
 	ns.sweep(func(k MappingKey) bool { _, ok := seen[k]; return !ok })
 	ns.forgetHosts()
 	ns.forgetRoutes()
+	ns.policyResynced()
 	ns.seen, ns.heard = nil, nil
 }
 
@@ -185,7 +223,7 @@ func (ns *networks) forgetRoutes() {
 	}
 }
 
-// sweep deletes the mappings that old says.
+// sweep deletes the mappings that old says, and all that is known of who has them.
 func (ns *networks) sweep(old func(MappingKey) bool) {
 	var gone []MappingKey
 	err := ns.datapath.EachMapping(func(m MappingRow) {
@@ -193,7 +231,19 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 			gone = append(gone, k)
 		}
 	})
-	if err := errors.Join(err, ns.datapath.DeleteMappings(gone)); err != nil {
+	err = errors.Join(err, ns.datapath.DeleteMappings(gone))
+	var strangers []Member
+	for k := range ns.members {
+		if old(k) {
+			strangers = ns.member(strangers, k, 0)
+		}
+	}
+	for k := range ns.vteps.of {
+		if old(k) {
+			ns.leaveVTEP(k)
+		}
+	}
+	if err := errors.Join(err, ns.datapath.SetMembers(strangers)); err != nil {
 		ns.log.Error("old mappings stay in the datapath", "err", err)
 	}
 }
@@ -231,13 +281,13 @@ func (ns *networks) Use(id vnet.PortID, places ...*vnet.Place) error {
 // writeRoutes makes a network's routes those of all the places in it; of two
 // that disagree the newer place wins.
 func (ns *networks) writeRoutes(vni vnet.VNI) error {
-	want := map[netip.Prefix]netip.Addr{}
+	want := map[netip.Prefix]vnet.Route{}
 	by := map[netip.Prefix]vnet.Epoch{}
 	for _, places := range ns.places {
 		for _, pl := range places {
 			for _, r := range pl.Routes {
 				if pl.VNI == vni && pl.Epoch >= by[r.Prefix] {
-					want[r.Prefix], by[r.Prefix] = r.NextHop, pl.Epoch
+					want[r.Prefix], by[r.Prefix] = r, pl.Epoch
 				}
 			}
 		}
@@ -247,8 +297,8 @@ func (ns *networks) writeRoutes(vni vnet.VNI) error {
 		return nil
 	}
 	routes := make([]vnet.Route, 0, len(want))
-	for p, hop := range want {
-		routes = append(routes, vnet.Route{Prefix: p, NextHop: hop})
+	for _, r := range want {
+		routes = append(routes, r)
 	}
 	if err := ns.datapath.SetRoutes(vni, routes); err != nil {
 		return err

@@ -27,13 +27,42 @@ type table struct {
 	hops     map[uint32]NextHop
 	stamps   map[uint32]time.Time
 	routes   map[vnet.VNI][]vnet.Route
+	members  map[MappingKey]vnet.Groups
+	services map[ServiceKey]vnet.Service
 	full     error
 	writes   int
 }
 
 func newTable() *table {
 	return &table{mappings: map[MappingKey]MappingRow{}, hosts: map[netip.Prefix]bool{}, hops: map[uint32]NextHop{},
-		stamps: map[uint32]time.Time{}, routes: map[vnet.VNI][]vnet.Route{}}
+		stamps: map[uint32]time.Time{}, routes: map[vnet.VNI][]vnet.Route{},
+		members: map[MappingKey]vnet.Groups{}, services: map[ServiceKey]vnet.Service{}}
+}
+
+func (f *table) SetMembers(list []Member) error {
+	for _, m := range list {
+		if f.members[m.MappingKey] = m.Groups; m.Groups == 0 {
+			delete(f.members, m.MappingKey)
+		}
+	}
+	return nil
+}
+
+func (f *table) EachMember(each func(Member)) error {
+	for k, g := range f.members {
+		each(Member{k, g})
+	}
+	return nil
+}
+
+func (f *table) SetService(s vnet.Service) error  { f.services[keyOf(&s)] = s; return f.full }
+func (f *table) DeleteService(k ServiceKey) error { delete(f.services, k); return nil }
+
+func (f *table) Services() (all []ServiceKey, err error) {
+	for k := range f.services {
+		all = append(all, k)
+	}
+	return all, nil
 }
 
 func (f *table) SetMappings(rows []MappingRow) error {

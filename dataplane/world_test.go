@@ -31,6 +31,9 @@ type world struct {
 	published   map[vnet.PortID]vnet.Epoch
 	docs        map[vnet.PortID]*vnet.Document
 	loaded      map[vnet.VNI]bool
+	groups      *groups
+	rules       map[vnet.PortID]*Ruleset
+	limits      map[vnet.PortID]vnet.Limits
 	full        error
 	dies        bool // every machine, at once
 	unmonitored bool // every monitor is gone
@@ -69,6 +72,10 @@ func newWorld(t *testing.T) *world {
 		t: t, dir: t.TempDir(), rows: map[vnet.PortID]Row{}, attached: map[int]vnet.PortID{}, taps: map[string]int{},
 		running: map[string]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
 		loaded: map[vnet.VNI]bool{red: true, blue: true}, guests: map[vnet.PortID]*guest{},
+		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, limits: map[vnet.PortID]vnet.Limits{},
+	}
+	for vni := range w.loaded {
+		w.groups.loaded(vni, func(string) bool { return true })
 	}
 	t.Cleanup(w.end)
 	return w
@@ -177,10 +184,14 @@ func (w *world) Rows() ([]Row, error) {
 	defer w.mu.Unlock()
 	var rows []Row
 	for _, r := range w.rows {
+		r.Rules = nil // the datapath has them by number, not by pointer
 		rows = append(rows, r)
 	}
 	return rows, nil
 }
+
+// first is what the guest of a row calls itself.
+func (r Row) first() vnet.CA { return vnet.CA{Addr: r.CAs[0].Addr()} }
 
 func (w *world) SetPort(r Row) error {
 	w.mu.Lock()
@@ -194,7 +205,48 @@ func (w *world) SetPort(r Row) error {
 	if err := w.act("row %d %s vni %#x", r.Port, r.Epoch, r.VNI); err != nil {
 		return err
 	}
+	if r.Rules == nil && r.VNI != w.rows[r.Port].VNI {
+		w.t.Errorf("port %d comes into %d under the rules of %d", r.Port, r.VNI, w.rows[r.Port].VNI)
+	}
 	w.rows[r.Port] = r
+	if r.Rules != nil {
+		w.rules[r.Port] = r.Rules
+	}
+	return nil
+}
+
+func (w *world) SetRules(id vnet.PortID, r *Ruleset) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rows[id].Port == 0 {
+		w.t.Errorf("rules for port %d, which isn't there", id)
+	}
+	if err := w.act("rules %d in %d out %d", id, len(r.In), len(r.Out)); err != nil {
+		return err
+	}
+	w.rules[id] = r
+	return nil
+}
+
+func (w *world) SetLimits(id vnet.PortID, l vnet.Limits) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("limits %d from %d", id, l.From.Bits); err != nil {
+		return err
+	}
+	w.limits[id] = l
+	return nil
+}
+
+func (w *world) SetDraining(id vnet.PortID, on bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("draining %d %t", id, on); err != nil {
+		return err
+	}
+	r := w.rows[id]
+	r.Draining = on
+	w.rows[id] = r
 	return nil
 }
 

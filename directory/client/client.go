@@ -30,11 +30,15 @@ type Handler interface {
 	OnIntentGone(port string)
 	OnMapping(vnet.Mapping)
 	OnMappingGone(vnet.VNI, vnet.CA)
-	// OnNetworkSynced says that all of a network's mappings up to a revision have
-	// been heard. It comes before the first intent that needs the network.
+	OnGroup(vnet.Group)
+	OnGroupGone(v vnet.VNI, name string)
+	OnService(vnet.Service)
+	OnServiceGone(v vnet.VNI, name string)
+	// OnNetworkSynced says that all of a network's mappings, groups and services up
+	// to a revision have been heard. It comes before the first intent that needs the network.
 	OnNetworkSynced(v vnet.VNI, revision int64)
 	// OnNetworkGone says that no intent of this host needs the network any more:
-	// its mappings can be dropped, they will not be updated.
+	// what belongs to it can be dropped, it will not be updated.
 	OnNetworkGone(vnet.VNI)
 	OnHost(vnet.HostInfo)
 	OnHostGone(name string)
@@ -63,6 +67,7 @@ type Client struct {
 	log     *slog.Logger
 	outbox  *outbox
 	asking  sync.WaitGroup // questions that are being answered
+	health  *health
 
 	// What the handler has heard; only Run's goroutine touches it.
 	cluster  string
@@ -92,7 +97,7 @@ func New(c Config, h Handler) (*Client, error) {
 	if c.Remember == 0 {
 		c.Remember = 10 * time.Minute
 	}
-	return &Client{config: c, handler: h, log: c.Log, outbox: newOutbox(c.Remember)}, nil
+	return &Client{config: c, handler: h, log: c.Log, outbox: newOutbox(c.Remember), health: newHealth()}, nil
 }
 
 // Report brings a status to the leader. It never blocks: the newest status of
@@ -101,6 +106,16 @@ func New(c Config, h Handler) (*Client, error) {
 func (c *Client) Report(s vnet.Status) {
 	s.Host, s.Session = c.config.Host.Name, c.config.Session
 	c.outbox.put(s)
+}
+
+// ReportHealth brings to the leader what was found out about backends of this
+// host. It never blocks: the newest word on each backend is kept, and repeated to
+// every new leader until [Client.ForgetHealth].
+func (c *Client) ReportHealth(all ...vnet.Health) { c.health.put(all) }
+
+// ForgetHealth ends the repeating of what was found out about a backend.
+func (c *Client) ForgetHealth(v vnet.VNI, service, member string) {
+	c.health.forget(backend{v, service, member})
 }
 
 // Connected returns which server the stream is with, and since when.

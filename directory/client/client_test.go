@@ -48,6 +48,10 @@ func (nothing) OnIntent(vnet.Intent)            {}
 func (nothing) OnIntentGone(string)             {}
 func (nothing) OnMapping(vnet.Mapping)          {}
 func (nothing) OnMappingGone(vnet.VNI, vnet.CA) {}
+func (nothing) OnGroup(vnet.Group)              {}
+func (nothing) OnGroupGone(vnet.VNI, string)    {}
+func (nothing) OnService(vnet.Service)          {}
+func (nothing) OnServiceGone(vnet.VNI, string)  {}
 func (nothing) OnNetworkSynced(vnet.VNI, int64) {}
 func (nothing) OnNetworkGone(vnet.VNI)          {}
 func (nothing) OnHost(vnet.HostInfo)            {}

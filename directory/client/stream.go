@@ -109,20 +109,6 @@ func (c *Client) hear(m *directorypb.ToHost) {
 	case *directorypb.ToHost_IntentGone:
 		c.outbox.forget(m.IntentGone)
 		c.handler.OnIntentGone(m.IntentGone)
-	case *directorypb.ToHost_Mapping:
-		err = deliver(m.Mapping, wire.ToMapping, c.handler.OnMapping)
-	case *directorypb.ToHost_MappingGone:
-		var v vnet.VNI
-		var ca vnet.CA
-		if v, ca, err = wire.ToMappingKey(m.MappingGone); err == nil {
-			c.handler.OnMappingGone(v, ca)
-		}
-	case *directorypb.ToHost_NetworkSynced:
-		err = deliver(m.NetworkSynced.GetVni(), wire.ToVNI, func(v vnet.VNI) {
-			c.handler.OnNetworkSynced(v, m.NetworkSynced.GetRevision())
-		})
-	case *directorypb.ToHost_NetworkGone:
-		err = deliver(m.NetworkGone, wire.ToVNI, c.handler.OnNetworkGone)
 	case *directorypb.ToHost_Host:
 		err = deliver(m.Host, wire.ToHost, c.handler.OnHost)
 	case *directorypb.ToHost_HostGone:
@@ -132,10 +118,37 @@ func (c *Client) hear(m *directorypb.ToHost) {
 	case *directorypb.ToHost_Synced:
 		c.revision = m.Synced.GetRevision()
 		c.handler.OnSynced(c.revision)
+	default:
+		err = c.hearNetwork(m)
 	}
 	if err != nil {
 		c.log.Error("the directory sent what this agent can't read: is one of them older?", "error", err)
 	}
+}
+
+// hearNetwork hands what belongs to a network to the handler.
+func (c *Client) hearNetwork(m any) (err error) {
+	switch m := m.(type) {
+	case *directorypb.ToHost_Mapping:
+		err = deliver(m.Mapping, wire.ToMapping, c.handler.OnMapping)
+	case *directorypb.ToHost_MappingGone:
+		err = deliverGone(m.MappingGone, wire.ToMappingKey, c.handler.OnMappingGone)
+	case *directorypb.ToHost_Group:
+		err = deliver(m.Group, wire.ToGroup, c.handler.OnGroup)
+	case *directorypb.ToHost_GroupGone:
+		err = deliverGone(m.GroupGone, wire.ToPolicyKey, c.handler.OnGroupGone)
+	case *directorypb.ToHost_Service:
+		err = deliver(m.Service, wire.ToService, c.handler.OnService)
+	case *directorypb.ToHost_ServiceGone:
+		err = deliverGone(m.ServiceGone, wire.ToPolicyKey, c.handler.OnServiceGone)
+	case *directorypb.ToHost_NetworkSynced:
+		err = deliver(m.NetworkSynced.GetVni(), wire.ToVNI, func(v vnet.VNI) {
+			c.handler.OnNetworkSynced(v, m.NetworkSynced.GetRevision())
+		})
+	case *directorypb.ToHost_NetworkGone:
+		err = deliver(m.NetworkGone, wire.ToVNI, c.handler.OnNetworkGone)
+	}
+	return err
 }
 
 func deliver[W, T any](w W, read func(W) (T, error), to func(T)) error {
@@ -146,10 +159,18 @@ func deliver[W, T any](w W, read func(W) (T, error), to func(T)) error {
 	return err
 }
 
+func deliverGone[W, K any](w W, read func(W) (vnet.VNI, K, error), to func(vnet.VNI, K)) error {
+	v, k, err := read(w)
+	if err == nil {
+		to(v, k)
+	}
+	return err
+}
+
 // send repeats what a new leader may not know, then sends what is reported. An
 // answer goes out when no status waits.
 func (c *Client) send(ctx context.Context, rpc directorypb.Directory_AttachClient, answers <-chan *directorypb.Answer) {
-	seq, first := uint64(0), true
+	seq, said, first := uint64(0), uint64(0), true
 	for {
 		statuses, more := c.outbox.after(seq)
 		for i := range statuses {
@@ -166,12 +187,18 @@ func (c *Client) send(ctx context.Context, rpc directorypb.Directory_AttachClien
 			}
 		}
 		first = false
+		found, last, worse := c.health.after(said)
+		if len(found) > 0 && rpc.Send(&directorypb.FromHost{Message: &directorypb.FromHost_Health{Health: wire.FromHealth(found)}}) != nil {
+			return
+		}
+		said = last
 		select {
 		case <-more:
 		case a := <-answers:
 			if rpc.Send(&directorypb.FromHost{Message: &directorypb.FromHost_Answer{Answer: a}}) != nil {
 				return
 			}
+		case <-worse:
 		case <-ctx.Done():
 			return
 		}

@@ -15,6 +15,8 @@ type item struct {
 	host    *vnet.HostInfo
 	intent  *vnet.Intent
 	mapping *vnet.Mapping
+	group   *vnet.Group
+	service *vnet.Service
 	ready   *directorypb.ToHost
 }
 
@@ -22,6 +24,10 @@ func (i *item) message() *directorypb.ToHost {
 	switch {
 	case i.mapping != nil:
 		return &directorypb.ToHost{Message: &directorypb.ToHost_Mapping{Mapping: wire.FromMapping(i.mapping)}}
+	case i.group != nil:
+		return &directorypb.ToHost{Message: &directorypb.ToHost_Group{Group: wire.FromGroup(i.group)}}
+	case i.service != nil:
+		return &directorypb.ToHost{Message: &directorypb.ToHost_Service{Service: wire.FromService(i.service)}}
 	case i.intent != nil:
 		return &directorypb.ToHost{Message: &directorypb.ToHost_Intent{Intent: wire.FromIntent(i.intent)}}
 	case i.host != nil:
@@ -35,10 +41,16 @@ func (i *item) message() *directorypb.ToHost {
 func (c *change) item() item {
 	switch {
 	case !c.gone():
-		return item{host: c.host, intent: c.intent, mapping: c.mapping}
+		return item{host: c.host, intent: c.intent, mapping: c.mapping, group: c.group, service: c.service}
 	case c.isMapping():
 		return item{ready: &directorypb.ToHost{Message: &directorypb.ToHost_MappingGone{
 			MappingGone: &directorypb.MappingKey{Vni: uint32(c.vni), Ca: c.ca.String()}}}}
+	case c.isGroup():
+		return item{ready: &directorypb.ToHost{Message: &directorypb.ToHost_GroupGone{
+			GroupGone: wire.FromPolicyKey(c.vni, c.key.group)}}}
+	case c.ofNetwork():
+		return item{ready: &directorypb.ToHost{Message: &directorypb.ToHost_ServiceGone{
+			ServiceGone: wire.FromPolicyKey(c.vni, c.key.service)}}}
 	case c.isIntent():
 		return item{ready: &directorypb.ToHost{Message: &directorypb.ToHost_IntentGone{IntentGone: c.port}}}
 	default:
@@ -55,9 +67,16 @@ func networkGone(v vnet.VNI) item {
 	return item{ready: &directorypb.ToHost{Message: &directorypb.ToHost_NetworkGone{NetworkGone: uint32(v)}}}
 }
 
-// network is all of a network's mappings and the word that this was all.
+// network is all of a network's groups, services and mappings, and the word that
+// this was all.
 func (v *view) network(vni vnet.VNI) []item {
-	out := make([]item, 0, len(v.mappings[vni])+1)
+	out := make([]item, 0, len(v.groups[vni])+len(v.services[vni])+len(v.mappings[vni])+1)
+	for _, g := range v.groups[vni] {
+		out = append(out, item{group: g})
+	}
+	for _, s := range v.services[vni] {
+		out = append(out, item{service: s})
+	}
 	for _, m := range v.mappings[vni] {
 		out = append(out, item{mapping: m})
 	}
@@ -94,9 +113,9 @@ func (v *view) batch(host string, before map[vnet.VNI]bool, cs []change) (out []
 	for i := range cs {
 		c := &cs[i]
 		switch {
-		case c.isMapping() && after[c.vni] && c.gone():
+		case c.ofNetwork() && after[c.vni] && c.gone():
 			gones = append(gones, c.item())
-		case c.isMapping() && after[c.vni] && before[c.vni]:
+		case c.ofNetwork() && after[c.vni] && before[c.vni]:
 			puts = append(puts, c.item())
 		case c.isIntent() && c.key.host == host:
 			// Also of a network that came and went: a host that lost its stream in

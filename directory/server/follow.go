@@ -140,7 +140,7 @@ func (s *Server) fanOut(cs []change) {
 	concerned := map[*stream]bool{}
 	for i := range cs {
 		switch c := &cs[i]; {
-		case c.isMapping():
+		case c.ofNetwork():
 			for st := range s.subs[c.vni] {
 				concerned[st] = true
 			}

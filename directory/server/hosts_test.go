@@ -287,3 +287,35 @@ func wireTo(t *testing.T, addr string) (string, func()) {
 	})
 	return l.Addr().String(), func() { cut.Store(true) }
 }
+
+// What a host finds out about its own backends reaches the leader, what it says of
+// others' doesn't; a new leader hears the newest word on each backend again.
+func TestHealth(t *testing.T) {
+	e, s := openStore(t, t.TempDir())
+	defer func() { _ = e.Close() }()
+	const red = 0xa1b2c3
+	commit(t, s, putIntent(putIntent(new(store.Txn), intent("h7", "p23", red, 5)), intent("h9", "p45", red, 6)))
+	c := newControl()
+	site := serve(t, server.Options{Store: s, Control: c, Identify: anyHost("h7")}, "")
+	w := newWorld(t)
+	host, _ := attach(t, site, "h7", 4, w)
+	w.until("attached", func() bool { return w.revision > 0 })
+	dead := vnet.Health{VNI: red, Service: "www", Member: "p23", Dead: true, Error: "no answer in 2s"}
+	lives := vnet.Health{VNI: red, Service: "dns", Member: "p23"}
+	foreign := vnet.Health{VNI: red, Service: "www", Member: "p45", Dead: true}
+	host.ReportHealth(foreign, dead, lives)
+	said := []string{"health h7 10597059 www p23 dead true no answer in 2s", "health h7 10597059 dns p23 dead false "}
+	c.wait(t, "the first words", func(log []string) bool { return len(log) >= 3 && slices.Equal(log[1:], said) })
+
+	dead.Dead, dead.Error = false, ""
+	host.ReportHealth(dead)
+	c.wait(t, "a change", func(log []string) bool {
+		return len(log) == 4 && log[3] == "health h7 10597059 www p23 dead false "
+	})
+	host.ForgetHealth(red, "dns", "p23")
+	site.SetLeader(false, "nobody")
+	site.SetLeader(true, "s1")
+	c.wait(t, "all that is known again, once", func(log []string) bool {
+		return slices.Contains(log, "down h7") && slices.Equal(log[len(log)-2:], []string{"up h7", log[3]})
+	})
+}

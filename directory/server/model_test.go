@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -17,7 +18,8 @@ import (
 
 // Invariant 5, against a model: whatever is put and deleted, and whenever hosts
 // and servers come and go, a host in the end knows exactly its own intents, the
-// mappings of their networks, and the registered hosts. The world fails on the
+// mappings, groups and services of their networks and of their networks' peers,
+// and the registered hosts. The world fails on the
 // way when an intent comes before its network, or a network goes too early.
 func TestModel(t *testing.T) {
 	e, s := openStore(t, t.TempDir())
@@ -26,7 +28,7 @@ func TestModel(t *testing.T) {
 		if _, err := e.Client().Delete(t.Context(), store.Root, clientv3.WithPrefix()); err != nil {
 			rt.Fatal(err)
 		}
-		m := &model{t: t, rt: rt, store: s, intents: map[string]vnet.Intent{}, mappings: map[string]vnet.Mapping{}, hosts: map[string]bool{}}
+		m := &model{t: t, rt: rt, store: s, intents: map[string]vnet.Intent{}, mappings: map[string]vnet.Mapping{}, policy: map[string]policyRow{}, hosts: map[string]bool{}}
 		m.serve()
 		defer func() { m.site.stop() }()
 		for _, name := range []string{"h7", "h9"} {
@@ -55,10 +57,17 @@ type model struct {
 	site     *site
 	intents  map[string]vnet.Intent // by key
 	mappings map[string]vnet.Mapping
+	policy   map[string]policyRow // groups and services, by key
 	hosts    map[string]bool
 	epoch    uint64
 	revision int64
 	attached []*modelHost
+}
+
+// A policyRow is a group or a service as the model compares it.
+type policyRow struct {
+	vni  vnet.VNI
+	text string
 }
 
 type modelHost struct {
@@ -91,18 +100,22 @@ func (m *model) change(rt *rapid.T) {
 		gone := rapid.IntRange(0, 3).Draw(rt, "gone") == 0
 		var key string
 		var put func()
-		switch rapid.IntRange(0, 4).Draw(rt, "kind") {
+		switch rapid.IntRange(0, 6).Draw(rt, "kind") {
 		case 0:
 			key, put = store.Hosts+host, func() { x.Put(store.Hosts+host, hostInfo(host)); m.hosts[host] = true }
 		case 1, 2:
-			i := intent(host, fmt.Sprintf("p%d-%s", rapid.IntRange(2, 4).Draw(rt, "port"), host), vni, m.epoch)
-			if rapid.Bool().Draw(rt, "staging") {
-				next := i.Current
-				next.VNI = 0xa1b2c1 + (vni+2)%4
-				i.Next = &next
-			}
+			i := m.anyIntent(rt, host, vni)
 			key = store.IntentKey(host, i.Port)
 			put = func() { putIntent(x, i); m.intents[key] = i }
+		case 3:
+			g := vnet.Group{VNI: vni, Name: rapid.SampledFrom([]string{"web", "db"}).Draw(rt, "group"), Slot: 3, Generation: m.epoch}
+			key = store.GroupKey(vni, g.Name)
+			put = func() { x.Put(key, g); m.policy[key] = policyRow{vni, groupText(g)} }
+		case 4:
+			s := vnet.Service{VNI: vni, Name: rapid.SampledFrom([]string{"www", "dns"}).Draw(rt, "service"), Protocol: vnet.TCP,
+				VIP: mapping(vni, "10.0.0.99", host, 1).CA, Port: uint16(m.epoch%60000) + 1}
+			key = store.ServiceKey(vni, s.Name)
+			put = func() { x.Put(key, s); m.policy[key] = policyRow{vni, serviceText(s)} }
 		default:
 			v := mapping(vni, fmt.Sprintf("10.0.0.%d", rapid.IntRange(2, 7).Draw(rt, "ca")), host, m.epoch)
 			key = store.MappingKey(vni, v.CA)
@@ -116,6 +129,7 @@ func (m *model) change(rt *rapid.T) {
 			x.Delete(key)
 			delete(m.intents, key)
 			delete(m.mappings, key)
+			delete(m.policy, key)
 			delete(m.hosts, trimHost(key))
 		} else {
 			put()
@@ -126,6 +140,28 @@ func (m *model) change(rt *rapid.T) {
 		rt.Fatal(err)
 	}
 	m.revision = rev
+}
+
+// anyIntent may be staging, and may have a peer network.
+func (m *model) anyIntent(rt *rapid.T, host string, vni vnet.VNI) vnet.Intent {
+	i := intent(host, fmt.Sprintf("p%d-%s", rapid.IntRange(2, 4).Draw(rt, "port"), host), vni, m.epoch)
+	other := 0xa1b2c1 + (vni+2)%4
+	if rapid.Bool().Draw(rt, "peered") {
+		i.Current.Routes = []vnet.Route{{Prefix: netip.MustParsePrefix("10.7.0.0/16"), Peer: 0xa1b2c1 + (vni+1)%4}}
+	}
+	if rapid.Bool().Draw(rt, "staging") {
+		next := i.Current
+		next.VNI = other
+		i.Next = &next
+	}
+	return i
+}
+
+func groupText(g vnet.Group) string {
+	return fmt.Sprintf("group %d %s %d", g.VNI, g.Name, g.Generation)
+}
+func serviceText(s vnet.Service) string {
+	return fmt.Sprintf("service %d %s %d", s.VNI, s.Name, s.Port)
 }
 
 func trimHost(key string) string {
@@ -183,10 +219,7 @@ func (m *model) agrees(h *modelHost) string {
 	for _, i := range m.intents {
 		if i.Host == h.name {
 			intents[i.Port] = i.Current.Epoch.String()
-			needs[i.Current.VNI] = true
-			if i.Next != nil {
-				needs[i.Next.VNI] = true
-			}
+			maps.Copy(needs, needed(&i))
 		}
 	}
 	var want, got []string
@@ -198,6 +231,11 @@ func (m *model) agrees(h *modelHost) string {
 			want = append(want, fmt.Sprintf("mapping %d %s %s", v.VNI, v.CA, v.Epoch))
 		}
 	}
+	for _, p := range m.policy {
+		if needs[p.vni] {
+			want = append(want, p.text)
+		}
+	}
 	for name := range m.hosts {
 		want = append(want, "host "+name)
 	}
@@ -207,6 +245,16 @@ func (m *model) agrees(h *modelHost) string {
 	for _, all := range h.world.mappings {
 		for _, v := range all {
 			got = append(got, fmt.Sprintf("mapping %d %s %s", v.VNI, v.CA, v.Epoch))
+		}
+	}
+	for _, all := range h.world.groups {
+		for _, g := range all {
+			got = append(got, groupText(g))
+		}
+	}
+	for _, all := range h.world.services {
+		for _, s := range all {
+			got = append(got, serviceText(s))
 		}
 	}
 	for name := range maps.Keys(h.world.hosts) {
@@ -226,3 +274,4 @@ type quiet struct{}
 func (quiet) HostUp(context.Context, vnet.HostInfo) error { return nil }
 func (quiet) HostDown(string)                             {}
 func (quiet) Status(vnet.Status)                          {}
+func (quiet) Health(string, vnet.Health)                  {}

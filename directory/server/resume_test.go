@@ -140,6 +140,8 @@ func TestResume(t *testing.T) {
 	commit(t, s, putIntent(new(store.Txn), intent("h7", "p45", green, 8))) // comes and goes unseen
 	commit(t, s, putMapping(new(store.Txn), mapping(red, "10.0.0.55", "h9", 9)))
 	commit(t, s, new(store.Txn).Delete(store.IntentKey("h7", "p45")))
+	commit(t, s, new(store.Txn).Put(store.GroupKey(blue, "web"), vnet.Group{VNI: blue, Name: "web", Generation: 3}).
+		Put(store.ServiceKey(red, "www"), vnet.Service{VNI: red, Name: "www", VIP: mapping(red, "10.0.0.99", "", 1).CA, Port: 443, Protocol: vnet.TCP}))
 	last := commit(t, s, putIntent(new(store.Txn).Delete(store.MappingKey(red, mapping(red, "10.0.0.10", "h7", 5).CA)),
 		intent("h7", "p23", blue, 10)))
 
@@ -157,6 +159,10 @@ func TestResume(t *testing.T) {
 			got = append(got, fmt.Sprintf("welcome %v", m.Welcome.Resync))
 		case *directorypb.ToHost_Mapping:
 			got = append(got, "mapping "+m.Mapping.Ca)
+		case *directorypb.ToHost_Group:
+			got = append(got, "group "+m.Group.Name)
+		case *directorypb.ToHost_Service:
+			got = append(got, "service "+m.Service.Name)
 		case *directorypb.ToHost_NetworkSynced:
 			got = append(got, fmt.Sprintf("network %x", m.NetworkSynced.Vni))
 		case *directorypb.ToHost_Intent:
@@ -172,7 +178,7 @@ func TestResume(t *testing.T) {
 			break
 		}
 	}
-	want := []string{"welcome false", "mapping 10.0.0.33", "network b4c5d6", "intent p23 3.10", "gone p45",
+	want := []string{"welcome false", "group web", "mapping 10.0.0.33", "network b4c5d6", "intent p23 3.10", "gone p45",
 		"network gone a1b2c3", "network gone c7d8e9", "synced true"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)

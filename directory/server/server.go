@@ -31,6 +31,9 @@ type Control interface {
 	// Status takes over what a host has made true. After a new leader was elected
 	// hosts repeat what they said, so it must be able to hear it twice.
 	Status(vnet.Status)
+	// Health takes over what a host found out about a backend that is a port of its
+	// own: all it knows when its stream begins, then what changes.
+	Health(host string, h vnet.Health)
 }
 
 // Options are what a [Server] is made of.

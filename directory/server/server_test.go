@@ -61,6 +61,10 @@ func (c *control) Status(s vnet.Status) {
 	c.add(fmt.Sprintf("status %s %s %s seq %d", s.Port, s.Epoch, s.Phase, s.Seq))
 }
 
+func (c *control) Health(host string, h vnet.Health) {
+	c.add(fmt.Sprintf("health %s %d %s %s dead %t %s", host, h.VNI, h.Service, h.Member, h.Dead, h.Error))
+}
+
 func (c *control) log() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -27,6 +27,9 @@ func (s *Server) hear(st *stream, m *directorypb.FromHost) {
 	if a := m.GetAnswer(); a != nil {
 		st.answered(a)
 	}
+	if w := m.GetHealth(); w != nil {
+		s.hearHealth(st, w)
+	}
 	if w := m.GetStatus(); w != nil {
 		v, err := wire.ToStatus(w, st.host.Name, st.session)
 		s.judge(st, v, err)
@@ -34,6 +37,27 @@ func (s *Server) hear(st *stream, m *directorypb.FromHost) {
 		st.acked, st.ack = max(st.acked, w.Seq), true
 		st.wake()
 		st.mu.Unlock()
+	}
+}
+
+// hearHealth passes on what a host found out about backends of its own. Nothing
+// is acknowledged: a host repeats all of it on its next stream.
+func (s *Server) hearHealth(st *stream, w *directorypb.Health) {
+	all, err := wire.ToHealth(w)
+	if err != nil {
+		s.metrics.dropped.WithLabelValues("unreadable").Inc()
+		s.log.Warn("health ignored", "host", st.host.Name, "error", err)
+		return
+	}
+	st.hearing.Lock()
+	defer st.hearing.Unlock()
+	for _, h := range all {
+		switch {
+		case !s.owns(st.host.Name, h.Member):
+			s.metrics.dropped.WithLabelValues("foreign").Inc()
+		case !st.deaf:
+			s.control.Health(st.host.Name, h)
+		}
 	}
 }
 

@@ -1,13 +1,8 @@
 package server
 
 import (
-	"encoding/json"
-	"fmt"
 	"sort"
-	"strconv"
-	"strings"
 
-	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
@@ -19,6 +14,8 @@ type view struct {
 	hosts    map[string]*vnet.HostInfo
 	intents  map[string]map[string]*vnet.Intent // by host, port
 	mappings map[vnet.VNI]map[vnet.CA]*vnet.Mapping
+	groups   map[vnet.VNI]map[string]*vnet.Group
+	services map[vnet.VNI]map[string]*vnet.Service
 
 	ring  []change // by revision, the oldest first
 	floor int64    // the ring holds every change after it
@@ -32,16 +29,20 @@ func newView(keep int) *view {
 	}
 	return &view{
 		hosts: map[string]*vnet.HostInfo{}, intents: map[string]map[string]*vnet.Intent{},
-		mappings: map[vnet.VNI]map[vnet.CA]*vnet.Mapping{}, keep: keep,
+		mappings: map[vnet.VNI]map[vnet.CA]*vnet.Mapping{}, groups: map[vnet.VNI]map[string]*vnet.Group{},
+		services: map[vnet.VNI]map[string]*vnet.Service{}, keep: keep,
 	}
 }
 
-// A key names a row of the view; one of its three kinds has its fields set.
+// A key names a row of the view; one of its kinds has its fields set. A row of a
+// network has its VNI.
 type key struct {
-	host string // of a host's row, or an intent's
-	port string
-	vni  vnet.VNI
-	ca   vnet.CA
+	host    string // of a host's row, or an intent's
+	port    string
+	vni     vnet.VNI
+	ca      vnet.CA
+	group   string
+	service string
 }
 
 // A change is one row put (one pointer is set) or gone (none is).
@@ -51,66 +52,19 @@ type change struct {
 	host     *vnet.HostInfo
 	intent   *vnet.Intent
 	mapping  *vnet.Mapping
+	group    *vnet.Group
+	service  *vnet.Service
 	was      *vnet.Intent   // the intent before
 	between  []*vnet.Intent // in a summary of several changes: those that it skips
 }
 
-func (c *change) isMapping() bool { return c.vni != 0 }
+func (c *change) ofNetwork() bool { return c.vni != 0 }
+func (c *change) isMapping() bool { return c.ca.IsValid() }
+func (c *change) isGroup() bool   { return c.key.group != "" }
 func (c *change) isIntent() bool  { return c.port != "" }
 func (c *change) isHost() bool    { return c.vni == 0 && c.port == "" }
-func (c *change) gone() bool      { return c.host == nil && c.intent == nil && c.mapping == nil }
-
-// prefixes are what the view is made of.
-func prefixes() []string { return []string{store.Hosts, store.Intents, store.Mappings} }
-
-// parse reads a row's change; ok is false for a row of no concern.
-func parse(e store.Event) (c change, ok bool, err error) {
-	c.revision = e.Revision
-	switch {
-	case strings.HasPrefix(e.Key, store.Hosts):
-		c.key.host = strings.TrimPrefix(e.Key, store.Hosts)
-		if e.Value != nil {
-			c.host = new(vnet.HostInfo)
-			err = json.Unmarshal(e.Value, c.host)
-		}
-	case strings.HasPrefix(e.Key, store.Intents):
-		c.key.host, c.port = store.Split(store.Intents, e.Key)
-		if e.Value != nil {
-			c.intent = new(vnet.Intent)
-			err = json.Unmarshal(e.Value, c.intent)
-		}
-	case strings.HasPrefix(e.Key, store.Mappings):
-		err = c.parseMapping(e)
-	default:
-		return c, false, nil
-	}
-	if err != nil {
-		return c, false, fmt.Errorf("row %s is not readable: %w", e.Key, err)
-	}
-	return c, true, nil
-}
-
-func (c *change) parseMapping(e store.Event) error {
-	network, rest := store.Split(store.Mappings, e.Key)
-	vni, err := strconv.ParseUint(network, 10, 32)
-	if err != nil || !vnet.VNI(vni).Valid() {
-		return vnet.ErrVNI
-	}
-	if c.ca, err = vnet.ParseCA(rest); err != nil {
-		return err
-	}
-	c.vni = vnet.VNI(vni)
-	if e.Value == nil {
-		return nil
-	}
-	c.mapping = new(vnet.Mapping)
-	if err := json.Unmarshal(e.Value, c.mapping); err != nil {
-		return err
-	}
-	if c.mapping.VNI != c.vni || c.mapping.CA != c.ca {
-		return fmt.Errorf("it speaks of %d %s", c.mapping.VNI, c.mapping.CA)
-	}
-	return nil
+func (c *change) gone() bool {
+	return c.host == nil && c.intent == nil && c.mapping == nil && c.group == nil && c.service == nil
 }
 
 // apply makes the changes of one revision true and keeps them in the ring.
@@ -131,6 +85,10 @@ func (v *view) set(c *change) {
 	switch {
 	case c.isMapping():
 		put(v.mappings, c.vni, c.ca, c.mapping)
+	case c.isGroup():
+		put(v.groups, c.vni, c.key.group, c.group)
+	case c.ofNetwork():
+		put(v.services, c.vni, c.key.service, c.service)
 	case c.isIntent():
 		c.was = v.intents[c.key.host][c.port]
 		put(v.intents, c.key.host, c.port, c.intent)
@@ -179,7 +137,7 @@ func (v *view) since(revision int64) ([]change, bool) {
 	return out, true
 }
 
-// needs returns the networks a host's ports are in, or shall be.
+// needs returns the networks a host's ports are in, or shall be, and their peers.
 func (v *view) needs(host string) map[vnet.VNI]bool {
 	all := map[vnet.VNI]bool{}
 	for _, i := range v.intents[host] {
@@ -192,8 +150,12 @@ func networks(into map[vnet.VNI]bool, i *vnet.Intent) {
 	if i == nil {
 		return
 	}
-	into[i.Current.VNI] = true
-	if i.Next != nil {
-		into[i.Next.VNI] = true
+	for _, p := range []*vnet.Place{&i.Current, i.Next} {
+		if p == nil {
+			continue
+		}
+		for _, vni := range p.VNIs() {
+			into[vni] = true
+		}
 	}
 }

@@ -17,6 +17,8 @@ type world struct {
 	mu       sync.Mutex
 	intents  map[string]vnet.Intent
 	mappings map[vnet.VNI]map[vnet.CA]vnet.Mapping
+	groups   map[vnet.VNI]map[string]vnet.Group
+	services map[vnet.VNI]map[string]vnet.Service
 	synced   map[vnet.VNI]bool
 	hosts    map[string]vnet.HostInfo
 	repeated map[string]bool // while everything is repeated: what was
@@ -29,6 +31,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	return &world{t: t, intents: map[string]vnet.Intent{}, mappings: map[vnet.VNI]map[vnet.CA]vnet.Mapping{},
+		groups: map[vnet.VNI]map[string]vnet.Group{}, services: map[vnet.VNI]map[string]vnet.Service{},
 		synced: map[vnet.VNI]bool{}, hosts: map[string]vnet.HostInfo{}, moved: make(chan struct{})}
 }
 
@@ -44,6 +47,8 @@ func (w *world) note(format string, args ...any) {
 func (w *world) clear() {
 	clear(w.intents)
 	clear(w.mappings)
+	clear(w.groups)
+	clear(w.services)
 	clear(w.hosts)
 	clear(w.synced)
 	w.revision, w.repeated = 0, nil
@@ -62,13 +67,31 @@ func (w *world) OnIntent(i vnet.Intent) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.note("intent %s", i.Port)
-	if !w.synced[i.Current.VNI] || (i.Next != nil && !w.synced[i.Next.VNI]) {
-		w.t.Errorf("intent %s came before its networks: %v", i.Port, w.events)
+	for v := range needed(&i) {
+		if !w.synced[v] {
+			w.t.Errorf("intent %s came before its network %d: %v", i.Port, v, w.events)
+		}
 	}
 	if old, ok := w.intents[i.Port]; ok && old.Current.Epoch > i.Current.Epoch && w.repeated == nil {
 		w.t.Errorf("intent %s went back from epoch %s to %s", i.Port, old.Current.Epoch, i.Current.Epoch)
 	}
 	w.intents[i.Port] = i
+}
+
+// needed are the networks of an intent, by the model's own reading.
+func needed(i *vnet.Intent) map[vnet.VNI]bool {
+	all := map[vnet.VNI]bool{i.Current.VNI: true}
+	routes := i.Current.Routes
+	if i.Next != nil {
+		all[i.Next.VNI] = true
+		routes = append(routes[:len(routes):len(routes)], i.Next.Routes...)
+	}
+	for _, r := range routes {
+		if r.Peer > 0 {
+			all[r.Peer] = true
+		}
+	}
+	return all
 }
 
 func (w *world) OnIntentGone(port string) {
@@ -98,6 +121,43 @@ func (w *world) OnMappingGone(v vnet.VNI, ca vnet.CA) {
 	delete(w.mappings[v], ca)
 }
 
+func (w *world) OnGroup(g vnet.Group) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("group %d %s", g.VNI, g.Name)
+	if w.groups[g.VNI] == nil {
+		w.groups[g.VNI] = map[string]vnet.Group{}
+	}
+	if old := w.groups[g.VNI][g.Name]; old.Generation > g.Generation && w.repeated == nil {
+		w.t.Errorf("group %s went back from generation %d to %d", g.Name, old.Generation, g.Generation)
+	}
+	w.groups[g.VNI][g.Name] = g
+}
+
+func (w *world) OnGroupGone(v vnet.VNI, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("group gone %d %s", v, name)
+	delete(w.groups[v], name)
+}
+
+func (w *world) OnService(s vnet.Service) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("service %d %s", s.VNI, s.Name)
+	if w.services[s.VNI] == nil {
+		w.services[s.VNI] = map[string]vnet.Service{}
+	}
+	w.services[s.VNI][s.Name] = s
+}
+
+func (w *world) OnServiceGone(v vnet.VNI, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("service gone %d %s", v, name)
+	delete(w.services[v], name)
+}
+
 func (w *world) OnNetworkSynced(v vnet.VNI, _ int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -110,11 +170,13 @@ func (w *world) OnNetworkGone(v vnet.VNI) {
 	defer w.mu.Unlock()
 	w.note("network gone %d", v)
 	for _, i := range w.intents {
-		if i.Current.VNI == v || (i.Next != nil && i.Next.VNI == v) {
+		if needed(&i)[v] {
 			w.t.Errorf("network %d gone while %s needs it", v, i.Port)
 		}
 	}
 	delete(w.mappings, v)
+	delete(w.groups, v)
+	delete(w.services, v)
 	delete(w.synced, v)
 }
 
@@ -158,14 +220,21 @@ func (w *world) dropUnrepeated() {
 			delete(w.hosts, name)
 		}
 	}
-	for v, all := range w.mappings {
-		for ca := range all {
-			if !w.repeated[fmt.Sprintf("mapping %d %s", v, ca)] {
-				delete(all, ca)
+	dropRows(w, "mapping", w.mappings)
+	dropRows(w, "group", w.groups)
+	dropRows(w, "service", w.services)
+}
+
+// dropRows drops the rows of networks that were not repeated.
+func dropRows[K comparable, T any](w *world, kind string, rows map[vnet.VNI]map[K]T) {
+	for v, all := range rows {
+		for k := range all {
+			if !w.repeated[fmt.Sprintf("%s %d %v", kind, v, k)] {
+				delete(all, k)
 			}
 		}
 		if !w.synced[v] {
-			delete(w.mappings, v)
+			delete(rows, v)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package vnet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -100,6 +101,17 @@ func (p *Place) Has(ca CA) bool {
 		}
 	}
 	return false
+}
+
+// VNIs returns the place's network and the peers that it has routes to, each once.
+func (p *Place) VNIs() []VNI {
+	all := []VNI{p.VNI}
+	for _, r := range p.Routes {
+		if r.Peer != 0 && !slices.Contains(all, r.Peer) {
+			all = append(all, r.Peer)
+		}
+	}
+	return all
 }
 
 // V4 returns the place's first IPv4 address, or false.

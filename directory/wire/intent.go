@@ -13,7 +13,7 @@ import (
 func FromMapping(m *vnet.Mapping) *directorypb.Mapping {
 	return &directorypb.Mapping{
 		Vni: uint32(m.VNI), Ca: m.CA.String(), Pa: m.PA.String(), Mac: m.MAC[:],
-		Epoch: uint64(m.Epoch), Port: m.Port, Host: m.Host,
+		Epoch: uint64(m.Epoch), Port: m.Port, Host: m.Host, Groups: uint64(m.Groups),
 	}
 }
 
@@ -23,7 +23,7 @@ func ToMapping(m *directorypb.Mapping) (vnet.Mapping, error) {
 	out := vnet.Mapping{
 		VNI: r.vni("mapping.vni", m.GetVni()), CA: r.ca("mapping.ca", m.GetCa()), PA: r.pa("mapping.pa", m.GetPa()),
 		MAC: r.mac("mapping.mac", m.GetMac()), Epoch: r.epoch("mapping.epoch", m.GetEpoch()),
-		Port: m.GetPort(), Host: m.GetHost(),
+		Port: m.GetPort(), Host: m.GetHost(), Groups: vnet.Groups(m.GetGroups()),
 	}
 	return out, r.err
 }
@@ -48,6 +48,7 @@ func FromIntent(i *vnet.Intent) *directorypb.Intent {
 		Port: i.Port, Id: uint32(i.ID), Host: i.Host, Mac: i.MAC[:], Pa: i.PA.String(),
 		Vm: i.VM, Machine: fromMachine(i.Machine), Tap: i.Tap, Monitor: i.Monitor,
 		Current: FromPlace(&i.Current), Next: FromPlace(i.Next), Gone: i.Gone,
+		Limits: fromLimits(i.Limits),
 	}
 }
 
@@ -58,7 +59,7 @@ func ToIntent(m *directorypb.Intent) (vnet.Intent, error) {
 		Port: m.GetPort(), ID: vnet.PortID(m.GetId()), Host: m.GetHost(),
 		MAC: r.mac("intent.mac", m.GetMac()), PA: r.pa("intent.pa", m.GetPa()),
 		VM: m.GetVm(), Machine: r.machine(m.GetMachine()), Tap: m.GetTap(), Monitor: m.GetMonitor(),
-		Next: r.place("intent.next", m.GetNext()), Gone: m.GetGone(),
+		Next: r.place("intent.next", m.GetNext()), Gone: m.GetGone(), Limits: toLimits(m.GetLimits()),
 	}
 	if out.Port == "" {
 		r.fail("intent.port", errors.New("is missing"))
@@ -72,6 +73,20 @@ func ToIntent(m *directorypb.Intent) (vnet.Intent, error) {
 		out.Current = *r.place("intent.current", m.GetCurrent())
 	}
 	return out, r.err
+}
+
+func fromLimits(l vnet.Limits) *directorypb.Limits {
+	if l == (vnet.Limits{}) {
+		return nil
+	}
+	return &directorypb.Limits{FromBits: l.From.Bits, FromPackets: l.From.Packets, ToBits: l.To.Bits, ToPackets: l.To.Packets}
+}
+
+func toLimits(m *directorypb.Limits) vnet.Limits {
+	return vnet.Limits{
+		From: vnet.Rate{Bits: m.GetFromBits(), Packets: m.GetFromPackets()},
+		To:   vnet.Rate{Bits: m.GetToBits(), Packets: m.GetToPackets()},
+	}
 }
 
 func fromMachine(m *vnet.Machine) *directorypb.Machine {

@@ -22,12 +22,14 @@ func FromPlace(p *vnet.Place) *directorypb.Place {
 			return &directorypb.Addr{Ca: a.CA.String(), Bits: int32(a.Bits), Gateway: text(a.Gateway), Slaac: a.SLAAC}
 		}),
 		Routes: each(p.Routes, func(r vnet.Route) *directorypb.Route {
-			return &directorypb.Route{Prefix: prefixText(r.Prefix), NextHop: text(r.NextHop)}
+			return &directorypb.Route{Prefix: prefixText(r.Prefix), NextHop: text(r.NextHop), Peer: uint32(r.Peer)}
 		}),
 		Mtu: uint32(p.MTU), Isolated: p.Isolated,
 		Dns: each(p.DHCP.DNS, text), Domain: p.DHCP.Domain, Ntp: each(p.DHCP.NTP, text),
 		Lease: durationpb.New(p.DHCP.Lease), Document: fromDocument(p.Document),
 		Swap: p.Swap, Undo: p.Undo, Confirm: string(p.Confirm), Trigger: string(p.Trigger),
+		Groups: p.Groups, Router: p.Router, FlowLog: p.FlowLog,
+		OldConnections: string(p.OldConnections), Drain: durationpb.New(p.Drain),
 	}
 }
 
@@ -47,7 +49,7 @@ func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 		VNI: r.vni(field+".vni", m.Vni), MTU: r.u16(field+".mtu", m.Mtu), Isolated: m.Isolated,
 		Addrs: each(m.Addrs, func(a *directorypb.Addr) vnet.Addr { return r.placeAddr(field+".addrs", a) }),
 		Routes: each(m.Routes, func(x *directorypb.Route) vnet.Route {
-			return vnet.Route{Prefix: r.prefix(field+".routes", x.GetPrefix()), NextHop: r.addr(field+".routes", x.GetNextHop())}
+			return r.route(field+".routes", x)
 		}),
 		DHCP: vnet.DHCP{
 			DNS: r.addrs(field+".dns", m.Dns), Domain: m.Domain, NTP: r.addrs(field+".ntp", m.Ntp),
@@ -56,7 +58,15 @@ func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 		Document: r.document(field+".document", m.Document),
 		Swap:     m.Swap, Undo: m.Undo,
 		Confirm: vnet.Confirm(m.Confirm), Trigger: vnet.Trigger(m.Trigger),
+		Groups: each(m.Groups, same), Router: m.Router, FlowLog: m.FlowLog,
+		OldConnections: vnet.OldConnections(m.OldConnections), Drain: r.duration(field+".drain", m.Drain),
 	}
+	r.choices(field, p)
+	return p
+}
+
+// choices checks the words of which a place may have one of a few.
+func (r *reader) choices(field string, p *vnet.Place) {
 	switch p.Confirm {
 	case "", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller:
 	default:
@@ -67,7 +77,19 @@ func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 	default:
 		r.fail(field+".trigger", fmt.Errorf("%q is no trigger", p.Trigger))
 	}
-	return p
+	switch p.OldConnections {
+	case "", vnet.ResetConnections, vnet.DrainConnections, vnet.SilenceConnections:
+	default:
+		r.fail(field+".old_connections", fmt.Errorf("%q is no way to treat old connections", p.OldConnections))
+	}
+}
+
+func (r *reader) route(field string, m *directorypb.Route) vnet.Route {
+	out := vnet.Route{Prefix: r.prefix(field, m.GetPrefix()), NextHop: r.addr(field, m.GetNextHop())}
+	if m.GetPeer() != 0 {
+		out.Peer = r.vni(field, m.GetPeer())
+	}
+	return out
 }
 
 func (r *reader) moniker(field, s string) vnet.Moniker {

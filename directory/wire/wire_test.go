@@ -39,6 +39,9 @@ var (
 	instants = rapid.Custom(func(t *rapid.T) time.Time {
 		return time.Unix(rapid.Int64Range(1, 1<<33).Draw(t, "s"), rapid.Int64Range(0, 999999999).Draw(t, "ns")).UTC()
 	})
+	rates = rapid.Custom(func(t *rapid.T) vnet.Rate {
+		return vnet.Rate{Bits: rapid.Uint64().Draw(t, "bits"), Packets: rapid.Uint64().Draw(t, "packets")}
+	})
 	spans = rapid.Custom(func(t *rapid.T) time.Duration { return time.Duration(rapid.Int64Min(0).Draw(t, "d")) })
 )
 
@@ -57,7 +60,8 @@ func place(t *rapid.T) vnet.Place {
 			return vnet.Addr{CA: vnet.CA{Addr: ca}, Bits: rapid.IntRange(0, ca.BitLen()).Draw(t, "bits"), Gateway: unicast.Draw(t, "gateway"), SLAAC: rapid.Bool().Draw(t, "slaac")}
 		}), "addrs"),
 		Routes: list(t, rapid.Custom(func(t *rapid.T) vnet.Route {
-			return vnet.Route{Prefix: netip.PrefixFrom(unicast4.Draw(t, "to"), rapid.IntRange(0, 32).Draw(t, "bits")), NextHop: unicast.Draw(t, "via")}
+			return vnet.Route{Prefix: netip.PrefixFrom(unicast4.Draw(t, "to"), rapid.IntRange(0, 32).Draw(t, "bits")), NextHop: unicast.Draw(t, "via"),
+				Peer: rapid.OneOf(rapid.Just(vnet.VNI(0)), vnis).Draw(t, "peer")}
 		}), "routes"),
 		MTU: rapid.Uint16().Draw(t, "mtu"), Isolated: rapid.Bool().Draw(t, "isolated"),
 		DHCP: vnet.DHCP{DNS: list(t, unicast, "dns"), Domain: words.Draw(t, "domain"), NTP: list(t, unicast, "ntp"), Lease: spans.Draw(t, "lease")},
@@ -79,6 +83,9 @@ func place(t *rapid.T) vnet.Place {
 		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"),
 		Confirm: rapid.SampledFrom([]vnet.Confirm{"", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller}).Draw(t, "confirm"),
 		Trigger: rapid.SampledFrom([]vnet.Trigger{"", vnet.TriggerBounce, vnet.TriggerNone}).Draw(t, "trigger"),
+		Groups:  list(t, words, "groups"), Router: rapid.Bool().Draw(t, "router"), FlowLog: rapid.Bool().Draw(t, "flow log"),
+		OldConnections: rapid.SampledFrom([]vnet.OldConnections{"", vnet.ResetConnections, vnet.DrainConnections, vnet.SilenceConnections}).Draw(t, "old"),
+		Drain:          spans.Draw(t, "drain"),
 	}
 }
 
@@ -96,6 +103,43 @@ func anyIntent(t *rapid.T) vnet.Intent {
 		}), true).Draw(t, "machine"),
 		Tap: words.Draw(t, "tap"), Monitor: words.Draw(t, "monitor"), Current: place(t),
 		Next: rapid.Ptr(rapid.Custom(place), true).Draw(t, "next"), Gone: rapid.Bool().Draw(t, "gone"),
+		Limits: vnet.Limits{From: rates.Draw(t, "from"), To: rates.Draw(t, "to")},
+	}
+}
+
+func anyGroup(t *rapid.T) vnet.Group {
+	return vnet.Group{
+		VNI: vnis.Draw(t, "vni"), Name: monikers.Draw(t, "name"), Slot: rapid.Uint8Max(vnet.MaxGroups-1).Draw(t, "slot"), Generation: rapid.Uint64().Draw(t, "generation"),
+		Rules: list(t, rapid.Custom(func(t *rapid.T) vnet.Rule {
+			r := vnet.Rule{
+				Name: words.Draw(t, "name"), Priority: rapid.Uint16Min(1).Draw(t, "priority"),
+				Direction: rapid.SampledFrom([]vnet.Direction{vnet.In, vnet.Out}).Draw(t, "direction"),
+				Action:    rapid.SampledFrom([]vnet.Action{vnet.Allow, vnet.Deny}).Draw(t, "action"),
+				Protocol:  vnet.Protocol(rapid.Uint8().Draw(t, "protocol")), RemoteGroup: rapid.SampledFrom([]string{"", "db"}).Draw(t, "group"),
+				MaxPort: rapid.Uint16().Draw(t, "max"), ICMPType: rapid.Ptr(rapid.Uint8(), true).Draw(t, "type"),
+			}
+			r.MinPort = rapid.Uint16Max(r.MaxPort).Draw(t, "min")
+			if rapid.Bool().Draw(t, "remote") {
+				a := unicast.Draw(t, "remote")
+				r.Remote = netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits"))
+			}
+			return r
+		}), "rules"),
+	}
+}
+
+func anyService(t *rapid.T) vnet.Service {
+	return vnet.Service{
+		VNI: vnis.Draw(t, "vni"), Name: monikers.Draw(t, "name"), VIP: vnet.CA{Addr: unicast.Draw(t, "vip")}, Port: rapid.Uint16Min(1).Draw(t, "port"),
+		Protocol: rapid.SampledFrom([]vnet.Protocol{vnet.TCP, vnet.UDP, vnet.SCTP}).Draw(t, "protocol"), Affinity: rapid.Bool().Draw(t, "affinity"),
+		Check: rapid.Ptr(rapid.Custom(func(t *rapid.T) vnet.Check {
+			return vnet.Check{Port: rapid.Uint16().Draw(t, "port"), Interval: 1 + spans.Draw(t, "interval")/2, Timeout: 1 + spans.Draw(t, "timeout")/2,
+				Rise: rapid.IntRange(1, 9).Draw(t, "rise"), Fall: rapid.IntRange(1, 9).Draw(t, "fall")}
+		}), true).Draw(t, "check"),
+		Backends: list(t, rapid.Custom(func(t *rapid.T) vnet.Backend {
+			return vnet.Backend{Member: words.Draw(t, "member"), CA: vnet.CA{Addr: unicast.Draw(t, "ca")}, Port: rapid.Uint16().Draw(t, "port"),
+				Weight: rapid.Uint16Max(vnet.MaxWeight).Draw(t, "weight"), Draining: rapid.Bool().Draw(t, "draining"), Dead: rapid.Bool().Draw(t, "dead")}
+		}), "backends"),
 	}
 }
 
@@ -143,9 +187,19 @@ func TestRoundTrip(t *testing.T) {
 		gotS, err := ToStatus(through(t, FromStatus(&s), new(directorypb.Status)), "h7", 11)
 		same2(t, gotS, s, err)
 		m := vnet.Mapping{VNI: vnis.Draw(t, "vni"), CA: vnet.CA{Addr: unicast.Draw(t, "ca")}, PA: vnet.PA{Addr: unicast.Draw(t, "pa")},
-			MAC: macs.Draw(t, "mac"), Epoch: epochs.Draw(t, "epoch"), Port: words.Draw(t, "port"), Host: words.Draw(t, "host")}
+			MAC: macs.Draw(t, "mac"), Epoch: epochs.Draw(t, "epoch"), Port: words.Draw(t, "port"), Host: words.Draw(t, "host"),
+			Groups: vnet.Groups(rapid.Uint64().Draw(t, "groups"))}
 		gotM, err := ToMapping(through(t, FromMapping(&m), new(directorypb.Mapping)))
 		same2(t, gotM, m, err)
+		g := anyGroup(t)
+		gotG, err := ToGroup(through(t, FromGroup(&g), new(directorypb.Group)))
+		same2(t, gotG, g, err)
+		v := anyService(t)
+		gotV, err := ToService(through(t, FromService(&v), new(directorypb.Service)))
+		same2(t, gotV, v, err)
+		found := []vnet.Health{{VNI: g.VNI, Service: v.Name, Member: "p23", Dead: v.Affinity, Error: words.Draw(t, "error")}}
+		gotF, err := ToHealth(through(t, FromHealth(found), new(directorypb.Health)))
+		same2(t, gotF, found, err)
 		h := vnet.HostInfo{Name: words.Draw(t, "name"), Address: unicast.Draw(t, "address"), PAPrefix: netip.PrefixFrom(unicast4.Draw(t, "prefix"), 27),
 			MTU: rapid.Uint16().Draw(t, "mtu"), Ports: 50, Memory: 2048, Images: list(t, words, "images"), Labels: map[string]string{"rack": "r7"}, Version: "v"}
 		gotH, err := ToHost(through(t, FromHost(&h), new(directorypb.Host)))
@@ -176,6 +230,8 @@ func TestStrict(t *testing.T) {
 		"prefix length":             func(i *directorypb.Intent) { i.Current.Addrs[0].Bits = 33 },
 		"MTU that wraps around":     func(i *directorypb.Intent) { i.Current.Mtu = 65536 + 1500 },
 		"confirm":                   func(i *directorypb.Intent) { i.Current.Confirm = "maybe" },
+		"old connections":           func(i *directorypb.Intent) { i.Current.OldConnections = "keep" },
+		"peer VNI":                  func(i *directorypb.Intent) { i.Current.Routes = []*directorypb.Route{{Peer: 1 << 24}} },
 		"next without VNI":          func(i *directorypb.Intent) { i.Next = &directorypb.Place{Epoch: 8, Network: "blue"} },
 	} {
 		i := good()
@@ -198,6 +254,50 @@ func TestStrict(t *testing.T) {
 	}
 	if _, err := ToHost(&directorypb.Host{Name: "h7"}); !errors.Is(err, ErrMessage) {
 		t.Errorf("host without address: %v", err)
+	}
+}
+
+func TestStrictPolicy(t *testing.T) {
+	rule := func() *directorypb.Rule {
+		return &directorypb.Rule{Name: "https", Priority: 100, Direction: "in", Action: "allow", Protocol: 6, MinPort: 443, MaxPort: 443}
+	}
+	icmp := uint32(256)
+	for name, spoil := range map[string]func(*directorypb.Group, *directorypb.Rule){
+		"":                       func(*directorypb.Group, *directorypb.Rule) {},
+		"no name":                func(g *directorypb.Group, _ *directorypb.Rule) { g.Name = "" },
+		"slot":                   func(g *directorypb.Group, _ *directorypb.Rule) { g.Slot = 64 },
+		"slot that wraps around": func(g *directorypb.Group, _ *directorypb.Rule) { g.Slot = 256 + 3 },
+		"no priority":            func(_ *directorypb.Group, r *directorypb.Rule) { r.Priority = 0 },
+		"priority":               func(_ *directorypb.Group, r *directorypb.Rule) { r.Priority = 65536 + 5 },
+		"direction":              func(_ *directorypb.Group, r *directorypb.Rule) { r.Direction = "" },
+		"action":                 func(_ *directorypb.Group, r *directorypb.Rule) { r.Action = "drop" },
+		"protocol":               func(_ *directorypb.Group, r *directorypb.Rule) { r.Protocol = 256 + 6 },
+		"remote":                 func(_ *directorypb.Group, r *directorypb.Rule) { r.Remote = "10.0.0.0/33" },
+		"ports":                  func(_ *directorypb.Group, r *directorypb.Rule) { r.MaxPort = 442 },
+		"ICMP type":              func(_ *directorypb.Group, r *directorypb.Rule) { r.IcmpType = &icmp },
+	} {
+		r := rule()
+		g := &directorypb.Group{Vni: 0xa1b2c3, Name: "web", Slot: 7, Rules: []*directorypb.Rule{r}}
+		spoil(g, r)
+		if _, err := ToGroup(g); errors.Is(err, ErrMessage) != (name != "") {
+			t.Errorf("group, %s: %v", name, err)
+		}
+	}
+	for name, spoil := range map[string]func(*directorypb.Service){
+		"":              func(*directorypb.Service) {},
+		"no VIP":        func(s *directorypb.Service) { s.Vip = "" },
+		"no port":       func(s *directorypb.Service) { s.Port = 0 },
+		"protocol":      func(s *directorypb.Service) { s.Protocol = uint32(vnet.ICMP) },
+		"check at once": func(s *directorypb.Service) { s.Check = &directorypb.Check{Rise: 2, Fall: 3} },
+		"weight":        func(s *directorypb.Service) { s.Backends[0].Weight = 1001 },
+		"backend":       func(s *directorypb.Service) { s.Backends[0].Ca = "" },
+	} {
+		s := &directorypb.Service{Vni: 0xa1b2c3, Name: "www", Vip: "10.0.0.99", Port: 443, Protocol: 6,
+			Backends: []*directorypb.Backend{{Member: "p23", Ca: "10.0.0.10", Port: 8443, Weight: 1000}}}
+		spoil(s)
+		if _, err := ToService(s); errors.Is(err, ErrMessage) != (name != "") {
+			t.Errorf("service, %s: %v", name, err)
+		}
 	}
 }
 

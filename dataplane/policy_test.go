@@ -1,0 +1,163 @@
+package dataplane
+
+import (
+	stdmaps "maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"replug/directory/vnet"
+)
+
+func service(vni vnet.VNI, name, vip string, port uint16) vnet.Service {
+	return vnet.Service{VNI: vni, Name: name, VIP: vnet.CA{Addr: netip.MustParseAddr(vip)}, Port: port, Protocol: vnet.TCP}
+}
+
+// vips lists what the datapath serves.
+func (f *table) vips() []string {
+	var out []string
+	for k := range f.services {
+		out = append(out, k.VIP.String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Services follow the directory through changes of address, a network that goes,
+// a resync, and a restart.
+func TestServices(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	is := func(when string, want ...string) {
+		t.Helper()
+		if got := f.vips(); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	ns.OnResync()
+	ns.OnService(service(red, "www", "10.17.34.90", 443))
+	ns.OnService(service(red, "dns", "10.17.34.91", 53))
+	ns.OnNetworkSynced(red, 16)
+	ns.OnService(service(blue, "www", "10.17.34.92", 443))
+	ns.OnNetworkSynced(blue, 17)
+	ns.OnSynced(17)
+	is("loaded", "10.17.34.90", "10.17.34.91", "10.17.34.92")
+	ns.OnService(service(red, "www", "10.17.34.93", 443))
+	is("another address", "10.17.34.91", "10.17.34.92", "10.17.34.93")
+	ns.OnServiceGone(red, "dns")
+	is("gone", "10.17.34.92", "10.17.34.93")
+	ns.OnService(service(red, "new", "10.17.34.93", 443))
+	ns.OnService(service(red, "www", "10.17.34.94", 443))
+	is("an address that goes from one to another", "10.17.34.92", "10.17.34.93", "10.17.34.94")
+
+	ns.OnResync()
+	ns.OnService(service(red, "www", "10.17.34.94", 443))
+	ns.OnNetworkSynced(red, 18)
+	is("resynced network", "10.17.34.92", "10.17.34.94")
+	ns.OnSynced(18)
+	is("after the resync", "10.17.34.94")
+
+	ns = session(t, f, nil) // the agent was started again
+	ns.OnResync()
+	ns.OnService(service(blue, "www", "10.17.34.95", 443))
+	ns.OnNetworkSynced(blue, 19)
+	is("while everything is repeated", "10.17.34.94", "10.17.34.95")
+	ns.OnSynced(19)
+	is("what an earlier session left", "10.17.34.95")
+	ns.OnNetworkGone(blue)
+	is("network gone")
+}
+
+// Who is in which groups follows the mappings, also over a restart.
+func TestMembers(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	in := func(ca string, groups vnet.Groups) vnet.Mapping {
+		m := mapping(red, ca, "100.64.2.23", "h2", 7)
+		m.Groups = groups
+		return m
+	}
+	is := func(when string, want map[string]vnet.Groups) {
+		t.Helper()
+		got := map[string]vnet.Groups{}
+		for k, g := range f.members {
+			got[k.CA.String()] = g
+		}
+		if !stdmaps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	ns.OnResync()
+	ns.OnMapping(in("10.17.34.51", 0x21))
+	ns.OnMapping(in("10.17.34.52", 0))
+	ns.OnMapping(in("10.17.34.53", 0x42))
+	ns.OnSynced(17)
+	is("loaded", map[string]vnet.Groups{"10.17.34.51": 0x21, "10.17.34.53": 0x42})
+	ns.OnMapping(in("10.17.34.51", 0x23))
+	ns.OnMappingGone(red, in("10.17.34.53", 0).CA)
+	ns.OnSynced(18)
+	is("changed", map[string]vnet.Groups{"10.17.34.51": 0x23})
+	ns.OnMapping(in("10.17.34.51", 0))
+	ns.OnMapping(in("10.17.34.52", 5))
+	ns.OnSynced(19)
+	is("left all groups", map[string]vnet.Groups{"10.17.34.52": 5})
+
+	ns = session(t, f, nil)
+	ns.OnResync()
+	ns.OnMapping(in("10.17.34.54", 9))
+	ns.OnSynced(20)
+	is("after a restart", map[string]vnet.Groups{"10.17.34.54": 9})
+	ns.OnNetworkGone(red)
+	is("network gone", map[string]vnet.Groups{})
+}
+
+// A remote VTEP's frames are believed, and there is a way to it, as long as a
+// mapping leads there.
+func TestVTEPs(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	vtep := func(ca, pa string) vnet.Mapping {
+		m := mapping(red, ca, pa, "", 7)
+		m.Port = "vtep:tor-5"
+		return m
+	}
+	is := func(when string, want ...string) {
+		t.Helper()
+		var got []string
+		for p := range f.hosts {
+			got = append(got, p.String())
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	ns.OnResync()
+	ns.OnMapping(vtep("10.17.34.71", "172.31.9.5"))
+	ns.OnMapping(vtep("10.17.34.72", "172.31.9.5"))
+	ns.OnMapping(vtep("fd00::72", "fd31::9:5"))
+	ns.OnSynced(17)
+	is("loaded", "172.31.9.5/32", "fd31::9:5/128")
+	hops := map[uint32]bool{}
+	for _, m := range f.mappings {
+		hops[m.NextHop] = true
+	}
+	if len(hops) != 2 || hops[0] {
+		t.Errorf("next hops %v", hops)
+	}
+	ns.OnMappingGone(red, vtep("10.17.34.71", "172.31.9.5").CA)
+	ns.OnMapping(vtep("10.17.34.72", "172.31.9.5"))
+	ns.OnSynced(18)
+	is("one of two mappings gone", "172.31.9.5/32", "fd31::9:5/128")
+	ns.OnMapping(vtep("10.17.34.72", "172.31.9.6"))
+	ns.OnMapping(mapping(red, "fd00::72", "100.64.2.23", "h2", 8))
+	ns.OnSynced(19)
+	is("moved", "172.31.9.6/32")
+
+	ns.OnResync()
+	ns.OnMapping(vtep("10.17.34.72", "172.31.9.6"))
+	ns.OnSynced(20)
+	is("repeated", "172.31.9.6/32")
+	ns.OnResync()
+	ns.OnSynced(21)
+	is("not repeated")
+}
