@@ -37,10 +37,10 @@ const (
 	MaxNextHops = int(datapathLimitsMAX_NEXT_HOPS) // indexes are below it
 )
 
-// ErrShape says that the pinned maps were made by a release, or with a capacity,
-// that doesn't fit. Nothing was changed. The way out is to stop the ports of the
-// host, call [Remove] and load again: it takes live state with it.
-var ErrShape = errors.New("pinned maps have another shape")
+// ErrShape says that the pinned maps were made by a newer release. Nothing was
+// changed. Start that release again; or stop the ports of the host, call [Remove]
+// and load again, which takes live state with it.
+var ErrShape = errors.New("pinned maps have a newer shape")
 
 // ErrOptions says that Options can't be loaded; the text says which one.
 var ErrOptions = errors.New("invalid datapath option")
@@ -79,10 +79,13 @@ type Datapath struct {
 }
 
 // Load loads the programs and makes the maps, or takes over those that are
-// pinned under o.PinDir; nothing is attached yet. It returns [ErrShape] or
-// [ErrOptions], and otherwise what the kernel says, with the verifier's log.
+// pinned under o.PinDir; nothing is attached yet. Maps of an older release, or of
+// another capacity, are migrated: their rows are carried over and the programs
+// are replaced wherever they are attached, without a lost frame (migrate.go). It
+// returns [ErrShape], [ErrFull] or [ErrOptions], and otherwise what the kernel
+// says, with the verifier's log. After an error what was in force still is.
 func Load(o Options) (*Datapath, error) {
-	settings, err := o.settings()
+	spec, err := specOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +94,15 @@ func Load(o Options) (*Datapath, error) {
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift the memory lock limit (needs CAP_SYS_RESOURCE): %w", err)
+	}
+	return load(spec, o.PinDir)
+}
+
+// specOf returns what is to be loaded.
+func specOf(o Options) (*ebpf.CollectionSpec, error) {
+	settings, err := o.settings()
+	if err != nil {
+		return nil, err
 	}
 	spec, err := loadDatapath()
 	if err != nil {
@@ -101,26 +113,21 @@ func Load(o Options) (*Datapath, error) {
 	}
 	spec.Maps[datapathMapMappings].MaxEntries = or(o.Mappings, 65536)
 	spec.Maps[datapathMapFlows].MaxEntries = or(o.Flows, 65536)
-	return load(spec, o.PinDir)
+	return spec, nil
 }
 
 func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
-	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}}
-	err := HaveTCX()
-	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
+	if err := os.RemoveAll(draftDir(dir)); err != nil {
+		return nil, fmt.Errorf("remove the draft of an agent that died: %w", err)
+	}
+	p, err := makePlan(spec, dir)
+	if err != nil {
 		return nil, err
 	}
-	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: mapDir(dir)},
-	})
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return nil, fmt.Errorf("load the datapath over %s: %w: %w", dir, ErrShape, err)
-	}
+	defer p.close()
+	d, err := loadBy(p, spec, dir)
 	if err != nil {
-		return nil, fmt.Errorf("load the datapath: %w", err)
-	}
-	if err := d.checkContract(); err != nil {
-		return nil, errors.Join(err, d.Close())
+		return nil, err
 	}
 	// Whoever wrote the rows before us may have died between a flip and its grace period.
 	if err := d.Settle(); err != nil {
@@ -129,23 +136,48 @@ func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 	return d, nil
 }
 
-func (d *Datapath) checkContract() error {
+// loadBy loads over the pinned maps, or migrates them.
+func loadBy(p *plan, spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
+	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}}
+	err := HaveTCX()
+	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
+		return nil, err
+	}
+	if p.needed() {
+		return d, d.migrate(spec, p)
+	}
+	if err := d.fill(spec, mapDir(dir)); err != nil {
+		return nil, err
+	}
+	if err := d.sign(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// fill loads the programs with the maps that are pinned in pins; those that
+// aren't are made.
+func (d *Datapath) fill(spec *ebpf.CollectionSpec, pins string) error {
+	err := spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
+	if err != nil {
+		return fmt.Errorf("load the datapath: %w", err)
+	}
+	return nil
+}
+
+// sign signs maps that have just been made.
+func (d *Datapath) sign() error {
 	var have datapathLimits
 	if err := d.objs.Contract.Lookup(uint32(0), &have); err != nil {
-		return fmt.Errorf("read the contract of the pinned maps: %w", err)
+		return fmt.Errorf("read the contract of the maps: %w", err)
 	}
-	switch have {
-	case datapathLimitsCONTRACT:
+	if have != 0 {
 		return nil
-	case 0:
-		if err := d.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT); err != nil {
-			return fmt.Errorf("write the contract: %w", err)
-		}
-		return nil
-	default:
-		return fmt.Errorf("maps in %s follow contract %d, this program %d: %w",
-			d.dir, have, datapathLimitsCONTRACT, ErrShape)
 	}
+	if err := d.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT); err != nil {
+		return fmt.Errorf("write the contract: %w", err)
+	}
+	return nil
 }
 
 // Close lets go of the datapath. What is pinned stays in force.

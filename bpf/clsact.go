@@ -92,6 +92,19 @@ func (f filter) attach(name string, prog *ebpf.Program) error {
 	return nil
 }
 
+// hook returns the filter as a hook, or nil if it isn't there.
+func (f filter) hook(name string) (*hook, error) {
+	have, err := f.find()
+	if err != nil || have == nil || !strings.HasPrefix(have.Name, filterPrefix) {
+		return nil, err
+	}
+	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(have.Id))
+	if err != nil {
+		return nil, fmt.Errorf("open the program of filter %s: %w", name, err)
+	}
+	return &hook{name: name, old: old, update: func(p *ebpf.Program) error { return f.attach(name, p) }}, nil
+}
+
 // detach takes the filter away, and the qdisc if it was made for it and nobody
 // else uses it. It is no error if they are gone, or the device is.
 func (f filter) detach() error {

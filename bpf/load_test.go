@@ -69,24 +69,6 @@ func attached(t *testing.T, h *host, pin string) (string, uint32) {
 	return fmt.Sprintf("link %d", info.ID), uint32(info.Program)
 }
 
-// Live state of another shape is refused and stays as it is.
-func TestLoadRefusesAnotherShape(t *testing.T) {
-	a, _ := newWorld(t)
-	wrong := a.options
-	wrong.Mappings = 4321
-	if _, err := Load(wrong); !errors.Is(err, ErrShape) {
-		t.Errorf("another capacity: got %v, want ErrShape", err)
-	}
-	a.must(a.dp.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT+7))
-	if _, err := Load(a.options); !errors.Is(err, ErrShape) {
-		t.Errorf("another contract: got %v, want ErrShape", err)
-	}
-	a.must(a.dp.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT))
-	if p, err := a.dp.Port(redA.id); err != nil || p.VNI != red {
-		t.Errorf("after being refused: port %+v, %v", p, err)
-	}
-}
-
 func TestLoadRefusesOptions(t *testing.T) {
 	isolate(t)
 	dir := filepath.Join(bpffs(t), "replug")

@@ -18,7 +18,7 @@ func loadMaps(u *underlay, pins string, mappings int, log *slog.Logger) (*maps, 
 		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(mappings),
 	})
 	if errors.Is(err, bpf.ErrShape) {
-		return nil, fmt.Errorf("%w: drain the host, then run replug-host teardown", err)
+		return nil, fmt.Errorf("%w; to go back for good, drain the host, then run replug-host teardown", err)
 	}
 	if err != nil {
 		return nil, err

@@ -1,0 +1,325 @@
+package bpf
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// inUse makes a host whose datapath has been used: rows of every kind, counters,
+// links.
+func inUse(t *testing.T) *host {
+	a, _ := newWorld(t)
+	tap := a.taps[redA.id]
+	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))
+	a.must(a.dp.PutRoute(Route{VNI: red, Prefix: pfx("203.0.113.0/26"), NextHop: caB}))
+	a.exercise()
+	return a
+}
+
+// exercise sends three frames: two leave, one is refused.
+func (h *host) exercise() {
+	h.t.Helper()
+	before := h.drops()
+	h.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
+	h.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(41))))
+	h.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caNobody, 5353, 7946, text(43))))
+	after := h.drops()
+	if after["none"] != before["none"]+2 || after["no_mapping"] != before["no_mapping"]+1 {
+		h.t.Errorf("counted %v, then %v, want two frames forwarded and one without a mapping", before, after)
+	}
+}
+
+// state is all that a migration has to carry over.
+func (h *host) state() map[string]any {
+	h.t.Helper()
+	ports, err1 := h.dp.Ports()
+	mappings, err2 := h.dp.Mappings()
+	routes, err3 := h.dp.Routes()
+	hosts, err4 := h.dp.Hosts()
+	counters, err5 := h.dp.PortCounters(redA.id)
+	from, to, err6 := h.dp.Times(redA.id)
+	h.must(errors.Join(err1, err2, err3, err4, err5, err6))
+	byKey := map[MappingKey]Mapping{}
+	for _, m := range mappings {
+		byKey[m.MappingKey] = m
+	}
+	return map[string]any{"ports": ports, "mappings": byKey, "routes": routes, "hosts": hosts, "counters": counters,
+		"times": []Times{from, to}, "drops": h.drops()}
+}
+
+// reload is the next agent, with other options.
+func (h *host) reload(change func(*Options)) error {
+	h.t.Helper()
+	h.must(h.dp.Close())
+	o := h.options
+	change(&o)
+	dp, err := Load(o)
+	if err != nil {
+		return err
+	}
+	h.dp = dp
+	h.t.Cleanup(func() { _ = dp.Close() })
+	return nil
+}
+
+func (h *host) same(what string, before map[string]any) {
+	h.t.Helper()
+	after := h.state()
+	for k, want := range before {
+		if !reflect.DeepEqual(after[k], want) {
+			h.t.Errorf("%s: %s: got %v, want %v", what, k, after[k], want)
+		}
+	}
+}
+
+// programsInForce returns the program of each link.
+func (h *host) programsInForce() map[string]ebpf.ProgramID {
+	h.t.Helper()
+	pins, err := os.ReadDir(linkDir(h.options.PinDir))
+	h.must(err)
+	all := map[string]ebpf.ProgramID{}
+	for _, p := range pins {
+		l, err := link.LoadPinnedLink(filepath.Join(linkDir(h.options.PinDir), p.Name()), nil)
+		h.must(err)
+		info, err := l.Info()
+		h.must(errors.Join(err, l.Close()))
+		all[p.Name()] = info.Program
+	}
+	return all
+}
+
+func (h *host) noDraft() {
+	h.t.Helper()
+	if _, err := os.Stat(draftDir(h.options.PinDir)); !errors.Is(err, fs.ErrNotExist) {
+		h.t.Errorf("a draft is left: %v", err)
+	}
+}
+
+func mapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
+	t.Helper()
+	info, err := m.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
+// Another capacity: that map is replaced, the others are shared, nothing is lost,
+// and each hook has the new program before anybody attaches anything.
+func TestMigrateCapacity(t *testing.T) {
+	a := inUse(t)
+	before, links := a.state(), a.programsInForce()
+	ports, mappings := mapID(t, a.dp.objs.Ports), mapID(t, a.dp.objs.Mappings)
+	a.must(a.reload(func(o *Options) { o.Mappings = 70001 }))
+	a.same("after", before)
+	a.noDraft()
+	for name, now := range a.programsInForce() {
+		if now == links[name] {
+			t.Errorf("%s still has program %d", name, now)
+		}
+	}
+	if mapID(t, a.dp.objs.Ports) != ports || mapID(t, a.dp.objs.Mappings) == mappings || a.dp.objs.Mappings.MaxEntries() != 70001 {
+		t.Errorf("ports is map %d, was %d; mappings is %v, was %d", mapID(t, a.dp.objs.Ports), ports, a.dp.objs.Mappings, mappings)
+	}
+	a.exercise()
+	// And the next start finds what it expects.
+	before, mappings = a.state(), mapID(t, a.dp.objs.Mappings)
+	a.must(a.reload(func(o *Options) { o.Mappings = 70001 }))
+	a.same("once more", before)
+	if got := mapID(t, a.dp.objs.Mappings); got != mappings {
+		t.Errorf("mappings is map %d, was %d: migrated for nothing", got, mappings)
+	}
+}
+
+// What doesn't fit leaves the old datapath as it is, and working.
+func TestMigrationThatFails(t *testing.T) {
+	a := inUse(t)
+	before, links := a.state(), a.programsInForce()
+	old := a.dp
+	if err := a.reload(func(o *Options) { o.Mappings = 3 }); !errors.Is(err, ErrFull) {
+		t.Errorf("five mappings into three rows: got %v, want ErrFull", err)
+	}
+	a.noDraft()
+	if got := a.programsInForce(); !maps.Equal(got, links) {
+		t.Errorf("links have %v, want %v", got, links)
+	}
+	if err := old.Close(); err != nil {
+		t.Error(err)
+	}
+	a.dp = nil
+	dp, err := Load(a.options)
+	a.must(err)
+	a.dp = dp
+	t.Cleanup(func() { _ = dp.Close() })
+	a.same("after", before)
+	a.must(a.dp.objs.Contract.Put(uint32(0), datapathLimitsCONTRACT+7))
+	if err := a.reload(func(*Options) {}); !errors.Is(err, ErrShape) {
+		t.Errorf("a newer contract: got %v, want ErrShape", err)
+	}
+}
+
+// An agent may die at any moment: half of the hooks may have the new programs.
+// The next one begins anew from the maps in force.
+func TestMigrationThatDies(t *testing.T) {
+	for steps, name := range []string{"with an empty draft", "with rows in the draft", "with one hook taken", "before the draft is gone"} {
+		t.Run(name, func(t *testing.T) {
+			a := inUse(t)
+			before := a.state()
+			a.must(a.dp.Close())
+			die(t, a, steps)
+			a.must(a.reload(func(o *Options) { o.Mappings = 70001 }))
+			a.noDraft()
+			a.same("after", before)
+			a.exercise()
+			if steps == 3 { // all was done: what is left is an ordinary restart
+				return
+			}
+			seen := map[ebpf.ProgramID]string{}
+			for name, p := range programs(a.dp) {
+				info, err := p.Info()
+				a.must(err)
+				id, _ := info.ID()
+				seen[id] = name
+			}
+			for name, id := range a.programsInForce() {
+				if seen[id] == "" {
+					t.Errorf("%s has program %d, which isn't the new agent's", name, id)
+				}
+			}
+		})
+	}
+}
+
+// die is an agent that gets so far with a migration, and no further.
+func die(t *testing.T, h *host, steps int) {
+	t.Helper()
+	o := h.options
+	o.Mappings = 70001
+	spec, err := specOf(o)
+	h.must(err)
+	p, err := makePlan(spec, o.PinDir)
+	h.must(err)
+	defer p.close()
+	d := &Datapath{dir: o.PinDir}
+	h.must(os.Mkdir(draftDir(o.PinDir), 0o700))
+	for _, name := range p.shared {
+		h.must(pinAgain(p.old[name], filepath.Join(draftDir(o.PinDir), name)))
+	}
+	h.must(d.fill(spec, draftDir(o.PinDir)))
+	defer d.Close()
+	if steps >= 1 {
+		h.must(d.copyRows(spec, p))
+	}
+	if steps == 2 {
+		hooks, err := d.hooks()
+		h.must(err)
+		h.must(hooks[0].take(d.program(hooks[0].name)))
+		for _, one := range hooks {
+			one.close()
+		}
+	}
+	if steps == 3 {
+		h.must(d.takeHooks(spec, p))
+	}
+}
+
+// A hook that can't be switched: those before it go back.
+func TestHooksGoBack(t *testing.T) {
+	a := inUse(t)
+	links := a.programsInForce()
+	o := a.options
+	o.Mappings = 70001
+	spec, err := specOf(o)
+	a.must(err)
+	next, err := ebpf.NewCollection(unpinned(spec))
+	a.must(err)
+	defer next.Close()
+	hooks, err := a.dp.hooks()
+	a.must(err)
+	a.must(hooks[0].take(next.Programs[datapathProgFromWire]))
+	if err := hooks[1].take(next.Programs[datapathProgRefreshNextHop]); err == nil {
+		t.Error("a tap took a program that isn't for it")
+	}
+	for _, h := range hooks {
+		a.must(h.giveBack())
+		h.close()
+	}
+	if got := a.programsInForce(); !maps.Equal(got, links) {
+		t.Errorf("links have %v, want %v", got, links)
+	}
+}
+
+// A kernel without tcx: filters are hooks too.
+func TestMigrateFilters(t *testing.T) {
+	a, _ := newWorld(t)
+	a.dp.noTCX = true
+	tap := a.taps[redA.id]
+	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))
+	_, old := attached(t, a, tapPin+strconv.Itoa(tap))
+	a.exercise()
+	before := a.state()
+	a.must(a.reload(func(o *Options) { o.Mappings = 70001 }))
+	a.same("after", before)
+	a.dp.noTCX = true
+	if _, now := attached(t, a, tapPin+strconv.Itoa(tap)); now == old || countFilters(t, tap) != 1 {
+		t.Errorf("the tap has program %d, was %d, and %d filters", now, old, countFilters(t, tap))
+	}
+}
+
+func unpinned(spec *ebpf.CollectionSpec) *ebpf.CollectionSpec {
+	c := spec.Copy()
+	for _, m := range c.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	return c
+}
+
+// What the old programs count and remember while rows are copied isn't lost: it
+// is carried over once they have ended.
+func TestMigrateWhatIsStillWritten(t *testing.T) {
+	a := inUse(t)
+	spec, err := specOf(a.options)
+	a.must(err)
+	spec.Maps[datapathMapPortCounters].MaxEntries++
+	spec.Maps[datapathMapFlows].MaxEntries = 70001
+	p, err := makePlan(spec, a.options.PinDir)
+	a.must(err)
+	defer p.close()
+	next := &Datapath{dir: a.options.PinDir}
+	a.must(os.Mkdir(draftDir(a.options.PinDir), 0o700))
+	for _, name := range p.shared {
+		a.must(pinAgain(p.old[name], filepath.Join(draftDir(a.options.PinDir), name)))
+	}
+	a.must(next.fill(spec, draftDir(a.options.PinDir)))
+	t.Cleanup(func() { _ = next.Close() })
+	early, late := datapathFlowKey{PortId: uint32(redA.id), Sport: 0x1234}, datapathFlowKey{PortId: uint32(redA.id), Sport: 0x5678}
+	a.must(a.dp.objs.Flows.Put(early, datapathFlow{Epoch: 7}))
+	a.must(next.copyRows(spec, p))
+
+	a.exercise() // the old programs, whose hooks haven't been taken
+	a.must(a.dp.objs.Flows.Put(early, datapathFlow{Epoch: 9}))
+	a.must(a.dp.objs.Flows.Put(late, datapathFlow{Epoch: 11}))
+	want, err := a.dp.PortCounters(redA.id)
+	a.must(err)
+	a.must(next.objs.Flows.Put(early, datapathFlow{Epoch: 8})) // a new program has seen it since
+	a.must(next.takeHooks(spec, p))
+	if got, err := next.PortCounters(redA.id); err != nil || got != want || got.FromPackets != 4 {
+		t.Errorf("counters: got %+v, %v, want %+v with 4 frames", got, err, want)
+	}
+	for key, epoch := range map[datapathFlowKey]uint64{early: 8, late: 11} {
+		var f datapathFlow
+		if err := next.objs.Flows.Lookup(key, &f); err != nil || f.Epoch != epoch {
+			t.Errorf("flow %#x: got epoch %d, %v, want %d", key.Sport, f.Epoch, err, epoch)
+		}
+	}
+}
