@@ -13,11 +13,9 @@ var errBusy = errors.New("the port is busy: report again")
 
 // events are what happened to a guest since the worker last looked.
 type events struct {
-	ack      time.Time // a lease was acknowledged
-	ackEpoch vnet.Epoch
-	arp      time.Time // the guest answered for its CA
-	arpEpoch vnet.Epoch
-	reports  []offered
+	acks    [2]moment // a lease of the family was acknowledged
+	answers [2]moment // the guest answered for its CA of the family
+	reports []offered
 }
 
 // An offered report is taken over when done is closed.
@@ -35,13 +33,13 @@ func (p *port) event(f func(*events)) {
 }
 
 // acked says that a lease of the epoch's address was just handed out.
-func (p *port) acked(epoch vnet.Epoch) {
-	p.event(func(e *events) { e.ack, e.ackEpoch = time.Now(), epoch })
+func (p *port) acked(f family, epoch vnet.Epoch) {
+	p.event(func(e *events) { e.acks[f] = moment{time.Now(), epoch} })
 }
 
 // answered says that the guest just answered for a CA of the epoch.
-func (p *port) answered(epoch vnet.Epoch) {
-	p.event(func(e *events) { e.arp, e.arpEpoch = time.Now(), epoch })
+func (p *port) answered(f family, epoch vnet.Epoch) {
+	p.event(func(e *events) { e.answers[f] = moment{time.Now(), epoch} })
 }
 
 // offer hands in what the guest reports. It returns once that is on record: the

@@ -151,7 +151,8 @@ func (g *guest) ask() {
 		g.w.mu.Unlock()
 		if ok && agent != nil {
 			if p := agent.get(g.id); p != nil {
-				p.acked(row.Epoch)
+				p.acked(ipv4, row.Epoch)
+				g.ask6(p)
 			}
 		}
 	})
@@ -163,12 +164,13 @@ func (f *worldProber) Probe(_ int, _ vnet.MAC, place *vnet.Place) error {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.probe6(place)
 	for id, g := range w.guests {
 		if row := w.rows[id]; row.Epoch == place.Epoch && row.first() == g.ca && g.link {
 			agent := w.agent
 			time.AfterFunc(100*time.Microsecond, func() {
 				if p := agent.get(id); p != nil {
-					p.answered(row.Epoch)
+					p.answered(ipv4, row.Epoch)
 				}
 			})
 		}

@@ -108,6 +108,7 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		r.hop("link_up")
 	}
 	r.kicked, r.dueBy = time.Now(), time.Time{}
+	r.tellAnew()
 	return outcome{kind: done}, nil
 }
 

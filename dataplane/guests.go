@@ -7,11 +7,13 @@ import (
 	"log/slog"
 
 	"replug/dataplane/dhcp"
+	"replug/dataplane/nd"
 	"replug/dataplane/trap"
 	"replug/directory/vnet"
 )
 
-// guests answers what guests say to the host: DHCP, ARP replies, reports.
+// guests answers what guests say to the host: DHCP, Router Solicitations, answers
+// to probes, reports.
 type guests struct {
 	ports   *ports
 	sender  *trap.Sender
@@ -34,11 +36,59 @@ func (g *guests) take(t trapped) {
 		g.metrics.traps.WithLabelValues("no_place").Inc()
 	case place.Epoch != t.epoch:
 		g.metrics.traps.WithLabelValues("stale").Inc()
-	case !t.dhcp:
-		p.answered(t.epoch)
+	case t.said == saidARP:
+		p.answered(ipv4, t.epoch)
+	case t.said == saidNeighbour:
+		g.neighbour(p, place, t.frame)
+	case t.said == saidSolicit:
+		g.solicited(p, place, ifindex, mac, t.frame)
 	default:
 		g.answer(p, place, ifindex, mac, t.frame)
 	}
+}
+
+// neighbour takes a guest's answer for one of its IPv6 addresses.
+func (g *guests) neighbour(p *port, place *vnet.Place, frame []byte) {
+	target, err := nd.ParseAnswer(frame)
+	a, ok := place.V6()
+	switch {
+	case err != nil:
+		g.metrics.traps.WithLabelValues("malformed").Inc()
+		p.log.Debug("neighbour advertisement refused", "err", err)
+	case ok && target == a.CA.Addr:
+		p.answered(ipv6, place.Epoch)
+	}
+}
+
+// solicited answers a guest that looks for its router, at once: there is no other
+// router that could answer with it.
+func (g *guests) solicited(p *port, place *vnet.Place, ifindex int, mac vnet.MAC, frame []byte) {
+	to, err := nd.ParseSolicit(frame)
+	if err != nil {
+		g.metrics.traps.WithLabelValues("malformed").Inc()
+		p.log.Debug("router solicitation refused", "err", err)
+		return
+	}
+	for _, f := range advertise(place, p.formerRouters(), mac, to, g.mtu) {
+		if g.send(p, place.Epoch, ifindex, f) {
+			g.metrics.adverts.WithLabelValues("solicited").Inc()
+		}
+	}
+}
+
+// send sends an answer that was computed from the place of an epoch.
+func (g *guests) send(p *port, epoch vnet.Epoch, ifindex int, frame []byte) bool {
+	err := g.sender.Answer(p.id, epoch, ifindex, frame)
+	if err == nil {
+		return true
+	}
+	reason := "send"
+	if errors.Is(err, trap.ErrStale) {
+		reason = "stale"
+	}
+	g.metrics.traps.WithLabelValues(reason).Inc()
+	p.log.Debug("answer was not sent", "err", err)
+	return false
 }
 
 // answer sends what DHCP says, if anything.
@@ -55,21 +105,18 @@ func (g *guests) answer(p *port, place *vnet.Place, ifindex int, mac vnet.MAC, f
 	if len(reply.Omitted) > 0 {
 		p.log.Warn("lease is too long for the guest's message size: options left out", "options", reply.Omitted)
 	}
-	if reply.Frame == nil {
-		return
+	if reply.Kind == dhcp.Declined {
+		p.log.Warn("guest declines its address: it says that somebody else answers for it", "place", place.String())
 	}
-	if err := g.sender.Answer(p.id, place.Epoch, ifindex, reply.Frame); err != nil {
-		reason := "send"
-		if errors.Is(err, trap.ErrStale) {
-			reason = "stale"
-		}
-		g.metrics.traps.WithLabelValues(reason).Inc()
-		p.log.Debug("dhcp answer was not sent", "err", err)
+	if reply.Frame == nil || !g.send(p, place.Epoch, ifindex, reply.Frame) {
 		return
 	}
 	p.log.Debug("dhcp answered", "kind", reply.Kind.String(), "place", place.String())
-	if reply.Kind == dhcp.Ack {
-		p.acked(place.Epoch)
+	switch reply.Kind {
+	case dhcp.Ack:
+		p.acked(ipv4, place.Epoch)
+	case dhcp.Grant, dhcp.Confirmed:
+		p.acked(ipv6, place.Epoch)
 	}
 }
 
@@ -105,9 +152,12 @@ func (ps *ports) guestReport(ctx context.Context, id vnet.PortID, r vnet.GuestRe
 type prober struct{ sender *trap.Sender }
 
 func (p prober) Probe(ifindex int, mac vnet.MAC, place *vnet.Place) error {
-	a, ok := place.V4()
-	if !ok {
-		return errAddresses
+	var errs []error
+	if a, ok := place.V4(); ok {
+		errs = append(errs, p.sender.Send(ifindex, trap.Probe(a.Gateway, vnet.GatewayMAC, a.CA, mac)))
 	}
-	return p.sender.Send(ifindex, trap.Probe(a.Gateway, vnet.GatewayMAC, a.CA, mac))
+	if a, ok := place.V6(); ok {
+		errs = append(errs, p.sender.Send(ifindex, nd.Probe(place.VNI, a.CA, mac)))
+	}
+	return errors.Join(errs...)
 }

@@ -28,6 +28,10 @@ const (
 	// resumePatience is for a guest that may have renewed while the agent was
 	// away: it is not bounced a second time before it is over.
 	resumePatience = time.Second
+	// slow6 is what IPv6 takes on top: a client may wait a second before it asks
+	// (RFC 8415, section 18.2.1), and its kernel again before it uses the address
+	// (RFC 4862, section 5.4.2).
+	slow6 = 3 * time.Second
 	// The last rung is tried for ever, less and less often.
 	patienceBound = time.Minute
 )

@@ -139,8 +139,23 @@ func (m *maps) Times(id vnet.PortID) (Times, error) {
 type trapped struct {
 	port  vnet.PortID
 	epoch vnet.Epoch
-	dhcp  bool // else an ARP reply from the port's current CA
+	said  said
 	frame []byte
+}
+
+// said is what a trapped frame is about.
+type said uint8
+
+const (
+	saidDHCP      said = 1 // of either family
+	saidARP       said = 2 // an ARP reply from the port's current CA
+	saidSolicit   said = 3 // a Router Solicitation
+	saidNeighbour said = 4 // a Neighbour Advertisement to the gateway
+)
+
+var saidBy = map[bpf.TrapKind]said{
+	bpf.TrapDHCP:     saidDHCP,
+	bpf.TrapARPReply: saidARP,
 }
 
 // traps reads what the datapath hands up until stop is called; then it returns
@@ -165,12 +180,12 @@ func (m *maps) traps(take func(trapped), lost func(error)) (run func() error, st
 				continue
 			}
 			failed = 0
-			switch t.Kind {
-			case bpf.TrapDHCP, bpf.TrapARPReply:
-				take(trapped{vnet.PortID(t.Port), vnet.Epoch(t.Epoch), t.Kind == bpf.TrapDHCP, t.Frame})
-			default:
+			about, ok := saidBy[t.Kind]
+			if !ok {
 				lost(fmt.Errorf("unknown trap kind %d", t.Kind))
+				continue
 			}
+			take(trapped{vnet.PortID(t.Port), vnet.Epoch(t.Epoch), about, t.Frame})
 		}
 	}
 	return run, func() { _ = r.Close() }, nil

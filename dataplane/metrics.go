@@ -14,6 +14,7 @@ type Metrics struct {
 	dhcp    *prometheus.CounterVec
 	imds    *prometheus.CounterVec
 	traps   *prometheus.CounterVec
+	adverts *prometheus.CounterVec
 	orphans prometheus.Gauge
 }
 
@@ -36,11 +37,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		traps: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "replug_trap_drops_total", Help: "Trapped frames that the agent dropped, by reason.",
 		}, []string{"reason"}),
+		adverts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "replug_router_advertisements_total", Help: "Router Advertisements sent to guests, by kind: solicited or unsolicited.",
+		}, []string{"kind"}),
 		orphans: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "replug_orphan_ports", Help: "Ports in force that no intent names.",
 		}),
 	}
-	r.MustRegister(m.flips, m.flipFor, m.dhcp, m.imds, m.traps, m.orphans)
+	r.MustRegister(m.flips, m.flipFor, m.dhcp, m.imds, m.traps, m.adverts, m.orphans)
 	return m
 }
 

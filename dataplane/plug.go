@@ -120,6 +120,7 @@ func (p *port) refresh(in *vnet.Intent) error {
 		return err
 	}
 	here := in.Current
+	p.moveRouter(old, &here)
 	p.setPlace(&here, row.Ifindex)
 	p.run.dirty = true
 	served := p.run.Step == stepConfirm || p.run.Step == stepSettled

@@ -31,6 +31,7 @@ type port struct {
 	place   *vnet.Place
 	ifindex int
 	events  events
+	former  []former           // of run
 	version int                // of intent and removed
 	looking int                // version that the worker works on
 	cancel  context.CancelFunc // ends what takes long
@@ -74,13 +75,14 @@ func newPort(r rooms, in vnet.Intent, log *slog.Logger) *port {
 func (p *port) resume(rec record, row *Row) {
 	p.saved, p.recorded = rec.Intent, true
 	p.run, p.staged = rec.Run, rec.Staged
-	if p.staged == nil {
-		return
+	if p.staged != nil {
+		p.staged.resumed = true
+		if row != nil && p.staged.Epoch == row.Epoch {
+			p.run, p.staged = *p.staged, nil
+			p.run.Former = leave(rec.Run.Former, &rec.Intent.Current, p.mtu)
+		}
 	}
-	p.staged.resumed = true
-	if row != nil && p.staged.Epoch == row.Epoch {
-		p.run, p.staged = *p.staged, nil
-	}
+	p.setFormer(p.run.Former)
 }
 
 // set hands in a newer intent. It is refused once the worker has ended.
@@ -203,7 +205,7 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return swap, err
 	}
-	return min(swap, power, stage), nil
+	return min(swap, power, stage, p.tellRouter()), nil
 }
 
 // serve keeps up a port that only a record knows, since no server has spoken
@@ -212,7 +214,8 @@ func (p *port) serve(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	if p.row == nil || p.row.Epoch != in.Current.Epoch {
 		return forever, nil
 	}
-	return p.advance(ctx, in)
+	swap, err := p.advance(ctx, in)
+	return min(swap, p.tellRouter()), err
 }
 
 // complain says what holds the port up, once.

@@ -9,9 +9,9 @@ import (
 	"replug/directory/vnet"
 )
 
-// prove waits for the guest to be seen on its new CA: an answer to an ARP probe,
-// or any frame of its own from that address. Nothing else tells: QMP's set_link
-// succeeds on adapters that ignore it.
+// prove waits for the guest to be seen on its new CA: an answer to an ARP probe or
+// a Neighbour Solicitation, or any frame of its own from that address. Nothing
+// else tells: QMP's set_link succeeds on adapters that ignore it.
 func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if !p.on(in) {
 		p.told(vnet.StatusFlipped) // with the power off: there is nobody to be seen
@@ -44,13 +44,17 @@ func (p *port) untilDue(now time.Time) time.Duration {
 
 // patience is how long this rung waits for a proof.
 func (p *port) patience(in *vnet.Intent) time.Duration {
+	var more time.Duration
+	if _, ok := in.Current.V6(); ok {
+		more = slow6
+	}
 	switch {
 	case !p.climbs(in):
 		return noBouncePatience
 	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
-		return resumePatience
+		return resumePatience + more
 	default:
-		return at(p.run.Tried).patience
+		return at(p.run.Tried).patience + more
 	}
 }
 
@@ -83,47 +87,57 @@ func (p *port) fail(format string, args ...any) {
 	p.tell(vnet.StatusFailed, p.run.Epoch, why)
 }
 
-// evidence returns when the guest was last seen on the place's CA; zero: not
-// yet, or not later than the lease that it must have taken first.
+// evidence returns when the guest was last seen on the place's CAs, one of each
+// family; zero: not yet, or not later than the leases that it must have taken first.
 func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration) {
 	r := &p.run
 	p.mu.Lock()
 	e := p.events
 	p.mu.Unlock()
-	if e.ackEpoch == r.Epoch && e.ack.After(r.Flipped) && r.ACK.IsZero() {
-		r.ACK, r.kicked, r.probed = e.ack, time.Now(), time.Time{}
-		r.Hops = append(r.Hops, vnet.Hop{Name: "dhcp", At: e.ack})
-		r.dirty = true
-	}
-	if e.arpEpoch == r.Epoch && e.arp.After(r.Flipped) {
-		seen = e.arp
-	}
-	if t, err := p.datapath.Times(p.id); err == nil && t.Epoch == r.Epoch {
-		blackout = t.Blackout
-		if t.Seen.After(r.Flipped) && t.Seen.After(seen) {
-			seen = t.Seen
+	list := families(&in.Current)
+	for _, f := range list {
+		if ack := r.ack(f); ack.IsZero() && !e.acks[f].in(r).IsZero() {
+			*ack, r.kicked, r.probed = e.acks[f].at, time.Now(), time.Time{}
+			r.Hops = append(r.Hops, vnet.Hop{Name: f.leaseHop(), At: *ack})
+			r.dirty = true
 		}
 	}
-	if p.needsACK(in) && (r.ACK.IsZero() || p.sameCA(in) && seen.Before(r.ACK)) {
-		return time.Time{}, 0
+	var frame time.Time // the last one, from any of the place's CAs
+	if t, err := p.datapath.Times(p.id); err == nil && t.Epoch == r.Epoch {
+		blackout = t.Blackout
+		frame = moment{t.Seen, t.Epoch}.in(r)
+	}
+	for _, f := range list {
+		at := e.answers[f].in(r)
+		if len(list) == 1 && frame.After(at) {
+			at = frame // else it may be of the other family
+		}
+		if at.IsZero() || p.needsACK(in, f) && (r.ack(f).IsZero() || p.sameCA(in, f) && at.Before(*r.ack(f))) {
+			return time.Time{}, 0
+		}
+		if at.After(seen) {
+			seen = at
+		}
 	}
 	return seen, blackout
 }
 
 // needsACK reports whether only a lease later than the flip proves that the
 // guest follows. Not when it boots there. Not when it comes back, since it may
-// never have gone. Not when an earlier session of the agent may have answered it, unless the address alone
-// proves nothing.
-func (p *port) needsACK(in *vnet.Intent) bool {
-	if !bounces(&in.Current) || in.Current.Undo || p.run.Boots {
+// never have gone. Not when it makes its address itself. Not when an earlier
+// session of the agent may have answered it, unless the address alone proves
+// nothing.
+func (p *port) needsACK(in *vnet.Intent, f family) bool {
+	a, _ := in.Current.V6()
+	if !bounces(&in.Current) || in.Current.Undo || p.run.Boots || f == ipv6 && a.SLAAC {
 		return false
 	}
-	return !p.run.resumed || p.sameCA(in)
+	return !p.run.resumed || p.sameCA(in, f)
 }
 
 // sameCA reports whether the guest had the place's CA before the flip already.
-func (p *port) sameCA(in *vnet.Intent) bool {
-	return slices.ContainsFunc(p.run.From, in.Current.Has)
+func (p *port) sameCA(in *vnet.Intent, f family) bool {
+	return slices.ContainsFunc(p.run.From, func(ca vnet.CA) bool { return familyOf(ca) == f && in.Current.Has(ca) })
 }
 
 // leased notes the proof.
@@ -135,6 +149,8 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	case r.Cuts > 0:
 		r.Rung = at(r.Tried).String()
 		p.rungs.remember(image(in), r.Tried)
+	case in.Current.Swap != "" && r.told > 0 && slices.Contains(families(&in.Current), ipv6):
+		r.Rung = "ra"
 	case in.Current.Swap != "":
 		r.Rung = "none"
 	}
@@ -157,7 +173,7 @@ func (p *port) probe(ctx context.Context, in *vnet.Intent) time.Duration {
 	return gap
 }
 
-// ask sends the guest an ARP probe for its address in the place in force.
+// ask asks the guest for its addresses in the place in force.
 func (p *port) ask() {
 	place, ifindex, mac, ok := p.inForce()
 	if !ok {

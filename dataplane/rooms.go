@@ -163,6 +163,11 @@ type Prober interface {
 	Probe(ifindex int, mac vnet.MAC, place *vnet.Place) error
 }
 
+// A Router tells the guest behind a tap about its IPv6 router, and the former ones.
+type Router interface {
+	Tell(ifindex int, frame []byte) error
+}
+
 // A Networks knows which networks are loaded, and keeps their routes.
 type Networks interface {
 	// Synced reports whether all mappings and services of a network are in the
@@ -183,6 +188,7 @@ type rooms struct {
 	links    Links
 	docs     Documents
 	prober   Prober
+	router   Router
 	networks Networks
 	records  recorder
 	rungs    *rungs

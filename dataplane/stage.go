@@ -18,6 +18,7 @@ var (
 	errAddresses = fmt.Errorf("a port has 1 to %d addresses: correct the place", MaxCAs)
 	errVNI       = errors.New("not a network: the VNI must be 1 to 16777215")
 	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
+	errMTU6      = errors.New("IPv6 needs an MTU of 1280: raise the network's, or the underlay's")
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
 	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
 	errNoMonitor = errors.New("the port has no monitor, so its link can't be bounced: attach it with one, or swap with trigger none")
@@ -110,6 +111,9 @@ func (p *port) fits(next *vnet.Place) error {
 		return fmt.Errorf("%d addresses: %w", len(next.Addrs), errAddresses)
 	case next.MTU > p.mtu:
 		return fmt.Errorf("network %s wants %d bytes, the host has %d: %w", next.Network, next.MTU, p.mtu, errMTU)
+	}
+	if _, ok := next.V6(); ok && p.guestMTU(next) < 1280 {
+		return fmt.Errorf("network %s has %d bytes: %w", next.Network, p.guestMTU(next), errMTU6)
 	}
 	return nil
 }

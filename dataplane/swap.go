@@ -66,7 +66,9 @@ type run struct {
 	Hops     []vnet.Hop        `json:"hops,omitempty"`
 	Rung     string            `json:"rung,omitempty"` // that worked
 	Flipped  time.Time         `json:"flipped"`
-	ACK      time.Time         `json:"ack"` // of the lease, later than the flip
+	ACK      time.Time         `json:"ack"` // of the IPv4 lease, later than the flip
+	ACK6     time.Time         `json:"ack6,omitzero"`
+	Former   []former          `json:"former,omitempty"` // IPv6 routers that the guest may still believe in
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
 	Boots    bool              `json:"boots,omitempty"` // the guest starts in this place: it asks by itself
@@ -82,6 +84,8 @@ type run struct {
 	probed  time.Time
 	failed  bool
 	owed    bool // the link is not known to be up
+	told    int  // advertisements since the last event
+	tellAt  time.Time
 }
 
 // hop notes that a step has ended.
@@ -138,6 +142,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 // begin starts the walk of a new epoch.
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
+	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
 	p.run = run{Epoch: in.Current.Epoch, Step: stepCut, Boots: p.row == nil && in.Machine != nil}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:

@@ -40,6 +40,7 @@ type world struct {
 	statuses    []vnet.Status
 	acts        []string // in order
 	guests      map[vnet.PortID]*guest
+	told        []said6 // by Router Advertisements, in order
 
 	countdown int // acts until the kill; 0: never
 	kill      func()
@@ -54,6 +55,8 @@ type guest struct {
 	w        *world
 	id       vnet.PortID
 	ca       vnet.CA // what it calls itself
+	ca6      vnet.CA // by DHCPv6
+	deaf6    bool    // has no DHCPv6 client
 	link     bool
 	downAt   time.Time
 	notices  time.Duration // shortest cut that it sees
@@ -101,7 +104,7 @@ func (w *world) begin() *ports {
 	}
 	ps, err := newPorts(rooms{
 		datapath: w, taps: (*worldTaps)(w), machines: (*worldMachines)(w), links: (*worldLinks)(w), docs: (*worldDocs)(w),
-		prober: (*worldProber)(w), networks: (*worldNetworks)(w), records: worldRecords{w, recs}, rungs: newRungs(),
+		prober: (*worldProber)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), records: worldRecords{w, recs}, rungs: newRungs(),
 		metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, report: w.report,
 	}, log)
 	if err != nil {

@@ -1,0 +1,155 @@
+package dataplane
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"time"
+
+	"replug/dataplane/nd"
+	"replug/dataplane/trap"
+	"replug/directory/vnet"
+)
+
+const (
+	// tellGap is the least time between two advertisements that nobody asked for
+	// (RFC 4861, section 10), and tellFirst how many of them follow an event at it.
+	tellGap   = 3 * time.Second
+	tellFirst = 3
+	// Then they come at random within these bounds (the RFC's own), a third of
+	// their lifetime at most.
+	tellLeast = 200 * time.Second
+	tellMost  = 600 * time.Second
+	// mostFormer bounds how many former routers are taken back.
+	mostFormer = 4
+)
+
+// A former router was the port's in a place that it has left. A guest believes it
+// until then, unless it is told otherwise.
+type former struct {
+	Router nd.Router `json:"router"`
+	Until  time.Time `json:"until"`
+}
+
+// leave adds the router of a place that the port leaves to those that are taken
+// back, and forgets those that no guest can believe in any more.
+func leave(list []former, place *vnet.Place, mtu uint16) []former {
+	now := time.Now()
+	var kept []former
+	for _, f := range list {
+		if f.Until.After(now) {
+			kept = append(kept, f)
+		}
+	}
+	if place == nil {
+		return kept
+	}
+	r, ok := nd.RouterOf(place, mtu)
+	if !ok {
+		return kept
+	}
+	kept = append(kept, former{r, now.Add(nd.Lifetime)})
+	return kept[max(0, len(kept)-mostFormer):]
+}
+
+// left is the place that the port is about to leave for in: the one it serves, or
+// that of an earlier session's record.
+func (p *port) left(in *vnet.Intent) *vnet.Place {
+	place, _, _, _ := p.inForce()
+	if place == nil && p.saved.Current.Epoch != 0 {
+		place = &p.saved.Current
+	}
+	if place == nil || place.Epoch == in.Current.Epoch {
+		return nil
+	}
+	return place
+}
+
+// advertise makes the advertisements for a guest, to one of its addresses or to
+// all nodes: first those that take former routers back, then that of its place.
+func advertise(place *vnet.Place, before []former, mac vnet.MAC, to netip.Addr, mtu uint16) [][]byte {
+	var frames [][]byte
+	now, ok := nd.RouterOf(place, mtu)
+	if !ok {
+		now = nd.Router{}
+	}
+	for _, f := range before {
+		if f.Until.After(time.Now()) && !reflect.DeepEqual(f.Router, now) {
+			frames = append(frames, f.Router.Withdraw(now, mac, to))
+		}
+	}
+	if ok {
+		frames = append(frames, now.Advertise(mac, to))
+	}
+	return frames
+}
+
+// tellRouter advertises the port's router when it is time, and says when it is time
+// again. Nobody asks after a flip: a kernel whose link comes back keeps the
+// router that it knows. The gateway's MAC needs no announcement, neither here nor
+// by ARP: it is the same in every network.
+func (p *port) tellRouter() time.Duration {
+	r := &p.run
+	if r.Step == stepCut || r.Step == stepFlip || r.Step == stepDark || r.Step == stepRecut {
+		return forever // nobody would hear it
+	}
+	if left := time.Until(r.tellAt); left > 0 {
+		return left
+	}
+	place, ifindex, mac, ok := p.inForce()
+	if !ok {
+		return forever
+	}
+	frames := advertise(place, r.Former, mac, netip.Addr{}, p.mtu)
+	for _, f := range frames {
+		if err := p.router.Tell(ifindex, f); err != nil {
+			p.log.Debug("router advertisement was not sent", "err", err)
+		}
+	}
+	p.metrics.adverts.WithLabelValues("unsolicited").Add(float64(len(frames)))
+	r.told++
+	gap := tellGap
+	switch {
+	case len(frames) == 0:
+		gap = forever
+	case r.told >= tellFirst:
+		gap = tellLeast + rand.N(tellMost-tellLeast)
+	}
+	r.tellAt = time.Now().Add(gap)
+	return gap
+}
+
+// tellAnew lets the next advertisement follow at once: something has changed.
+func (r *run) tellAnew() { r.told, r.tellAt = 0, time.Time{} }
+
+// moveRouter lets the guest hear of a place that has changed within its epoch.
+func (p *port) moveRouter(old, now *vnet.Place) {
+	if old == nil {
+		return
+	}
+	before, _ := nd.RouterOf(old, p.mtu)
+	after, _ := nd.RouterOf(now, p.mtu)
+	if !reflect.DeepEqual(before, after) {
+		p.setFormer(leave(p.run.Former, old, p.mtu))
+		p.run.tellAnew()
+	}
+}
+
+// formerRouters is what an answer to a solicitation has to take back.
+func (p *port) formerRouters() []former {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.former
+}
+
+func (p *port) setFormer(list []former) {
+	p.run.Former = list
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.former = list
+}
+
+// routers speaks to guests through their taps.
+type routers struct{ sender *trap.Sender }
+
+func (r routers) Tell(ifindex int, frame []byte) error { return r.sender.Send(ifindex, frame) }

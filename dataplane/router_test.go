@@ -1,0 +1,306 @@
+package dataplane
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// A said6 is a Router Advertisement that a guest got.
+type said6 struct {
+	at      time.Time
+	ifindex int
+	link    bool   // the guest's was up
+	router  string // its link-local address
+	seconds uint16 // its lifetime
+}
+
+type worldRouter world
+
+func (f *worldRouter) Tell(ifindex int, frame []byte) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	link := true
+	for _, g := range w.guests {
+		link = link && g.link
+	}
+	w.told = append(w.told, said6{time.Now(), ifindex, link, net.IP(frame[22:38]).String(), binary.BigEndian.Uint16(frame[60:])})
+	return nil
+}
+
+// heard lists the routers that the guest heard of, those taken back with a minus,
+// and forgets them.
+func (w *world) heard() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []string
+	for _, s := range w.told {
+		name := s.router
+		if s.seconds == 0 {
+			name = "-" + name
+		}
+		if !s.link || s.ifindex != 723 {
+			w.t.Errorf("%s told to device %d with link %t", name, s.ifindex, s.link)
+		}
+		list = append(list, name)
+	}
+	w.told = nil
+	return strings.Join(list, " ")
+}
+
+// ask6 is the DHCPv6 client beside the DHCPv4 one.
+func (g *guest) ask6(p *port) {
+	place, _, _, ok := p.inForce()
+	if !ok {
+		return
+	}
+	if a, has := place.V6(); has && !g.deaf6 {
+		g.w.mu.Lock()
+		g.ca6 = a.CA
+		g.w.mu.Unlock()
+		p.acked(ipv6, place.Epoch)
+	}
+}
+
+// probe6 lets guests answer a Neighbour Solicitation. The world is locked.
+func (w *world) probe6(place *vnet.Place) {
+	a, ok := place.V6()
+	for id, g := range w.guests {
+		if ok && a.CA == g.ca6 && g.link && w.rows[id].Epoch == place.Epoch {
+			agent, epoch := w.agent, place.Epoch
+			time.AfterFunc(100*time.Microsecond, func() {
+				if p := agent.get(id); p != nil {
+					p.answered(ipv6, epoch)
+				}
+			})
+		}
+	}
+}
+
+const (
+	redRouter  = "fe80::5250:4c00:ab:cdef"
+	blueRouter = "fe80::5250:4c00:12:3457"
+)
+
+// dual gives a place an IPv6 address as well.
+func dual(p *vnet.Place, ca string) {
+	p.Addrs = append(p.Addrs, vnet.Addr{CA: vnet.CA{Addr: netip.MustParseAddr(ca)}, Bits: 64})
+}
+
+// dualSwap brings a guest to blue, both places with both families, and returns
+// the intent and the guest once the swap has begun.
+func dualSwap(w *world, change func(*vnet.Intent, *guest)) (vnet.Intent, *guest) {
+	in := intent()
+	dual(&in.Current, "fd17:2839::51")
+	g := w.guestAt(in, "10.17.34.51")
+	g.ca6 = in.Current.Addrs[1].CA
+	ps := w.begin()
+	ps.set(in)
+	settle(10 * time.Second)
+	w.heard()
+	in = prepared(in)
+	dual(in.Next, "fd28:394a::62")
+	change(&in, g)
+	ps.set(in)
+	settle(time.Second)
+	in = switched(in)
+	ps.set(in)
+	settle(2 * time.Second)
+	return in, g
+}
+
+// The former router is taken back before the new one is told, as soon as the link
+// is up and twice more; then the router is told again before it is forgotten, and
+// the former one no longer once nobody can believe in it.
+func TestRouterIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, _ := dualSwap(w, func(*vnet.Intent, *guest) {})
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 20ms" {
+			t.Fatalf("last status %+v", s)
+		}
+		both := "-" + redRouter + " " + blueRouter
+		if got := w.heard(); got != both {
+			t.Errorf("at once: %s", got)
+		}
+		settle(8 * time.Second)
+		if got := w.heard(); got != both+" "+both {
+			t.Errorf("in the first seconds: %s", got)
+		}
+		settle(tellLeast - 20*time.Second)
+		if got := w.heard(); got != "" {
+			t.Errorf("too early: %s", got)
+		}
+		settle(tellMost - tellLeast + 20*time.Second)
+		if got := w.heard(); !strings.HasPrefix(got, both) {
+			t.Errorf("while a guest may believe in the former: %s", got)
+		}
+		settle(time.Hour - tellMost)
+		w.heard()
+		var last time.Time
+		for range 20 {
+			settle(tellMost)
+			w.mu.Lock()
+			for _, s := range w.told {
+				if !last.IsZero() && s.at.Sub(last) > tellMost {
+					t.Errorf("silence of %s, the lifetime is %d s", s.at.Sub(last), s.seconds)
+				}
+				last = s.at
+			}
+			w.mu.Unlock()
+			if got := w.heard(); got == "" || strings.Contains(got, "-") || strings.Contains(got, redRouter) {
+				t.Errorf("an hour later: %q", got)
+			}
+		}
+	})
+}
+
+// An agent that is killed at any of its acts of a swap takes the former router
+// back all the same.
+func TestRouterIsTakenBackByTheNextAgent(t *testing.T) {
+	for kill := 1; kill < 14; kill++ {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			in := intent()
+			dual(&in.Current, "fd17:2839::51")
+			g := w.guestAt(in, "10.17.34.51")
+			g.ca6 = in.Current.Addrs[1].CA
+			ps := w.begin()
+			ps.set(in)
+			settle(10 * time.Second)
+			in = prepared(in)
+			dual(in.Next, "fd28:394a::62")
+			ps.set(in)
+			settle(time.Second)
+			in = switched(in)
+			w.mu.Lock()
+			w.countdown = kill
+			w.mu.Unlock()
+			ps.set(in)
+			settle(time.Second)
+			w.mu.Lock()
+			w.countdown = 0
+			w.mu.Unlock()
+			w.heard()
+			w.begin().set(in)
+			settle(20 * time.Second)
+			if got := w.heard(); !strings.Contains(got, "-"+redRouter+" "+blueRouter) {
+				t.Errorf("killed at act %d: heard %s", kill, got)
+			}
+			if s := w.last(in.Current.Epoch); s.Phase < vnet.StatusLeased || s.Phase == vnet.StatusFailed {
+				t.Errorf("killed at act %d: last status %+v", kill, s)
+			}
+		})
+	}
+}
+
+// Leaving for a network without IPv6 takes the router back and tells of none; one
+// without IPv6 before and after hears nothing at all.
+func TestRouterOfNoIPv6(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, _ := dualSwap(w, func(in *vnet.Intent, _ *guest) { in.Next.Addrs = in.Next.Addrs[:1] })
+		if got := w.heard(); got != "-"+redRouter {
+			t.Errorf("heard %s", got)
+		}
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {
+			t.Errorf("last status %+v", s)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		w.begin().set(in)
+		settle(time.Hour)
+		if got := w.heard(); got != "" {
+			t.Errorf("without IPv6: heard %s", got)
+		}
+	})
+}
+
+// A place that changes within its epoch is told at once.
+func TestRouterOfAChangedPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, _ := dualSwap(w, func(*vnet.Intent, *guest) {})
+		settle(10 * time.Second)
+		w.heard()
+		in.Current.Document = &vnet.Document{Instance: "vm-23", Hostname: "another"}
+		w.agent.set(in)
+		settle(time.Second)
+		if got := w.heard(); got != "" {
+			t.Errorf("a document was told as %s", got)
+		}
+		in.Current.DHCP.DNS = []netip.Addr{netip.MustParseAddr("fd53:6a7b::8c9d")}
+		w.agent.set(in)
+		settle(time.Second)
+		// What the router itself has said before is taken back in its own name.
+		if got := w.heard(); got != strings.Join([]string{"-" + redRouter, blueRouter, blueRouter}, " ") {
+			t.Errorf("heard %s", got)
+		}
+	})
+}
+
+// A guest that follows with one family only has not followed.
+func TestBothFamiliesAreProven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.deaf6 = true })
+		settle(30 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || g.cuts() < len(ladder) {
+			t.Fatalf("after %d cuts: last status %+v", g.cuts(), s)
+		}
+		if got := strings.Count(w.heard(), blueRouter); got < 2*len(ladder) {
+			t.Errorf("told %d times: after each cut it is told anew", got)
+		}
+		w.mu.Lock()
+		g.deaf6 = false
+		w.mu.Unlock()
+		settle(2 * time.Minute)
+		s := w.last(in.Current.Epoch)
+		if s.Phase != vnet.StatusConfirmed {
+			t.Errorf("last status %+v", s)
+		}
+		for _, hop := range []string{"dhcp", "dhcpv6"} {
+			if !slices.ContainsFunc(s.Hops, func(h vnet.Hop) bool { return h.Name == hop }) {
+				t.Errorf("no %s in %+v", hop, s.Hops)
+			}
+		}
+	})
+}
+
+// IPv6 takes its time: a guest that needs two seconds is not bounced again.
+func TestPatienceForIPv6(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 1900 * time.Millisecond })
+		settle(3 * time.Second)
+		if g.cuts() != 1 {
+			t.Errorf("bounced %d times", g.cuts())
+		}
+	})
+}
+
+// A guest that makes its address itself leases nothing.
+func TestProofBySLAAC(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
+			in.Next.Addrs = in.Next.Addrs[1:]
+			in.Next.Addrs[0].SLAAC = true
+			g.deaf, g.ca6 = true, in.Next.Addrs[0].CA
+		})
+		if s := w.last(in.Current.Epoch); s.Phase < vnet.StatusLeased || s.Phase == vnet.StatusFailed || g.cuts() != 1 {
+			t.Errorf("bounced %d times, last status %+v", g.cuts(), s)
+		}
+	})
+}
