@@ -46,8 +46,8 @@ func (c *Config) Check() error {
 	if !hostName.MatchString(c.Name) {
 		bad("name %q: want letters, digits, dots and dashes, at most 63", c.Name)
 	}
-	if c.PAPrefix.IsValid() && (!c.PAPrefix.Addr().Is4() || c.PAPrefix != c.PAPrefix.Masked()) {
-		bad("pa-prefix %s: want an IPv4 prefix without host bits, such as %s", c.PAPrefix, c.PAPrefix.Masked())
+	if c.PAPrefix.IsValid() && (c.PAPrefix != c.PAPrefix.Masked() || c.PAPrefix.Addr().Is4In6()) {
+		bad("pa-prefix %s: want a prefix without host bits, such as %s", c.PAPrefix, c.PAPrefix.Masked())
 	}
 	for name, dir := range map[string]string{"state-dir": c.StateDir, "bpffs": c.BPFFS, "images": c.Images} {
 		if !filepath.IsAbs(dir) {

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,9 +11,21 @@ import (
 	"replug/directory/vnet"
 )
 
-// overhead is what VXLAN over IPv4 takes of the underlay's MTU (RFC 7348,
-// section 4.3: outer IPv4, UDP, VXLAN and inner Ethernet headers).
-const overhead = 50
+// overhead is what VXLAN takes of the underlay's MTU (RFC 7348, section 4.3: outer
+// IP, UDP, VXLAN and inner Ethernet headers).
+func overhead(a netip.Addr) int {
+	if a.Is4() {
+		return 20 + 8 + 8 + 14
+	}
+	return 40 + 8 + 8 + 14
+}
+
+// What guests must be left: every host takes a datagram of 576 bytes (RFC 791),
+// and IPv6 works with no less than 1280 (RFC 8200, section 5).
+const (
+	leastMTU  = 576
+	leastMTU6 = 1280
+)
 
 // An underlay is the host's side of the network that carries frames.
 type underlay struct {
@@ -27,13 +40,14 @@ type underlay struct {
 func plug(uplink string, prefix netip.Prefix) (*underlay, error) {
 	var u underlay
 	var err error
-	if u.uplink, err = netdev.FindUplink(uplink); err != nil {
+	if u.uplink, err = findUplink(uplink, prefix); err != nil {
 		return nil, fmt.Errorf("find the uplink (give --uplink): %w", err)
 	}
-	if u.uplink.MTU < 576+overhead {
-		return nil, fmt.Errorf("uplink %s has an MTU of %d bytes: at least %d are needed", u.uplink.Name, u.uplink.MTU, 576+overhead)
+	taken := overhead(u.uplink.Addr)
+	if u.uplink.MTU < leastMTU+taken {
+		return nil, fmt.Errorf("uplink %s has an MTU of %d bytes: at least %d are needed", u.uplink.Name, u.uplink.MTU, leastMTU+taken)
 	}
-	u.mtu = uint16(min(u.uplink.MTU, 9216) - overhead)
+	u.mtu = uint16(min(u.uplink.MTU, 9216) - taken)
 	if u.prefix = prefix; !prefix.IsValid() {
 		u.prefix = netip.PrefixFrom(u.uplink.Addr, u.uplink.Addr.BitLen())
 	}
@@ -49,6 +63,19 @@ func plug(uplink string, prefix netip.Prefix) (*underlay, error) {
 		return nil, fmt.Errorf("make the metadata service's device: %w", err)
 	}
 	return &u, nil
+}
+
+// findUplink looks for an address of the family of the PAs. Where none are given
+// the host's own address is the PA: the IPv4 one if there is one.
+func findUplink(name string, prefix netip.Prefix) (netdev.Uplink, error) {
+	if prefix.IsValid() {
+		return netdev.FindUplink(name, netdev.FamilyOf(prefix.Addr()))
+	}
+	u, err := netdev.FindUplink(name, netdev.IPv4)
+	if errors.Is(err, netdev.ErrNoUplink) {
+		u, err = netdev.FindUplink(name, netdev.IPv6)
+	}
+	return u, err
 }
 
 // ownRange reports whether PAs are other addresses than the host's own. Then

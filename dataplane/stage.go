@@ -18,7 +18,7 @@ var (
 	errAddresses = fmt.Errorf("a port has 1 to %d addresses: correct the place", MaxCAs)
 	errVNI       = errors.New("not a network: the VNI must be 1 to 16777215")
 	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
-	errMTU6      = errors.New("IPv6 needs an MTU of 1280: raise the network's, or the underlay's")
+	errMTU6      = fmt.Errorf("IPv6 needs %d bytes: raise the network's MTU or the underlay's, or take the IPv6 addresses away", leastMTU6)
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
 	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
 	errNoMonitor = errors.New("the port has no monitor, so its link can't be bounced: attach it with one, or swap with trigger none")
@@ -112,7 +112,7 @@ func (p *port) fits(next *vnet.Place) error {
 	case next.MTU > p.mtu:
 		return fmt.Errorf("network %s wants %d bytes, the host has %d: %w", next.Network, next.MTU, p.mtu, errMTU)
 	}
-	if _, ok := next.V6(); ok && p.guestMTU(next) < 1280 {
+	if _, v6 := next.V6(); v6 && p.guestMTU(next) < leastMTU6 {
 		return fmt.Errorf("network %s has %d bytes: %w", next.Network, p.guestMTU(next), errMTU6)
 	}
 	return nil

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,16 @@ func TestRefused(t *testing.T) {
 		want error
 	}{
 		{"MTU too large", func(_ *world, in *vnet.Intent) { in.Next.MTU = 1501 }, errMTU},
+		{"too small for IPv6", func(_ *world, in *vnet.Intent) {
+			in.Next.MTU = 1279
+			in.Next.Addrs = append(in.Next.Addrs, vnet.Addr{CA: vnet.CA{Addr: netip.MustParseAddr("fd17:34::62")}, Bits: 64})
+		}, errMTU6},
+		{"peer network missing", func(_ *world, in *vnet.Intent) {
+			in.Next.Routes = []vnet.Route{{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Peer: 0x998877}}
+		}, errMappings},
+		{"too many addresses", func(_ *world, in *vnet.Intent) {
+			in.Next.Addrs = slices.Repeat(in.Next.Addrs, MaxCAs+1)
+		}, errAddresses},
 		{"bad VNI", func(_ *world, in *vnet.Intent) { in.Next.VNI = vnet.MaxVNI + 1 }, errVNI},
 		{"no address", func(_ *world, in *vnet.Intent) { in.Next.Addrs = nil }, errAddresses},
 		{"mappings missing", func(w *world, _ *vnet.Intent) { w.loaded[blue] = false }, errMappings},

@@ -119,6 +119,15 @@ func TestKernelIsNewEnough(t *testing.T) {
 	}
 }
 
+// VXLAN over IPv6 leaves 20 bytes less (RFC 7348, section 4.3).
+func TestOverhead(t *testing.T) {
+	for addr, want := range map[string]int{"172.31.7.2": 50, "fd31:7::2": 70} {
+		if got := overhead(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("over %s: %d bytes, want %d", addr, got, want)
+		}
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	good := func() Config {
 		return Config{Servers: []string{"s:7443"}, Name: "h9", StateDir: "/s", BPFFS: "/b", Images: "/i", MaxPorts: 7, CA: "a", Cert: "b", Key: "c"}
@@ -137,7 +146,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"no key":           func(c *Config) { c.Key = "" },
 		"bad acceleration": func(c *Config) { c.Accel = "xen" },
 		"prefix with host": func(c *Config) { c.PAPrefix = netip.MustParsePrefix("100.64.9.7/24") },
-		"prefix of IPv6":   func(c *Config) { c.PAPrefix = netip.MustParsePrefix("fd00:64::/64") },
+		"IPv6 with host":   func(c *Config) { c.PAPrefix = netip.MustParsePrefix("fd00:64::7/64") },
+		"mapped IPv4":      func(c *Config) { c.PAPrefix = netip.MustParsePrefix("::ffff:100.64.9.0/120") },
 	} {
 		c := good()
 		spoil(&c)

@@ -18,7 +18,7 @@ func (o *options) flags(f flagSet) {
 	f.StringArrayVar(&o.Servers, "server", nil, "HOST:PORT of a server; repeat it: they are tried in turn")
 	f.StringVar(&o.Name, "name", "", "the host's name in the cluster (default: the machine's)")
 	f.StringVar(&o.Uplink, "uplink", "", "device to the underlay (default: that of the default route)")
-	f.StringVar(&o.paPrefix, "pa-prefix", "", "provider addresses that are routed to this host (default: its own address)")
+	f.StringVar(&o.paPrefix, "pa-prefix", "", "provider addresses, IPv4 or IPv6, that are routed to this host (default: its own address)")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/replug-host", "lock, port records, machines")
 	f.StringVar(&o.BPFFS, "bpffs", "/sys/fs/bpf", "bpf filesystem; the datapath is pinned in its directory replug")
 	f.StringVar(&o.Images, "images", "/var/lib/replug-host/images", "images: NAME/{vmlinuz,initrd.img,cmdline,disk.qcow2}")

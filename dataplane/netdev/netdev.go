@@ -10,6 +10,7 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,10 +25,34 @@ import (
 var (
 	ErrNoDevice = errors.New("no such device")
 	ErrForeign  = errors.New("a device of this name is there that Replug did not make: rename or delete it")
-	ErrNoUplink = errors.New("no uplink: no IPv4 default route, or no IPv4 address on the device; name the device")
+	ErrNoUplink = errors.New("no uplink: no default route, or no address of that family on the device; name the device")
 	ErrNoRoute  = errors.New("no route")
 	ErrLocal    = errors.New("an address of this host")
 )
+
+// A Family is a version of IP.
+type Family int
+
+// The families.
+const (
+	IPv4 Family = unix.AF_INET
+	IPv6 Family = unix.AF_INET6
+)
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+func (f Family) String() string {
+	if f == IPv4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
 
 // A Device is a network device as it was when it was looked at.
 type Device struct {
@@ -85,6 +110,14 @@ func deviceOf(link netlink.Link) Device {
 // ready gives a device its MTU, keeps IPv6 off it, and sets it up. IPv6 goes
 // first: a device that comes up with it says hello to the guest.
 func ready(name string, mtu int) (Device, error) {
+	return readyWith(name, mtu, setting{"disable_ipv6", "1"})
+}
+
+// A setting is one of a device's for IPv6.
+type setting struct{ key, value string }
+
+// readyWith is [ready] with other settings of IPv6.
+func readyWith(name string, mtu int, settings ...setting) (Device, error) {
 	link, err := find(name)
 	if err != nil {
 		return Device{}, err
@@ -94,8 +127,10 @@ func ready(name string, mtu int) (Device, error) {
 			return Device{}, fmt.Errorf("set MTU %d of %s: %w", mtu, name, err)
 		}
 	}
-	if err := setSysctl("ipv6", name, "disable_ipv6", "1"); err != nil {
-		return Device{}, err
+	for _, s := range settings {
+		if err := setSysctl("ipv6", name, s.key, s.value); err != nil {
+			return Device{}, err
+		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return Device{}, fmt.Errorf("set %s up: %w", name, err)

@@ -2,9 +2,12 @@ package netdev_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,7 +129,7 @@ func TestVXLAN(t *testing.T) {
 	must(t, err)
 	link, err := netlink.LinkByName(netdev.VXLANName)
 	must(t, err)
-	if v := link.(*netlink.Vxlan); !v.FlowBased || v.Port != 4789 || v.Learning {
+	if v := link.(*netlink.Vxlan); !v.FlowBased || v.Port != 4789 || v.Learning || !v.UDP6ZeroCSumRx {
 		t.Errorf("made %+v", v)
 	}
 	again, err := netdev.EnsureVXLAN(netdev.VXLANName, 1500)
@@ -158,9 +161,16 @@ func TestIMDS(t *testing.T) {
 	if a := link.Attrs(); a.RawFlags&unix.IFF_NOARP == 0 || a.OperState != netlink.OperUp || first.Near.MAC.String() != "02:52:50:4c:49:30" {
 		t.Errorf("near end: %+v", a)
 	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != "169.254.169.254/32" || addrs[0].Scope != unix.RT_SCOPE_LINK {
-		t.Errorf("addresses %v, %v", addrs, err)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	var got []string
+	for _, a := range addrs {
+		got = append(got, a.IPNet.String())
+		if a.Scope != unix.RT_SCOPE_LINK && a.Flags&unix.IFA_F_DEPRECATED == 0 {
+			t.Errorf("the host may send from %s of its own accord", a)
+		}
+	}
+	if want := []string{"169.254.169.254/32", "168.63.129.16/32", "fd00:ec2::254/128"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("addresses %q, want %q, %v", got, want, err)
 	}
 	must(t, netdev.Delete(netdev.IMDSNear))
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: netdev.IMDSNear}, PeerName: "other"}))
@@ -180,21 +190,32 @@ func TestCallers(t *testing.T) {
 	if v := sysctl(t, "ipv4/conf/imds0/rp_filter"); v != "0" {
 		t.Errorf("rp_filter %s", v)
 	}
-	ln, err := net.Listen("tcp4", "169.254.169.254:80")
-	must(t, err)
-	defer ln.Close()
-	list := []string{"240.77.16.254", "255.254.33.9"}
+	calls := []struct{ caller, service string }{
+		{"240.77.16.254", "169.254.169.254:80"}, {"255.254.33.9", "169.254.169.254:80"},
+		{"241.78.17.250", "168.63.129.16:80"}, {"fd52:5047:0:1234:3:9a8b:7c6d:5e4f", "[fd00:ec2::254]:80"},
+	}
+	listeners := map[string]net.Listener{}
+	var list []string
+	for _, c := range calls {
+		if list = append(list, c.caller); listeners[c.service] == nil {
+			ln, err := net.Listen("tcp", c.service)
+			must(t, err)
+			defer ln.Close()
+			listeners[c.service] = ln
+		}
+	}
 	back := becomeDatapath(t, pair, list)
 	defer back()
-	for _, caller := range list {
+	for _, call := range calls {
+		caller := call.caller
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(caller)}, Timeout: deadline}
-		c, err := d.Dial("tcp4", "169.254.169.254:80")
+		c, err := d.Dial("tcp", call.service)
 		if err != nil {
 			t.Errorf("%s: %v", caller, err)
 			continue
 		}
 		defer c.Close()
-		s, err := ln.Accept()
+		s, err := listeners[call.service].Accept()
 		must(t, err)
 		defer s.Close()
 		if got := s.RemoteAddr().(*net.TCPAddr).IP.String(); got != caller {
@@ -219,15 +240,22 @@ func becomeDatapath(t *testing.T, pair netdev.IMDS, callers []string) func() {
 	must(t, netlink.LinkSetHardwareAddr(far, pair.Near.MAC[:]))
 	must(t, netlink.LinkSetARPOff(far))
 	must(t, netlink.LinkSetUp(far))
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/imds1/disable_ipv6", []byte("0"), 0))
 	for _, caller := range callers {
-		addr, err := netlink.ParseAddr(caller + "/32")
+		a := netip.MustParseAddr(caller)
+		addr, err := netlink.ParseAddr(fmt.Sprintf("%s/%d", a, a.BitLen()))
 		must(t, err)
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
 		must(t, netlink.AddrAdd(far, addr))
 	}
-	must(t, netlink.RouteAdd(&netlink.Route{
-		LinkIndex: pair.Far.Ifindex, Scope: unix.RT_SCOPE_LINK,
-		Dst: &net.IPNet{IP: net.IPv4(169, 254, 169, 254).To4(), Mask: net.CIDRMask(32, 32)},
-	}))
+	for _, a := range netdev.MetadataAddresses {
+		must(t, netlink.RouteAdd(&netlink.Route{
+			LinkIndex: pair.Far.Ifindex, Scope: unix.RT_SCOPE_LINK,
+			Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		}))
+	}
 	return func() {
 		must(t, netns.Set(mine))
 		mine.Close()

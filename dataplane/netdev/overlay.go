@@ -3,6 +3,7 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -22,23 +23,33 @@ const (
 // VXLANPort is the UDP port of VXLAN (RFC 7348, section 5).
 const VXLANPort = 4789
 
-// MetadataAddress is where guests find the metadata service.
-var MetadataAddress = netip.AddrFrom4([4]byte{169, 254, 169, 254})
+// MetadataAddresses are where guests find the metadata service: the one that
+// every cloud has, its IPv6 counterpart as on EC2, and Azure's wire server.
+var MetadataAddresses = []netip.Addr{
+	netip.AddrFrom4([4]byte{169, 254, 169, 254}),
+	netip.AddrFrom16([16]byte{0xfd, 0x00, 0x0e, 0xc2, 14: 0x02, 15: 0x54}),
+	netip.AddrFrom4([4]byte{168, 63, 129, 16}),
+}
 
 var (
-	imdsMAC  = vnet.MAC{0x02, 0x52, 0x50, 0x4c, 0x49, 0x30}
-	farMAC   = vnet.MAC{0x02, 0x52, 0x50, 0x4c, 0x49, 0x31}
-	metadata = netip.PrefixFrom(MetadataAddress, 32)
-	callers  = netip.PrefixFrom(netip.AddrFrom4([4]byte{240}), 4)
+	imdsMAC = vnet.MAC{0x02, 0x52, 0x50, 0x4c, 0x49, 0x30}
+	farMAC  = vnet.MAC{0x02, 0x52, 0x50, 0x4c, 0x49, 0x31}
+	// callers are the host-local addresses that stand for a port in an epoch.
+	callers = []netip.Prefix{
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{240}), 4),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x52, 0x50, 0x47}), 32),
+	}
 )
 
 // EnsureVXLAN makes the collect-metadata VXLAN device, or takes over the one
-// that is there. Frames that the kernel is to merge come up through it.
+// that is there. Frames that the kernel is to merge come up through it. Over IPv6
+// they may have no UDP checksum, as VXLAN allows (RFC 6935, RFC 7348).
 func EnsureVXLAN(name string, mtu int) (Device, error) {
 	link, err := find(name)
 	switch {
 	case errors.Is(err, ErrNoDevice):
-		if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs(name), FlowBased: true, Port: VXLANPort}); err != nil {
+		if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs(name), FlowBased: true, Port: VXLANPort,
+			UDP6ZeroCSumRx: true, UDP6ZeroCSumTx: true}); err != nil {
 			return Device{}, fmt.Errorf("make VXLAN device %s (does another one have UDP port %d?): %w", name, VXLANPort, err)
 		}
 	case err != nil:
@@ -55,8 +66,8 @@ func EnsureVXLAN(name string, mtu int) (Device, error) {
 type IMDS struct{ Near, Far Device }
 
 // EnsureIMDS makes the pair, or takes over the one that is there. The service
-// listens on [MetadataAddress], which the near end has; what it sends to
-// 240.0.0.0/4, a host-local address per port and epoch, leaves there too.
+// listens on [MetadataAddresses], which the near end has; what it sends to
+// the callers' host-local addresses, one per port and epoch, leaves there too.
 //
 // On a host that is itself a cloud's VM this hides the cloud's metadata service
 // from the host.
@@ -68,7 +79,9 @@ func EnsureIMDS() (IMDS, error) {
 	if err != nil {
 		return IMDS{}, err
 	}
-	near, err := ready(IMDSNear, 1500)
+	// It has IPv6 with the addresses given here and no others, and says nothing by itself.
+	near, err := readyWith(IMDSNear, 1500, setting{"addr_gen_mode", "1"}, setting{"accept_ra", "0"},
+		setting{"router_solicitations", "0"}, setting{"disable_ipv6", "0"})
 	if err != nil {
 		return IMDS{}, err
 	}
@@ -77,17 +90,43 @@ func EnsureIMDS() (IMDS, error) {
 	if err := setSysctl("ipv4", IMDSNear, "rp_filter", "0"); err != nil {
 		return IMDS{}, err
 	}
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: near.Ifindex, Name: near.Name}}
-	// Scope link: the kernel never takes it as the source of anything else.
-	addr := &netlink.Addr{IPNet: ipNet(metadata), Scope: unix.RT_SCOPE_LINK}
-	if err := netlink.AddrReplace(link, addr); err != nil {
-		return IMDS{}, fmt.Errorf("give %s to %s: %w", metadata, IMDSNear, err)
-	}
-	route := &netlink.Route{LinkIndex: near.Ifindex, Dst: ipNet(callers), Scope: unix.RT_SCOPE_LINK}
-	if err := netlink.RouteReplace(route); err != nil {
-		return IMDS{}, fmt.Errorf("route %s to %s: %w", callers, IMDSNear, err)
+	if err := addresses(near); err != nil {
+		return IMDS{}, err
 	}
 	return IMDS{Near: near, Far: far}, nil
+}
+
+// addresses gives the near end the service's addresses and the routes to callers.
+func addresses(near Device) error {
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: near.Ifindex, Name: near.Name}}
+	for _, a := range MetadataAddresses {
+		// Scope link: the kernel never takes it as the source of anything else. An IPv6
+		// address serves the same end by being valid for ever and never preferred.
+		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Scope: unix.RT_SCOPE_LINK}
+		if a.Is6() {
+			addr.Scope, addr.Flags = unix.RT_SCOPE_UNIVERSE, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE
+			addr.ValidLft = math.MaxUint32
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil && !(a.Is6() && noIPv6(err)) {
+			return fmt.Errorf("give %s to %s: %w", a, IMDSNear, err)
+		}
+	}
+	for _, p := range callers {
+		route := &netlink.Route{LinkIndex: near.Ifindex, Dst: ipNet(p), Scope: unix.RT_SCOPE_LINK}
+		if p.Addr().Is6() {
+			route.Scope = unix.RT_SCOPE_UNIVERSE
+		}
+		if err := netlink.RouteReplace(route); err != nil && !(p.Addr().Is6() && noIPv6(err)) {
+			return fmt.Errorf("route %s to %s: %w", p, IMDSNear, err)
+		}
+	}
+	return nil
+}
+
+// noIPv6 says that the kernel has no IPv6 at all, or was told to have none:
+// guests reach the service over IPv4 then.
+func noIPv6(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EACCES)
 }
 
 // ensurePair makes the veth pair, without ARP: there is nobody to ask.

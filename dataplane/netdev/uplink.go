@@ -19,33 +19,37 @@ type Uplink struct {
 	Prefix netip.Prefix // Addr with its subnet's length
 }
 
-// FindUplink returns the named device, or the one of the IPv4 default route if
-// name is empty. It returns [ErrNoDevice] or [ErrNoUplink].
-func FindUplink(name string) (Uplink, error) {
-	link, err := uplinkLink(name)
+// FindUplink returns the named device, or the one of the default route if name is
+// empty, with an address of the family asked for. It returns [ErrNoDevice] or
+// [ErrNoUplink].
+func FindUplink(name string, family Family) (Uplink, error) {
+	link, err := uplinkLink(name, family)
 	if err != nil {
 		return Uplink{}, err
 	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := netlink.AddrList(link, int(family))
 	if err != nil {
 		return Uplink{}, fmt.Errorf("addresses of %s: %w", link.Attrs().Name, err)
 	}
 	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP.To4())
-		if ok && a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_SECONDARY == 0 {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		// A secondary IPv4 address has the flag of a temporary IPv6 one (RFC 8981).
+		const unfit = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_DADFAILED
+		if ok && a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unfit == 0 {
 			bits, _ := a.Mask.Size()
+			ip = ip.Unmap()
 			return Uplink{Device: deviceOf(link), Addr: ip, Prefix: netip.PrefixFrom(ip, bits)}, nil
 		}
 	}
-	return Uplink{}, fmt.Errorf("%s: %w", link.Attrs().Name, ErrNoUplink)
+	return Uplink{}, fmt.Errorf("%s, %s: %w", link.Attrs().Name, family, ErrNoUplink)
 }
 
 // uplinkLink looks for the default route with the lowest metric.
-func uplinkLink(name string) (netlink.Link, error) {
+func uplinkLink(name string, family Family) (netlink.Link, error) {
 	if name != "" {
 		return find(name)
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netlink.RouteList(nil, int(family))
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -60,7 +64,7 @@ func uplinkLink(name string) (netlink.Link, error) {
 		}
 	}
 	if best.LinkIndex == 0 {
-		return nil, ErrNoUplink
+		return nil, fmt.Errorf("%s: %w", family, ErrNoUplink)
 	}
 	link, err := netlink.LinkByIndex(best.LinkIndex)
 	if err != nil {
@@ -117,7 +121,7 @@ func Resolve(dst netip.Addr) (NextHop, error) {
 // look fills in what the neighbour table says. Fresh: the neighbour was heard
 // from lately, or needs no asking.
 func (n *NextHop) look() (fresh bool, err error) {
-	neighbours, err := netlink.NeighList(n.Ifindex, family(n.Gateway))
+	neighbours, err := netlink.NeighList(n.Ifindex, int(FamilyOf(n.Gateway)))
 	if err != nil {
 		return false, fmt.Errorf("list neighbours: %w", err)
 	}
@@ -136,17 +140,10 @@ func (n *NextHop) look() (fresh bool, err error) {
 // ask has the kernel use the neighbour, as a frame of its own would.
 func (n *NextHop) ask() error {
 	err := netlink.NeighSet(&netlink.Neigh{
-		LinkIndex: n.Ifindex, Family: family(n.Gateway), IP: net.IP(n.Gateway.AsSlice()), Flags: netlink.NTF_USE,
+		LinkIndex: n.Ifindex, Family: int(FamilyOf(n.Gateway)), IP: net.IP(n.Gateway.AsSlice()), Flags: netlink.NTF_USE,
 	})
 	if err != nil {
 		return fmt.Errorf("ask for %s: %w", n.Gateway, err)
 	}
 	return nil
-}
-
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return netlink.FAMILY_V4
-	}
-	return netlink.FAMILY_V6
 }

@@ -71,7 +71,7 @@ func newFabric(t *testing.T) *fabric {
 
 func TestUplink(t *testing.T) {
 	newNetns(t)
-	if _, err := netdev.FindUplink(""); !errors.Is(err, netdev.ErrNoUplink) {
+	if _, err := netdev.FindUplink("", netdev.IPv4); !errors.Is(err, netdev.ErrNoUplink) {
 		t.Errorf("no route at all: %v", err)
 	}
 	f := newFabric(t)
@@ -82,7 +82,7 @@ func TestUplink(t *testing.T) {
 	must(t, netlink.LinkSetUp(spare))
 	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: spare.Attrs().Index, Scope: unix.RT_SCOPE_LINK, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: make(net.IPMask, 4)}, Priority: 900}))
 	for _, name := range []string{"", "up0"} {
-		u, err := netdev.FindUplink(name)
+		u, err := netdev.FindUplink(name, netdev.IPv4)
 		want := netdev.Uplink{
 			Device: netdev.Device{Name: "up0", Ifindex: f.uplink.Attrs().Index, MTU: 1550, MAC: hostMAC, Up: true},
 			Addr:   netip.MustParseAddr("172.31.77.2"), Prefix: netip.MustParsePrefix("172.31.77.2/24"),
@@ -91,11 +91,42 @@ func TestUplink(t *testing.T) {
 			t.Errorf("%q: %v (-want +got):\n%s", name, err, d)
 		}
 	}
-	if _, err := netdev.FindUplink("spare"); !errors.Is(err, netdev.ErrNoUplink) {
+	if _, err := netdev.FindUplink("spare", netdev.IPv4); !errors.Is(err, netdev.ErrNoUplink) {
 		t.Errorf("no address: %v", err)
 	}
-	if _, err := netdev.FindUplink("absent"); !errors.Is(err, netdev.ErrNoDevice) {
+	if _, err := netdev.FindUplink("absent", netdev.IPv4); !errors.Is(err, netdev.ErrNoDevice) {
 		t.Errorf("no device: %v", err)
+	}
+}
+
+// TestUplink6 takes the address that is neither temporary nor about to end.
+func TestUplink6(t *testing.T) {
+	f := newFabric(t)
+	for _, name := range []string{"", "up0"} {
+		if _, err := netdev.FindUplink(name, netdev.IPv6); !errors.Is(err, netdev.ErrNoUplink) {
+			t.Errorf("%q without IPv6: %v", name, err)
+		}
+	}
+	for _, a := range []struct {
+		addr  string
+		flags int
+		valid int
+	}{{"fd31:77::a/64", 0, 1 << 20}, {"fd31:77::2/64", 0, 0}, {"fd31:77::b/64", 0, 1 << 20}} {
+		addr, err := netlink.ParseAddr(a.addr)
+		must(t, err)
+		addr.Flags, addr.ValidLft = unix.IFA_F_NODAD, a.valid // valid, but not preferred: deprecated
+		must(t, netlink.AddrAdd(f.uplink, addr))
+	}
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: f.uplink.Attrs().Index, Gw: net.ParseIP("fd31:77::1"), Priority: 700}))
+	for _, name := range []string{"", "up0"} {
+		u, err := netdev.FindUplink(name, netdev.IPv6)
+		if err != nil || u.Name != "up0" || u.Prefix.String() != "fd31:77::2/64" || u.Addr != u.Prefix.Addr() {
+			t.Errorf("%q: %+v, %v", name, u, err)
+		}
+	}
+	hop, err := netdev.Resolve(netip.MustParseAddr("fd31:78::9"))
+	if err != nil || hop.Gateway.String() != "fd31:77::1" || hop.Resolved {
+		t.Errorf("next hop %+v, %v", hop, err)
 	}
 }
 
