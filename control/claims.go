@@ -51,7 +51,8 @@ func (r *reign) composeClaim(ctx context.Context, c resource.Claim, txn *store.T
 	if err != nil {
 		return "", err
 	}
-	if err := routable(typ, &net.Value); err != nil {
+	families, err := routable(typ, &net.Value)
+	if err != nil {
 		return "", err
 	}
 	// Name and address are taken when a VM is found; here only what is plainly
@@ -59,7 +60,7 @@ func (r *reign) composeClaim(ctx context.Context, c resource.Claim, txn *store.T
 	if _, err := r.vms.TakeName(ctx, &compute.VM{Name: c.Name, Tenant: c.Tenant}); err != nil {
 		return "", err
 	}
-	if _, _, err := r.networks.Take(ctx, net, c.CA, network.Holder{}); err != nil {
+	if _, _, err := r.networks.Take(ctx, net, c.CAs, families, network.Holder{}); err != nil {
 		return "", err
 	}
 	if _, _, err := r.disks.Create("", c.Tenant, 0, c.Data); err != nil {
@@ -133,10 +134,7 @@ func (r *reign) claimPooled(ctx context.Context, c resource.Claim) (bool, error)
 		}
 		q := swap.Request{
 			ID: fmt.Sprintf("claim/%s/%d/%s", c.ID, c.Tries+1, vm), Tenant: c.Tenant, VM: vm, Network: c.Network,
-			Confirm: vnet.ConfirmGuest, Claim: c.ID, Settings: claiming{claim: c.ID, vm: vm},
-		}
-		if c.CA.IsValid() {
-			q.CA = &c.CA
+			CAs: c.CAs, Groups: c.Groups, Confirm: vnet.ConfirmGuest, Claim: c.ID, Settings: claiming{claim: c.ID, vm: vm},
 		}
 		_, err = r.swaps.Start(ctx, q)
 		putBack()
@@ -156,7 +154,7 @@ func (r *reign) claimScratch(ctx context.Context, id, why string) error {
 			}
 			c, txn := row.Value, &store.Txn{}
 			vm, err := r.composeVM(ctx, vmSpec{
-				tenant: c.Tenant, name: c.Name, typ: c.Type, network: c.Network, ca: c.CA,
+				tenant: c.Tenant, name: c.Name, typ: c.Type, network: c.Network, cas: c.CAs, groups: c.Groups,
 				settings: c.Settings, data: c.Data, claim: c.ID,
 			}, txn)
 			if err != nil {

@@ -17,9 +17,14 @@ import (
 // ports isolated from one another.
 const placeholder vnet.Moniker = "placeholder"
 
-// placeholderSubnet has room for the pool of a large cluster; it is shared address
-// space (RFC 6598), which no customer's network is likely to be mistaken for.
-var placeholderSubnet = netip.MustParsePrefix("100.96.0.0/16")
+// placeholderSubnets have room for the pool of a large cluster; of each family one,
+// since a VM has the families of its type from its first boot on. They are shared
+// address space (RFC 6598) and a unique local prefix (RFC 4193), which no customer's
+// network is likely to be mistaken for.
+var placeholderSubnets = []network.Subnet{
+	{Prefix: netip.MustParsePrefix("100.96.0.0/16")},
+	{Prefix: netip.MustParsePrefix("fd64:6000:5247::/64")},
+}
 
 var errBusy = pool.ErrBusy
 
@@ -113,16 +118,32 @@ func (r *reign) composePool(ctx context.Context, typ string, size int, txn *stor
 		return err
 	}
 	txn.Exists(compute.TypeKey(typ)).Add(set)
-	_, err = r.networks.Get(ctx, resource.Platform, placeholder)
+	row, err := r.networks.Get(ctx, resource.Platform, placeholder)
+	if err == nil {
+		return r.completePlaceholder(ctx, &row.Value, txn)
+	}
 	if !errors.Is(err, network.ErrNotFound) {
 		return err
 	}
 	_, made, err := r.networks.Create(ctx, network.Network{
 		Moniker: placeholder, Tenant: resource.Platform, Isolated: true,
-		Subnets: []network.Subnet{{Prefix: placeholderSubnet}}, Lease: network.DefaultLease,
+		Subnets: placeholderSubnets, Lease: network.DefaultLease,
 	})
 	if err == nil {
 		txn.Add(made)
+	}
+	return err
+}
+
+// completePlaceholder composes the subnet that a placeholder network from before
+// there was IPv6 lacks.
+func (r *reign) completePlaceholder(ctx context.Context, n *network.Network, txn *store.Txn) error {
+	if n.Families() == network.Dual {
+		return nil
+	}
+	added, err := r.networks.AddSubnet(ctx, resource.Platform, placeholder, placeholderSubnets[1])
+	if err == nil {
+		txn.Add(added)
 	}
 	return err
 }

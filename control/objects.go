@@ -1,9 +1,11 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"replug/control/compute"
 	"replug/control/network"
@@ -36,21 +38,14 @@ func (o objects) Reserve(ctx context.Context, q swap.Request, txn *store.Txn) (*
 		return nil, err
 	}
 	txn.Unchanged(row.Key, row.Revision)
-	rec, err := o.reserve(ctx, q, vm.Tenant, vm.Port, txn)
-	if err != nil {
-		return nil, err
-	}
 	if q.Hostname != "" {
 		vm.Settings.Hostname = q.Hostname
 	}
 	if err := compute.CheckSettings(&vm.Settings); err != nil {
 		return nil, err
 	}
-	typ, err := o.r.vms.GetType(ctx, vm.Type)
+	rec, err := o.reserveVM(ctx, q, &vm, txn)
 	if err != nil {
-		return nil, err
-	}
-	if err := o.routable(ctx, typ, vm.Tenant, q.Network); err != nil {
 		return nil, err
 	}
 	rec.VM, rec.After.Document = vm.ID, vm.Document(false)
@@ -76,12 +71,21 @@ func nameOf(vm *compute.VM) string {
 	return vm.ID
 }
 
-func (o objects) routable(ctx context.Context, t compute.Type, tenant string, m vnet.Moniker) error {
-	net, err := o.r.networks.Get(ctx, tenant, m)
+// reserveVM is reserve for a VM: its type says which families of addresses it has.
+func (o objects) reserveVM(ctx context.Context, q swap.Request, vm *compute.VM, txn *store.Txn) (*swap.Record, error) {
+	typ, err := o.r.vms.GetType(ctx, vm.Type)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return routable(t, &net.Value)
+	net, err := o.r.networks.Get(ctx, vm.Tenant, q.Network)
+	if err != nil {
+		return nil, err
+	}
+	families, err := routable(typ, &net.Value)
+	if err != nil {
+		return nil, err
+	}
+	return o.reserve(ctx, q, vm.Port, net, families, txn)
 }
 
 // reservePort is Reserve for a port whose VM is somebody else's.
@@ -98,15 +102,22 @@ func (o objects) reservePort(ctx context.Context, q swap.Request, txn *store.Txn
 	case q.Confirm == vnet.ConfirmGuest:
 		return nil, fmt.Errorf("port %q: %w: no guest agent of ours is behind it; use confirm: lease or caller", q.Port, ErrInvalid)
 	}
-	rec, err := o.reserve(ctx, q, port.Value.Tenant, q.Port, txn)
+	net, err := o.r.networks.Get(ctx, port.Value.Tenant, q.Network)
+	if err != nil {
+		return nil, err
+	}
+	// Nobody has said what its guest routes: it keeps the families it has, and gets
+	// another one only if that is asked for.
+	rec, err := o.reserve(ctx, q, q.Port, net, network.FamiliesOf(q.CAs), txn)
 	if err == nil {
 		orDefault(&rec.Confirm, vnet.ConfirmLease)
 	}
 	return rec, err
 }
 
-// reserve holds the new address of a port and computes its new place.
-func (o objects) reserve(ctx context.Context, q swap.Request, tenant, port string, txn *store.Txn) (*swap.Record, error) {
+// reserve holds the new addresses of a port, of the families it has and those that
+// are given, and computes its new place in net.
+func (o objects) reserve(ctx context.Context, q swap.Request, port string, net store.Row[network.Network], families network.Families, txn *store.Txn) (*swap.Record, error) {
 	in, err := o.r.networks.GetIntent(ctx, port)
 	if err != nil {
 		return nil, err
@@ -114,34 +125,59 @@ func (o objects) reserve(ctx context.Context, q swap.Request, tenant, port strin
 	if in.Value.Gone {
 		return nil, fmt.Errorf("port %s: %w: it is being deleted", port, ErrNotSo)
 	}
-	net, err := o.r.networks.Get(ctx, tenant, q.Network)
+	index, err := o.r.networks.GetPort(ctx, port)
 	if err != nil {
 		return nil, err
-	}
-	var want vnet.CA
-	if q.CA != nil {
-		want = *q.CA
-	}
-	cur := &in.Value.Current
-	if cur.VNI == net.Value.VNI && (q.CA == nil || cur.Has(want)) {
-		return nil, fmt.Errorf("port %s: %w: it is in network %s already, as %s; name another network or address", port, ErrNotSo, q.Network, addrsOf(cur))
 	}
 	host, err := store.Get[vnet.HostInfo](ctx, o.r.store, store.Hosts+in.Value.Host)
 	if err != nil {
 		return nil, err
 	}
-	if err := fits(&net.Value, &host.Value); err != nil {
+	if err := fits(&net.Value, index.Value.MTU, &host.Value); err != nil {
 		return nil, err
 	}
-	ca, take, err := o.r.networks.Take(ctx, net, want, network.Holder{Port: port, Claim: q.Claim, State: network.Held})
+	cas, take, err := o.take(ctx, q, &in.Value, net, families)
 	if err != nil {
 		return nil, err
 	}
+	place := net.Value.Place(index.Value, cas, 0)
+	if err := network.CheckMTU(index.Value.MTU, network.FamiliesOf(cas)); err != nil {
+		return nil, fmt.Errorf("port %s: %w", port, err)
+	}
 	txn.Add(take)
 	return &swap.Record{
-		Tenant: tenant, Port: port, Host: in.Value.Host, MAC: in.Value.MAC, PA: in.Value.PA,
-		Confirm: q.Confirm, After: net.Value.Place(ca, 0),
+		Tenant: net.Value.Tenant, Port: port, Host: in.Value.Host, MAC: in.Value.MAC, PA: in.Value.PA,
+		Confirm: q.Confirm, After: place,
 	}, nil
+}
+
+// take holds the addresses that a port is to have in net. In a swap within one
+// network the addresses stay of which nothing else is said.
+func (o objects) take(ctx context.Context, q swap.Request, in *vnet.Intent, net store.Row[network.Network], families network.Families) ([]vnet.CA, *store.Txn, error) {
+	cur := &in.Current
+	need := families | network.FamiliesOf(network.CAsOf(cur))
+	var kept []vnet.CA
+	want := slices.Clone(q.CAs)
+	if cur.VNI == net.Value.VNI {
+		asked := network.FamiliesOf(slices.DeleteFunc(want, cur.Has))
+		for _, ca := range network.CAsOf(cur) {
+			if f := network.FamilyOf(ca.Addr); !asked.Has(f) {
+				kept = append(kept, ca)
+				need &^= f
+			}
+		}
+		want = slices.DeleteFunc(slices.Clone(q.CAs), cur.Has)
+		if need == 0 {
+			return nil, nil, fmt.Errorf("port %s: %w: it is in network %s already, as %s; name another network or address", in.Port, ErrNotSo, q.Network, addrsOf(cur))
+		}
+	}
+	cas, txn, err := o.r.networks.Take(ctx, net, want, need, network.Holder{Port: in.Port, Claim: q.Claim, State: network.Held})
+	if err != nil {
+		return nil, nil, err
+	}
+	cas = append(cas, kept...)
+	slices.SortFunc(cas, func(a, b vnet.CA) int { return cmp.Compare(network.FamilyOf(a.Addr), network.FamilyOf(b.Addr)) })
+	return cas, txn, nil
 }
 
 func addrsOf(p *vnet.Place) string {
@@ -155,20 +191,24 @@ func addrsOf(p *vnet.Place) string {
 	return s
 }
 
-// Switch has nothing to add: load balancers' tables come with rules.
-func (o objects) Switch(context.Context, *swap.Record, *store.Txn) error { return nil }
+// Switch makes the port leave the services of its old network.
+func (o objects) Switch(ctx context.Context, rec *swap.Record, txn *store.Txn) error { return nil }
 
-// Undo makes the old place anew from the network and the VM as they are now.
+// Join makes the port join the services that were asked for.
+func (o objects) Join(ctx context.Context, rec *swap.Record, txn *store.Txn) error { return nil }
+
+// Undo makes the old place anew from the network, the port and the VM as they are now.
 func (o objects) Undo(ctx context.Context, r *swap.Record, _ *store.Txn) (vnet.Place, error) {
 	net, err := o.r.networks.Get(ctx, r.Before.Tenant, r.Before.Network)
 	if err != nil {
 		return vnet.Place{}, err
 	}
-	old, ok := r.Before.V4()
-	if !ok {
-		return vnet.Place{}, fmt.Errorf("port %s: its old place has no address: %w", r.Port, ErrMissing)
+	port, err := o.r.networks.GetPort(ctx, r.Port)
+	if err != nil {
+		return vnet.Place{}, err
 	}
-	p := net.Value.Place(old.CA, 0)
+	p := net.Value.Place(port.Value, network.CAsOf(&r.Before), 0)
+	p.Groups, p.Slots = r.Before.Groups, r.Before.Slots
 	if r.VM == "" {
 		return p, nil
 	}
@@ -191,8 +231,8 @@ func (o objects) Settle(ctx context.Context, rec *swap.Record, txn *store.Txn) e
 			txn.Add(o.r.networks.Yield(rec.After.VNI, a.CA, rec.Port, rec.Claim))
 		}
 	}
-	for _, a := range rec.Before.Addrs {
-		txn.Add(o.r.networks.Retire(rec.Before.VNI, a.CA, rec.Port))
+	for _, ca := range only(&rec.Before, &rec.After) {
+		txn.Add(o.r.networks.Retire(rec.Before.VNI, ca, rec.Port))
 	}
 	if rec.VM == "" {
 		return nil
@@ -220,13 +260,18 @@ func (o objects) Settle(ctx context.Context, rec *swap.Record, txn *store.Txn) e
 	return nil
 }
 
+// only returns the CAs of a place that another place of the port doesn't have too.
+func only(p, other *vnet.Place) []vnet.CA {
+	return slices.DeleteFunc(network.CAsOf(p), func(ca vnet.CA) bool { return p.VNI == other.VNI && other.Has(ca) })
+}
+
 // Release lets the new place go: the address rests if the port was there.
 func (o objects) Release(ctx context.Context, rec *swap.Record, txn *store.Txn) error {
-	for _, a := range rec.After.Addrs {
+	for _, ca := range only(&rec.After, &rec.Before) {
 		if rec.Back != nil {
-			txn.Add(o.r.networks.Retire(rec.After.VNI, a.CA, rec.Port))
+			txn.Add(o.r.networks.Retire(rec.After.VNI, ca, rec.Port))
 		} else {
-			txn.Add(o.r.networks.Release(rec.After.VNI, a.CA))
+			txn.Add(o.r.networks.Release(rec.After.VNI, ca))
 		}
 	}
 	if rec.Claim == "" {

@@ -31,7 +31,7 @@ func (o objects) reserveClaim(ctx context.Context, q swap.Request, c claiming, t
 	if err != nil {
 		return nil, err
 	}
-	rec, err := o.reserve(ctx, q, vm.Tenant, vm.Port, txn)
+	rec, err := o.reserveVM(ctx, q, &vm, txn)
 	if err != nil {
 		return nil, err
 	}

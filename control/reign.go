@@ -134,6 +134,7 @@ func (r *reign) run(ctx context.Context) error {
 		return r.follow(ctx, "pools", r.fillPools, store.Pools, store.VMs, store.Hosts, store.Types)
 	})
 	g.Go(func() error { return r.follow(ctx, "addresses", r.sweep, store.CAs) })
+	g.Go(func() error { return r.follow(ctx, "places", r.renewPlaces, store.Networks, store.Intents) })
 	g.Go(func() error { return r.follow(ctx, "era", r.watchGate, store.Hosts) })
 	return g.Wait()
 }

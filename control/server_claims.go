@@ -28,7 +28,7 @@ func (claimsAPI) CreateClaim(ctx context.Context, q *pb.CreateClaimRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	ca, err := caFrom(q.Ip)
+	cas, err := casFrom(q.Ip, q.Ips)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func (claimsAPI) CreateClaim(ctx context.Context, q *pb.CreateClaimRequest) (*pb
 	}
 	id, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		return c.composeClaim(ctx, resource.Claim{
-			Tenant: tenant, Name: q.Name, Type: q.Type, Network: m, CA: ca, Settings: settings, Data: q.DataDisks,
+			Tenant: tenant, Name: q.Name, Type: q.Type, Network: m, CAs: cas, Groups: q.Groups, Settings: settings, Data: q.DataDisks,
 		}, txn)
 	})
 	if err != nil {

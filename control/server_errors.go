@@ -41,6 +41,7 @@ var wireCodes = []struct {
 	{ErrInvalid, codes.InvalidArgument},
 	{network.ErrInvalid, codes.InvalidArgument},
 	{network.ErrOutside, codes.InvalidArgument},
+	{network.ErrFamily, codes.InvalidArgument},
 	{compute.ErrInvalid, codes.InvalidArgument},
 	{storage.ErrInvalid, codes.InvalidArgument},
 	{pool.ErrInvalid, codes.InvalidArgument},

@@ -27,7 +27,9 @@ type attachment struct {
 	tenant, name, host, tap, monitor string
 	mac                              vnet.MAC
 	network                          vnet.Moniker
-	ca                               vnet.CA
+	cas                              []vnet.CA
+	groups                           []string
+	router                           bool
 }
 
 func (portsAPI) AttachPort(ctx context.Context, q *pb.AttachPortRequest) (*pb.Port, error) {
@@ -64,7 +66,8 @@ func attachmentFrom(q *pb.AttachPortRequest) (attachment, error) {
 	if a.network, err = monikerFrom(q.Network); err != nil {
 		return a, err
 	}
-	a.ca, err = caFrom(q.Ip)
+	a.groups, a.router = q.Groups, q.Router
+	a.cas, err = casFrom(q.Ip, q.Ips)
 	return a, err
 }
 
@@ -94,12 +97,12 @@ func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn)
 	if err != nil {
 		return "", err
 	}
-	if err := fits(&net.Value, &host.Value); err != nil {
+	if err := fits(&net.Value, 0, &host.Value); err != nil {
 		return "", err
 	}
 	in, made, err := r.networks.NewPort(ctx, network.PortRequest{
-		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true},
-		Network: net, CA: a.ca, MAC: a.mac, Host: host.Value,
+		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true, Router: a.router},
+		Network: net, Families: net.Value.Families(), CAs: a.cas, MAC: a.mac, Host: host.Value,
 	})
 	if err != nil {
 		return "", err

@@ -31,7 +31,7 @@ func (vmsAPI) CreateVM(ctx context.Context, q *pb.CreateVMRequest) (*pb.VM, erro
 	if err != nil {
 		return nil, err
 	}
-	ca, err := caFrom(q.Ip)
+	cas, err := casFrom(q.Ip, q.Ips)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (vmsAPI) CreateVM(ctx context.Context, q *pb.CreateVMRequest) (*pb.VM, erro
 	}
 	id, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		vm, err := c.composeVM(ctx, vmSpec{
-			tenant: tenant, name: q.Name, typ: q.Type, network: m, ca: ca,
+			tenant: tenant, name: q.Name, typ: q.Type, network: m, cas: cas, groups: q.Groups, router: q.Router,
 			settings: settings, host: q.Host, data: q.DataDisks,
 		}, txn)
 		return vm.ID, err

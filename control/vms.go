@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,9 @@ type vmSpec struct {
 	name     string // "" of a pooled one
 	typ      string
 	network  vnet.Moniker
-	ca       vnet.CA // zero: the next free one
+	cas      []vnet.CA // asked for; the next free ones of the other families
+	groups   []string
+	router   bool
 	settings vnet.Document
 	host     string // "": the one with most room
 	data     []int64
@@ -45,14 +48,14 @@ func (r *reign) composeVM(ctx context.Context, s vmSpec, txn *store.Txn) (comput
 	if err != nil {
 		return compute.VM{}, err
 	}
-	if err := routable(typ, &net.Value); err != nil {
+	if _, err := routable(typ, &net.Value); err != nil {
 		return compute.VM{}, err
 	}
 	host, err := r.choose(ctx, typ, s)
 	if err != nil {
 		return compute.VM{}, err
 	}
-	if err := fits(&net.Value, &host); err != nil {
+	if err := fits(&net.Value, 0, &host); err != nil {
 		return compute.VM{}, err
 	}
 	vm, vmTxn, err := r.vms.Create(ctx, compute.VM{
@@ -79,9 +82,13 @@ func (r *reign) composeParts(ctx context.Context, vm *compute.VM, typ compute.Ty
 	if err != nil {
 		return err
 	}
+	families, err := routable(typ, &net.Value)
+	if err != nil {
+		return err
+	}
 	in, portTxn, err := r.networks.NewPort(ctx, network.PortRequest{
-		Port:    network.Port{Name: vm.Port, Tenant: vm.Tenant, VM: vm.ID},
-		Network: net, CA: s.ca, Host: host, Claim: s.claim,
+		Port:    network.Port{Name: vm.Port, Tenant: vm.Tenant, VM: vm.ID, Router: s.router},
+		Network: net, Families: families, CAs: s.cas, Host: host, Claim: s.claim,
 	})
 	if err != nil {
 		return err
@@ -94,20 +101,24 @@ func (r *reign) composeParts(ctx context.Context, vm *compute.VM, typ compute.Ty
 	return nil
 }
 
-// routable returns an error when a network doesn't offer the routing family that
-// is part of the type: a swap must not change it silently.
-func routable(t compute.Type, n *network.Network) error {
-	if t.Routing != "ipv4" {
-		return fmt.Errorf("VM type %q routes %s, but network %q has IPv4 only: %w; choose a type with routing ipv4", t.Name, t.Routing, n.Moniker, ErrNotSo)
+// routable returns the families of addresses that a VM of a type has, or an error
+// when a network doesn't offer them: the routing is part of the type, and a swap
+// never changes it silently (S18, X3).
+func routable(t compute.Type, n *network.Network) (network.Families, error) {
+	f, err := network.ParseFamilies(t.Routing)
+	if err == nil && !n.Families().Has(f) {
+		return f, fmt.Errorf("VM type %q routes %s, but network %q has %s subnets only: %w; choose another type or network, or add a subnet",
+			t.Name, f, n.Moniker, n.Families(), ErrNotSo)
 	}
-	return nil
+	return f, err
 }
 
-// fits returns an error when a host's underlay can't carry a network's frames.
-func fits(n *network.Network, h *vnet.HostInfo) error {
-	if n.MTU > h.MTU {
-		return fmt.Errorf("network %q has an MTU of %d bytes, host %s's underlay leaves %d: %w; lower the network's MTU or raise the underlay's",
-			n.Moniker, n.MTU, h.Name, h.MTU, ErrNotSo)
+// fits returns an error when a host's underlay can't carry the frames of a network,
+// or of a port that has an MTU of its own.
+func fits(n *network.Network, own uint16, h *vnet.HostInfo) error {
+	if mtu := cmp.Or(own, n.MTU); mtu > h.MTU {
+		return fmt.Errorf("network %q or the port has an MTU of %d bytes, host %s's underlay leaves %d: %w; lower the MTU or raise the underlay's",
+			n.Moniker, mtu, h.Name, h.MTU, ErrNotSo)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -26,16 +27,22 @@ func monikerFrom(s string) (vnet.Moniker, error) {
 	return m, nil
 }
 
-// caFrom reads an address, or the zero CA for "": the next free one.
-func caFrom(s string) (vnet.CA, error) {
-	if s == "" {
-		return vnet.CA{}, nil
+// casFrom reads addresses: one, more, or none.
+func casFrom(one string, more []string) ([]vnet.CA, error) {
+	var cas []vnet.CA
+	if one != "" {
+		more = append([]string{one}, more...)
 	}
-	ca, err := vnet.ParseCA(s)
-	if err != nil {
-		return ca, fmt.Errorf("%w address: %w", ErrInvalid, err)
+	for _, s := range more {
+		ca, err := vnet.ParseCA(s)
+		if err != nil {
+			return nil, fmt.Errorf("%w address: %w", ErrInvalid, err)
+		}
+		if !slices.Contains(cas, ca) {
+			cas = append(cas, ca)
+		}
 	}
-	return ca, nil
+	return cas, nil
 }
 
 func networkFrom(n *pb.Network) (network.Network, error) {
@@ -52,22 +59,38 @@ func networkFrom(n *pb.Network) (network.Network, error) {
 	r := reader{}
 	out := network.Network{
 		Moniker: m, Tenant: n.Tenant, VNI: vnet.VNI(n.Vni), Domain: n.Domain, MTU: uint16(n.Mtu),
-		DNS: r.addrs("DNS server", n.Dns), NTP: r.addrs("NTP server", n.Ntp), Lease: n.Lease.AsDuration(),
+		DNS: r.addrs("DNS server", n.Dns), NTP: r.addrs("NTP server", n.Ntp), Lease: n.Lease.AsDuration(), FlowLog: n.FlowLog,
 	}
 	if n.Placeholder {
 		return out, fmt.Errorf("%w: the placeholder network is the platform's own; leave placeholder out", ErrInvalid)
 	}
+	if len(n.Peers) > 0 {
+		return out, fmt.Errorf("%w: peers are set by Peer, once both networks are there", ErrInvalid)
+	}
 	for _, s := range n.Subnets {
-		sub := network.Subnet{Prefix: r.prefix("subnet", s.Prefix)}
-		if s.Gateway != "" {
-			sub.Gateway = r.addr("gateway", s.Gateway)
-		}
-		out.Subnets = append(out.Subnets, sub)
+		out.Subnets = append(out.Subnets, r.subnet(s))
 	}
 	for _, route := range n.Routes {
-		out.Routes = append(out.Routes, vnet.Route{Prefix: r.prefix("route", route.Prefix), NextHop: r.addr("next hop", route.NextHop)})
+		out.Routes = append(out.Routes, r.route(route))
 	}
 	return out, r.err
+}
+
+// subnet reads a subnet. An IPv6 prefix without a length is a /64.
+func (r *reader) subnet(s *pb.Subnet) network.Subnet {
+	prefix := s.GetPrefix()
+	if a, err := netip.ParseAddr(prefix); err == nil && a.Is6() {
+		prefix += "/64"
+	}
+	sub := network.Subnet{Prefix: r.prefix("subnet", prefix)}
+	if s.GetGateway() != "" {
+		sub.Gateway = r.addr("gateway", s.GetGateway())
+	}
+	return sub
+}
+
+func (r *reader) route(x *pb.Route) vnet.Route {
+	return vnet.Route{Prefix: r.prefix("route", x.GetPrefix()), NextHop: r.addr("next hop", x.GetNextHop())}
 }
 
 // A reader keeps the first error of many values.
@@ -76,7 +99,7 @@ type reader struct{ err error }
 func (r *reader) addr(what, s string) netip.Addr {
 	a, err := netip.ParseAddr(s)
 	if err != nil && r.err == nil {
-		r.err = fmt.Errorf("%w %s %q: not an address, write it as in 10.0.0.1", ErrInvalid, what, s)
+		r.err = fmt.Errorf("%w %s %q: not an address, write it as in 10.0.0.1 or fd00:17::1", ErrInvalid, what, s)
 	}
 	return a
 }
@@ -92,7 +115,7 @@ func (r *reader) addrs(what string, all []string) []netip.Addr {
 func (r *reader) prefix(what, s string) netip.Prefix {
 	p, err := netip.ParsePrefix(s)
 	if err != nil && r.err == nil {
-		r.err = fmt.Errorf("%w %s %q: not a prefix, write it as in 10.0.0.0/24", ErrInvalid, what, s)
+		r.err = fmt.Errorf("%w %s %q: not a prefix, write it as in 10.0.0.0/24 or fd00:17::/64", ErrInvalid, what, s)
 	}
 	return p
 }
@@ -126,6 +149,10 @@ func networkTo(n *network.Network) *pb.Network {
 	out := &pb.Network{
 		Moniker: string(n.Moniker), Tenant: n.Tenant, Vni: uint32(n.VNI), Dns: texts(n.DNS), Domain: n.Domain,
 		Ntp: texts(n.NTP), Mtu: uint32(n.MTU), Lease: durationpb.New(n.Lease), Placeholder: n.Isolated,
+		FlowLog: n.FlowLog,
+	}
+	for _, p := range n.Peers {
+		out.Peers = append(out.Peers, &pb.PeerNetwork{Network: string(p.Moniker), Vni: uint32(p.VNI), Prefixes: texts(p.Prefixes)})
 	}
 	for _, s := range n.Subnets {
 		out.Subnets = append(out.Subnets, &pb.Subnet{Prefix: s.Prefix.String(), Gateway: s.Gateway.String()})
@@ -203,6 +230,7 @@ func portTo(p *network.Port, in *vnet.Intent, s vnet.Status) *pb.Port {
 		Name: p.Name, Id: uint32(in.ID), Host: p.Host, Tenant: p.Tenant, Vm: p.VM, Mac: in.MAC.String(), Pa: in.PA.String(),
 		Network: string(in.Current.Network), Vni: uint32(in.Current.VNI), Addrs: addrTexts(&in.Current),
 		Epoch: in.Current.Epoch.String(), Mtu: uint32(in.Current.MTU), Tap: in.Tap, Error: s.Error,
+		Groups: in.Current.Groups, Router: in.Current.Router, Limits: limitsTo(&in.Limits),
 	}
 	if s.Phase != 0 {
 		out.Status = s.Phase.String()
@@ -211,6 +239,13 @@ func portTo(p *network.Port, in *vnet.Intent, s vnet.Status) *pb.Port {
 		out.Status = "deleting"
 	}
 	return out
+}
+
+func limitsTo(l *vnet.Limits) *pb.Limits {
+	if *l == (vnet.Limits{}) {
+		return nil
+	}
+	return &pb.Limits{From: &pb.Rate{Bits: l.From.Bits, Packets: l.From.Packets}, To: &pb.Rate{Bits: l.To.Bits, Packets: l.To.Packets}}
 }
 
 // addrTexts prints a place's addresses with their lengths.

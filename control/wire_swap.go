@@ -17,7 +17,7 @@ func swapFrom(q *pb.StartSwapRequest) (swap.Request, error) {
 	if err != nil {
 		return swap.Request{}, err
 	}
-	ca, err := caFrom(q.Ip)
+	cas, err := casFrom(q.Ip, q.Ips)
 	if err != nil {
 		return swap.Request{}, err
 	}
@@ -26,16 +26,14 @@ func swapFrom(q *pb.StartSwapRequest) (swap.Request, error) {
 	}
 	out := swap.Request{
 		Tenant: q.Tenant, VM: q.Vm, Port: q.Port, Network: m, Hostname: q.Hostname,
-		Confirm: vnet.Confirm(q.Confirm), Trigger: vnet.Trigger(q.Trigger), OldConnections: q.OldConnections,
+		CAs: cas, Groups: q.Groups, Services: q.Services, Confirm: vnet.Confirm(q.Confirm), Trigger: vnet.Trigger(q.Trigger),
+		OldConnections: vnet.OldConnections(q.OldConnections), Drain: q.Drain.AsDuration(),
 		Budgets: swap.Budgets{Stage: q.StageBudget.AsDuration(), Lease: q.LeaseBudget.AsDuration(), Confirm: q.ConfirmBudget.AsDuration()},
 	}
-	for _, b := range []time.Duration{out.Budgets.Stage, out.Budgets.Lease, out.Budgets.Confirm} {
+	for _, b := range []time.Duration{out.Budgets.Stage, out.Budgets.Lease, out.Budgets.Confirm, out.Drain} {
 		if b < 0 || b > maxBudget {
 			return out, fmt.Errorf("%w budget %s: must be positive, at most %s", ErrInvalid, b, maxBudget)
 		}
-	}
-	if ca.IsValid() {
-		out.CA = &ca
 	}
 	return out, nil
 }
@@ -63,7 +61,7 @@ func swapTo(r *swap.Record) *pb.Swap {
 }
 
 func placeTo(p *vnet.Place) *pb.SidedPlace {
-	out := &pb.SidedPlace{Network: string(p.Network), Vni: uint32(p.VNI), Addrs: addrTexts(p), Epoch: p.Epoch.String()}
+	out := &pb.SidedPlace{Network: string(p.Network), Vni: uint32(p.VNI), Addrs: addrTexts(p), Epoch: p.Epoch.String(), Groups: p.Groups}
 	if p.Document != nil {
 		out.Hostname = p.Document.Hostname
 	}
@@ -87,6 +85,8 @@ func changesOf(before, after *vnet.Place) []*pb.Change {
 	add("dns", strings.Join(texts(before.DHCP.DNS), ", "), strings.Join(texts(after.DHCP.DNS), ", "))
 	add("domain", before.DHCP.Domain, after.DHCP.Domain)
 	add("ntp", strings.Join(texts(before.DHCP.NTP), ", "), strings.Join(texts(after.DHCP.NTP), ", "))
+	add("security groups", strings.Join(before.Groups, ", "), strings.Join(after.Groups, ", "))
+	add("router", fmt.Sprint(before.Router), fmt.Sprint(after.Router))
 	add("lease", before.DHCP.Lease.String(), after.DHCP.Lease.String())
 	add("hostname", placeTo(before).Hostname, placeTo(after).Hostname)
 	return out
@@ -103,6 +103,10 @@ func gateways(p *vnet.Place) string {
 func routes(p *vnet.Place) string {
 	var out []string
 	for _, r := range p.Routes {
+		if r.Peer != 0 {
+			out = append(out, fmt.Sprintf("%s via peer VNI %d", r.Prefix, r.Peer))
+			continue
+		}
 		out = append(out, r.Prefix.String()+" via "+r.NextHop.String())
 	}
 	return strings.Join(out, ", ")

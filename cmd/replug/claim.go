@@ -21,7 +21,7 @@ func vmClaim(c *caller) *cobra.Command {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				client := pb.NewClaimsClient(conn)
 				claim, err := client.CreateClaim(ctx, &pb.CreateClaimRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0],
-					Type: w.kind, Network: w.network, Ip: w.ip, Settings: &w.settings, DataDisks: w.dataDisks})
+					Type: w.kind, Network: w.network, Ips: w.ips, Groups: w.groups, Settings: &w.settings, DataDisks: w.dataDisks})
 				if err != nil {
 					return err
 				}

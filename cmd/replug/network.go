@@ -30,7 +30,7 @@ func networkCommand(c *caller) *cobra.Command {
 			return err
 		}})
 	return noun("network", "Virtual networks, by moniker", "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --dns 10.0.0.53",
-		networkCreate(c), show, ls, del)
+		networkCreate(c), show, ls, del, networkSubnet(c), routeCommand(c), networkPeer(c), networkUnpeer(c), networkFlowLog(c))
 }
 
 func networkCreate(c *caller) *cobra.Command {
@@ -38,12 +38,11 @@ func networkCreate(c *caller) *cobra.Command {
 	var subnets, routes []string
 	var lease time.Duration
 	cmd := &cobra.Command{Use: "create MONIKER", Short: "Make a virtual network", Args: exact(1, "a MONIKER"),
-		Example: "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --route 10.9.0.0/16=10.0.0.4",
+		Example: "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --subnet fd00:17::/64 --route 0.0.0.0/0=10.0.0.4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n.Moniker, n.Tenant = args[0], c.tenant
 			for _, s := range subnets {
-				prefix, gateway, _ := strings.Cut(s, "=")
-				n.Subnets = append(n.Subnets, &pb.Subnet{Prefix: prefix, Gateway: gateway})
+				n.Subnets = append(n.Subnets, subnet(s))
 			}
 			for _, s := range routes {
 				prefix, hop, ok := strings.Cut(s, "=")
@@ -64,29 +63,42 @@ func networkCreate(c *caller) *cobra.Command {
 			})
 		}}
 	f := cmd.Flags()
-	f.StringSliceVar(&subnets, "subnet", nil, "PREFIX or PREFIX=GATEWAY (default gateway: the first address)")
-	f.StringSliceVar(&routes, "route", nil, "PREFIX=NEXTHOP, the next hop is an address of the network")
+	f.StringSliceVar(&subnets, "subnet", nil, "PREFIX or PREFIX=GATEWAY, IPv4 or IPv6 (default gateway: the first address, of IPv6 always link-local)")
+	f.StringSliceVar(&routes, "route", nil, "PREFIX=NEXTHOP, the next hop is the address of a VM or VTEP of the network; 0.0.0.0/0 and ::/0 are its way out")
 	f.StringSliceVar(&n.Dns, "dns", nil, "name servers that DHCP hands out")
 	f.StringSliceVar(&n.Ntp, "ntp", nil, "time servers that DHCP hands out")
 	f.StringVar(&n.Domain, "domain", "", "domain name that DHCP hands out")
 	f.Uint32Var(&n.Mtu, "mtu", 0, "bytes of a guest's IP packet (default: what the underlay leaves)")
 	f.Uint32Var(&n.Vni, "vni", 0, "VXLAN network identifier (default: the next free one)")
+	f.BoolVar(&n.FlowLog, "flow-log", false, "log the flows of its ports")
 	f.DurationVar(&lease, "lease", 0, "lease time (default 24h)")
 	return cmd
 }
 
 func networks(ns ...*pb.Network) *table {
-	t := &table{head: []string{"NETWORK", "TENANT", "VNI", "SUBNETS", "GATEWAYS", "MTU", "DNS"}}
+	t := &table{head: []string{"NETWORK", "TENANT", "VNI", "SUBNETS", "GATEWAYS", "MTU", "DNS", "ROUTES", "PEERS", "FLOW LOG"}}
 	for _, n := range ns {
 		var prefixes, gateways []string
 		for _, s := range n.Subnets {
 			prefixes, gateways = append(prefixes, s.Prefix), append(gateways, s.Gateway)
 		}
+		var routes, peers []string
+		for _, r := range n.Routes {
+			routes = append(routes, r.Prefix+"="+r.NextHop)
+		}
+		for _, p := range n.Peers {
+			peers = append(peers, p.Network)
+		}
+		log := "off"
+		if n.FlowLog {
+			log = "on"
+		}
 		mtu := "underlay"
 		if n.Mtu > 0 {
 			mtu = fmt.Sprint(n.Mtu)
 		}
-		t.add(n.Moniker, n.Tenant, n.Vni, strings.Join(prefixes, ","), strings.Join(gateways, ","), mtu, strings.Join(n.Dns, ","))
+		t.add(n.Moniker, n.Tenant, n.Vni, strings.Join(prefixes, ","), strings.Join(gateways, ","), mtu, strings.Join(n.Dns, ","),
+			strings.Join(routes, ","), strings.Join(peers, ","), log)
 	}
 	return t
 }

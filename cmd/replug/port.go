@@ -55,7 +55,9 @@ func portAttach(c *caller) *cobra.Command {
 	f.StringVar(&r.Mac, "mac", "", "MAC of the guest's NIC")
 	f.StringVar(&r.Monitor, "monitor", "", "QMP socket there, for bouncing the link (default: can't be bounced)")
 	f.StringVar(&r.Network, "network", "", "moniker of the network")
-	f.StringVar(&r.Ip, "ip", "", "address (default: the next free one)")
+	f.StringSliceVar(&r.Ips, "ip", nil, ipHelp)
+	f.StringSliceVar(&r.Groups, "group", nil, groupHelp)
+	f.BoolVar(&r.Router, "router", false, routerHelp)
 	return cmd
 }
 

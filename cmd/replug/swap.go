@@ -25,12 +25,13 @@ func vmSwap(c *caller) *cobra.Command {
 func swapStart(c *caller, use string, aim func(*pb.StartSwapRequest, string)) *cobra.Command {
 	r := &pb.StartSwapRequest{}
 	var plan, wait bool
-	var stage, lease, confirm time.Duration
+	var stage, lease, confirm, drain time.Duration
 	cmd := &cobra.Command{Use: use, Args: exact(1, "one name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.RequestId, r.Tenant = c.id(), c.tenant
 			aim(r, args[0])
 			r.StageBudget, r.LeaseBudget, r.ConfirmBudget = budget(stage), budget(lease), budget(confirm)
+			r.Drain = budget(drain)
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				client := pb.NewSwapsClient(conn)
 				if plan {
@@ -48,11 +49,14 @@ func swapStart(c *caller, use string, aim func(*pb.StartSwapRequest, string)) *c
 		}}
 	f := cmd.Flags()
 	f.StringVar(&r.Network, "network", "", "moniker of the new network")
-	f.StringVar(&r.Ip, "ip", "", "new address (default: the next free one)")
+	f.StringSliceVar(&r.Ips, "ip", nil, "new "+ipHelp)
+	f.StringSliceVar(&r.Groups, "group", nil, groupHelp+"; those of the old network are left")
+	f.StringSliceVar(&r.Services, "service", nil, "service of the new network to be behind, once the swap is confirmed; those of the old network are left")
 	f.StringVar(&r.Hostname, "hostname", "", "new host name (default: unchanged)")
 	f.StringVar(&r.Confirm, "confirm", "", "proof: lease, guest or caller (default: guest for a VM of ours, lease for an attached port)")
 	f.StringVar(&r.Trigger, "trigger", "", "how the guest is told: bounce (default) or none, for a guest that has the new address already")
-	f.StringVar(&r.OldConnections, "old-connections", "", "reset (default), drain or silence")
+	f.StringVar(&r.OldConnections, "old-connections", "", "reset: both ends at once (default); drain: wait for them to end; silence: say nothing")
+	f.DurationVar(&drain, "drain", 0, "with --old-connections drain: wait so long at most, then reset (default 30s)")
 	f.DurationVar(&stage, "stage-budget", 0, "time for making ready, else nothing happens (default 5s)")
 	f.DurationVar(&lease, "lease-budget", 0, "time for the guest to appear on its new address, else undo (default 15s)")
 	f.DurationVar(&confirm, "confirm-budget", 0, "time for the proof, else undo (default 30s)")

@@ -32,14 +32,14 @@ func ask[M proto.Message](c *caller, q question[M]) *cobra.Command {
 // An order is a verb that makes one call of the API and has nothing to show but
 // that it was done.
 type order struct {
-	use, short string
-	args       cobra.PositionalArgs
-	call       func(ctx context.Context, conn *grpc.ClientConn, name string) error
-	done       string // said of the name: "network %s deleted"
+	use, short, example string
+	args                cobra.PositionalArgs
+	call                func(ctx context.Context, conn *grpc.ClientConn, name string) error
+	done                string // said of the name: "network %s deleted"
 }
 
 func (c *caller) tell(o order) *cobra.Command {
-	return &cobra.Command{Use: o.use, Short: o.short, Args: o.args,
+	return &cobra.Command{Use: o.use, Short: o.short, Example: o.example, Args: o.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				err := o.call(ctx, conn, args[0])

@@ -44,18 +44,27 @@ func vmPower(c *caller, verb, power string) *cobra.Command {
 
 // A wish is what a caller asks of a new VM, from scratch or from the pool.
 type wish struct {
-	kind, network, ip, host string
-	settings                pb.Settings
-	keyFiles, files         []string
-	commands, mounts        []string
-	dataDisks               []int64
-	wait                    bool
+	kind, network, host string
+	ips, groups         []string
+	settings            pb.Settings
+	keyFiles, files     []string
+	commands, mounts    []string
+	dataDisks           []int64
+	wait                bool
 }
+
+// What is said of the same flags of several commands.
+const (
+	ipHelp     = "address, one of each family at most (default: the next free ones)"
+	groupHelp  = "security group of the network (default: none, all passes)"
+	routerHelp = "a gateway: may send from addresses that are not its own"
+)
 
 func (w *wish) flags(f *pflag.FlagSet) {
 	f.StringVar(&w.kind, "type", "", "VM type")
 	f.StringVar(&w.network, "network", "", "moniker of the network")
-	f.StringVar(&w.ip, "ip", "", "address (default: the next free one)")
+	f.StringSliceVar(&w.ips, "ip", nil, ipHelp)
+	f.StringSliceVar(&w.groups, "group", nil, groupHelp)
 	f.StringVar(&w.settings.Hostname, "hostname", "", "host name inside (default: the VM's name)")
 	f.StringVar(&w.settings.User, "user", "", "user to make inside")
 	f.StringSliceVar(&w.keyFiles, "ssh-key", nil, "file with a public key for the user")
@@ -119,6 +128,7 @@ func (w *wish) split() error {
 
 func vmCreate(c *caller) *cobra.Command {
 	w := &wish{}
+	var router bool
 	cmd := &cobra.Command{Use: "create NAME", Short: "Make a VM from scratch", Args: exact(1, "a NAME"),
 		Example: "  replug vm create db-1 --type small --network red --ip 10.0.0.30 --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -128,7 +138,7 @@ func vmCreate(c *caller) *cobra.Command {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				client := pb.NewVMsClient(conn)
 				v, err := client.CreateVM(ctx, &pb.CreateVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Type: w.kind,
-					Network: w.network, Ip: w.ip, Settings: &w.settings, Host: w.host, DataDisks: w.dataDisks})
+					Network: w.network, Ips: w.ips, Groups: w.groups, Router: router, Settings: &w.settings, Host: w.host, DataDisks: w.dataDisks})
 				if err != nil {
 					return err
 				}
@@ -141,6 +151,7 @@ func vmCreate(c *caller) *cobra.Command {
 			})
 		}}
 	w.flags(cmd.Flags())
+	cmd.Flags().BoolVar(&router, "router", false, routerHelp)
 	cmd.Flags().StringVar(&w.host, "host", "", "host to run on (default: the one with most room)")
 	return cmd
 }

@@ -298,8 +298,8 @@ func (*DeleteTenantResponse) Descriptor() ([]byte, []int) {
 
 type Subnet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`   // 10.0.0.0/24
-	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"` // empty: the first address
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`   // 10.0.0.0/24, fd00:17::/64
+	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"` // empty: the first address; of IPv6 always link-local, made from the VNI
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,8 +350,8 @@ func (x *Subnet) GetGateway() string {
 
 type Route struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	NextHop       string                 `protobuf:"bytes,2,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"` // a CA of the network
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`                  // 0.0.0.0/0 and ::/0: the network's way out
+	NextHop       string                 `protobuf:"bytes,2,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"` // a CA of the network: of a VM, which becomes a router, or a VTEP
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +400,66 @@ func (x *Route) GetNextHop() string {
 	return ""
 }
 
+type PeerNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Vni           uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
+	Prefixes      []string               `protobuf:"bytes,3,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerNetwork) Reset() {
+	*x = PeerNetwork{}
+	mi := &file_control_controlpb_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerNetwork) ProtoMessage() {}
+
+func (x *PeerNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerNetwork.ProtoReflect.Descriptor instead.
+func (*PeerNetwork) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PeerNetwork) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *PeerNetwork) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *PeerNetwork) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
 type Network struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Moniker       string                 `protobuf:"bytes,1,opt,name=moniker,proto3" json:"moniker,omitempty"`
@@ -413,13 +473,15 @@ type Network struct {
 	Mtu           uint32                 `protobuf:"varint,9,opt,name=mtu,proto3" json:"mtu,omitempty"`                  // 0: what the underlay leaves
 	Lease         *durationpb.Duration   `protobuf:"bytes,10,opt,name=lease,proto3" json:"lease,omitempty"`              // 24 h unless told
 	Placeholder   bool                   `protobuf:"varint,11,opt,name=placeholder,proto3" json:"placeholder,omitempty"` // of the pool; ports are isolated
+	FlowLog       bool                   `protobuf:"varint,12,opt,name=flow_log,json=flowLog,proto3" json:"flow_log,omitempty"`
+	Peers         []*PeerNetwork         `protobuf:"bytes,13,rep,name=peers,proto3" json:"peers,omitempty"` // set by Peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_control_controlpb_control_proto_msgTypes[8]
+	mi := &file_control_controlpb_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +493,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[8]
+	mi := &file_control_controlpb_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +506,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{8}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Network) GetMoniker() string {
@@ -524,6 +586,20 @@ func (x *Network) GetPlaceholder() bool {
 	return false
 }
 
+func (x *Network) GetFlowLog() bool {
+	if x != nil {
+		return x.FlowLog
+	}
+	return false
+}
+
+func (x *Network) GetPeers() []*PeerNetwork {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
 type CreateNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -534,7 +610,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[9]
+	mi := &file_control_controlpb_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +622,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[9]
+	mi := &file_control_controlpb_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +635,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{9}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateNetworkRequest) GetRequestId() string {
@@ -586,7 +662,7 @@ type GetNetworkRequest struct {
 
 func (x *GetNetworkRequest) Reset() {
 	*x = GetNetworkRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[10]
+	mi := &file_control_controlpb_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +674,7 @@ func (x *GetNetworkRequest) String() string {
 func (*GetNetworkRequest) ProtoMessage() {}
 
 func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[10]
+	mi := &file_control_controlpb_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +687,7 @@ func (x *GetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*GetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{10}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetNetworkRequest) GetTenant() string {
@@ -637,7 +713,7 @@ type ListNetworksRequest struct {
 
 func (x *ListNetworksRequest) Reset() {
 	*x = ListNetworksRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[11]
+	mi := &file_control_controlpb_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +725,7 @@ func (x *ListNetworksRequest) String() string {
 func (*ListNetworksRequest) ProtoMessage() {}
 
 func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[11]
+	mi := &file_control_controlpb_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +738,7 @@ func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
 func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{11}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListNetworksRequest) GetTenant() string {
@@ -681,7 +757,7 @@ type ListNetworksResponse struct {
 
 func (x *ListNetworksResponse) Reset() {
 	*x = ListNetworksResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[12]
+	mi := &file_control_controlpb_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +769,7 @@ func (x *ListNetworksResponse) String() string {
 func (*ListNetworksResponse) ProtoMessage() {}
 
 func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[12]
+	mi := &file_control_controlpb_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +782,7 @@ func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
 func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{12}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListNetworksResponse) GetNetworks() []*Network {
@@ -727,7 +803,7 @@ type DeleteNetworkRequest struct {
 
 func (x *DeleteNetworkRequest) Reset() {
 	*x = DeleteNetworkRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[13]
+	mi := &file_control_controlpb_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +815,7 @@ func (x *DeleteNetworkRequest) String() string {
 func (*DeleteNetworkRequest) ProtoMessage() {}
 
 func (x *DeleteNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[13]
+	mi := &file_control_controlpb_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +828,7 @@ func (x *DeleteNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{13}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteNetworkRequest) GetRequestId() string {
@@ -784,7 +860,7 @@ type DeleteNetworkResponse struct {
 
 func (x *DeleteNetworkResponse) Reset() {
 	*x = DeleteNetworkResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[14]
+	mi := &file_control_controlpb_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +872,7 @@ func (x *DeleteNetworkResponse) String() string {
 func (*DeleteNetworkResponse) ProtoMessage() {}
 
 func (x *DeleteNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[14]
+	mi := &file_control_controlpb_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +885,2182 @@ func (x *DeleteNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{14}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{15}
+}
+
+type AddSubnetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	Subnet        *Subnet                `protobuf:"bytes,4,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddSubnetRequest) Reset() {
+	*x = AddSubnetRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddSubnetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddSubnetRequest) ProtoMessage() {}
+
+func (x *AddSubnetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddSubnetRequest.ProtoReflect.Descriptor instead.
+func (*AddSubnetRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AddSubnetRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AddSubnetRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AddSubnetRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *AddSubnetRequest) GetSubnet() *Subnet {
+	if x != nil {
+		return x.Subnet
+	}
+	return nil
+}
+
+type AddRouteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	Route         *Route                 `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddRouteRequest) Reset() {
+	*x = AddRouteRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddRouteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddRouteRequest) ProtoMessage() {}
+
+func (x *AddRouteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddRouteRequest.ProtoReflect.Descriptor instead.
+func (*AddRouteRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AddRouteRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AddRouteRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AddRouteRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *AddRouteRequest) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+type RemoveRouteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	Prefix        string                 `protobuf:"bytes,4,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveRouteRequest) Reset() {
+	*x = RemoveRouteRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveRouteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveRouteRequest) ProtoMessage() {}
+
+func (x *RemoveRouteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveRouteRequest.ProtoReflect.Descriptor instead.
+func (*RemoveRouteRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RemoveRouteRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RemoveRouteRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RemoveRouteRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *RemoveRouteRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type SetFlowLogRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	On            bool                   `protobuf:"varint,4,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFlowLogRequest) Reset() {
+	*x = SetFlowLogRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFlowLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFlowLogRequest) ProtoMessage() {}
+
+func (x *SetFlowLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFlowLogRequest.ProtoReflect.Descriptor instead.
+func (*SetFlowLogRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetFlowLogRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetFlowLogRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetFlowLogRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *SetFlowLogRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+type PeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	Peer          string                 `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerRequest) Reset() {
+	*x = PeerRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerRequest) ProtoMessage() {}
+
+func (x *PeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerRequest.ProtoReflect.Descriptor instead.
+func (*PeerRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PeerRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PeerRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PeerRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *PeerRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type UnpeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Moniker       string                 `protobuf:"bytes,3,opt,name=moniker,proto3" json:"moniker,omitempty"`
+	Peer          string                 `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpeerRequest) Reset() {
+	*x = UnpeerRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpeerRequest) ProtoMessage() {}
+
+func (x *UnpeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpeerRequest.ProtoReflect.Descriptor instead.
+func (*UnpeerRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UnpeerRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UnpeerRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *UnpeerRequest) GetMoniker() string {
+	if x != nil {
+		return x.Moniker
+	}
+	return ""
+}
+
+func (x *UnpeerRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type VTEP struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Ip            string                 `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`   // in a subnet of the network
+	Pa            string                 `protobuf:"bytes,4,opt,name=pa,proto3" json:"pa,omitempty"`   // its underlay address
+	Mac           string                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"` // of the machine behind it, as inner frames have it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VTEP) Reset() {
+	*x = VTEP{}
+	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VTEP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VTEP) ProtoMessage() {}
+
+func (x *VTEP) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VTEP.ProtoReflect.Descriptor instead.
+func (*VTEP) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *VTEP) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VTEP) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *VTEP) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *VTEP) GetPa() string {
+	if x != nil {
+		return x.Pa
+	}
+	return ""
+}
+
+func (x *VTEP) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+type AddVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Vtep          *VTEP                  `protobuf:"bytes,3,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPRequest) Reset() {
+	*x = AddVTEPRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPRequest) ProtoMessage() {}
+
+func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPRequest.ProtoReflect.Descriptor instead.
+func (*AddVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AddVTEPRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetVtep() *VTEP {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+type ListVTEPsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVTEPsRequest) Reset() {
+	*x = ListVTEPsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVTEPsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVTEPsRequest) ProtoMessage() {}
+
+func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
+func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListVTEPsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListVTEPsRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type ListVTEPsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vteps         []*VTEP                `protobuf:"bytes,1,rep,name=vteps,proto3" json:"vteps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVTEPsResponse) Reset() {
+	*x = ListVTEPsResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVTEPsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVTEPsResponse) ProtoMessage() {}
+
+func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
+func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListVTEPsResponse) GetVteps() []*VTEP {
+	if x != nil {
+		return x.Vteps
+	}
+	return nil
+}
+
+type RemoveVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVTEPRequest) Reset() {
+	*x = RemoveVTEPRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVTEPRequest) ProtoMessage() {}
+
+func (x *RemoveVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVTEPRequest.ProtoReflect.Descriptor instead.
+func (*RemoveVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RemoveVTEPRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RemoveVTEPRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RemoveVTEPRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *RemoveVTEPRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVTEPResponse) Reset() {
+	*x = RemoveVTEPResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVTEPResponse) ProtoMessage() {}
+
+func (x *RemoveVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVTEPResponse.ProtoReflect.Descriptor instead.
+func (*RemoveVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{27}
+}
+
+// A rule matches a packet when all that is set does. Among the rules of all groups of
+// a port, the lowest priority that matches decides; of two with the same, deny does.
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                  // unique in its group
+	Priority      uint32                 `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`                         // 1 to 65535, the lowest decides
+	Direction     string                 `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`                        // in, out: as the VM sees it
+	Action        string                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`                              // allow, deny
+	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`                          // tcp, udp, sctp, icmp, icmpv6, a number; empty: any
+	Remote        string                 `protobuf:"bytes,6,opt,name=remote,proto3" json:"remote,omitempty"`                              // prefix of the other end; empty: any
+	RemoteGroup   string                 `protobuf:"bytes,7,opt,name=remote_group,json=remoteGroup,proto3" json:"remote_group,omitempty"` // or: a group of the network that the other end is in
+	MinPort       uint32                 `protobuf:"varint,8,opt,name=min_port,json=minPort,proto3" json:"min_port,omitempty"`            // destination ports, both ends included; 0 and 0: any
+	MaxPort       uint32                 `protobuf:"varint,9,opt,name=max_port,json=maxPort,proto3" json:"max_port,omitempty"`            // 0: min_port
+	IcmpType      *uint32                `protobuf:"varint,10,opt,name=icmp_type,json=icmpType,proto3,oneof" json:"icmp_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Rule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Rule) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Rule) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Rule) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Rule) GetRemoteGroup() string {
+	if x != nil {
+		return x.RemoteGroup
+	}
+	return ""
+}
+
+func (x *Rule) GetMinPort() uint32 {
+	if x != nil {
+		return x.MinPort
+	}
+	return 0
+}
+
+func (x *Rule) GetMaxPort() uint32 {
+	if x != nil {
+		return x.MaxPort
+	}
+	return 0
+}
+
+func (x *Rule) GetIcmpType() uint32 {
+	if x != nil && x.IcmpType != nil {
+		return *x.IcmpType
+	}
+	return 0
+}
+
+type Group struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Rules         []*Rule                `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
+	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"` // grows with each change of the rules
+	Ports         []string               `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`            // that are in it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Group) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Group) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Group) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Group) GetPorts() []string {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type CreateGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Rules         []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CreateGroupRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type SetRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Rules         []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRulesRequest) Reset() {
+	*x = SetRulesRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRulesRequest) ProtoMessage() {}
+
+func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRulesRequest.ProtoReflect.Descriptor instead.
+func (*SetRulesRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetRulesRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetRulesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetRulesRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *SetRulesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetRulesRequest) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type GetGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetGroupRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GetGroupRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *GetGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListGroupsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListGroupsRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type ListGroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DeleteGroupRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
+}
+
+type Service struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Ip            string                 `protobuf:"bytes,4,opt,name=ip,proto3" json:"ip,omitempty"` // the virtual address: in a subnet or outside all of them, never a port's
+	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      string                 `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`  // tcp, udp, sctp
+	Affinity      bool                   `protobuf:"varint,7,opt,name=affinity,proto3" json:"affinity,omitempty"` // all flows of a client go to one backend
+	Check         *Check                 `protobuf:"bytes,8,opt,name=check,proto3" json:"check,omitempty"`        // unset: every backend counts as healthy
+	Backends      []*Backend             `protobuf:"bytes,9,rep,name=backends,proto3" json:"backends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Service) Reset() {
+	*x = Service{}
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Service) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Service) ProtoMessage() {}
+
+func (x *Service) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Service.ProtoReflect.Descriptor instead.
+func (*Service) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Service) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Service) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Service) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Service) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *Service) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Service) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Service) GetAffinity() bool {
+	if x != nil {
+		return x.Affinity
+	}
+	return false
+}
+
+func (x *Service) GetCheck() *Check {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *Service) GetBackends() []*Backend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+// How a backend's own host finds out whether it lives: a TCP handshake.
+type Check struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`        // 0: the backend's
+	Interval      *durationpb.Duration   `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"` // 5 s unless told
+	Timeout       *durationpb.Duration   `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`   // 2 s
+	Rise          int32                  `protobuf:"varint,4,opt,name=rise,proto3" json:"rise,omitempty"`        // successes in a row until it lives: 2
+	Fall          int32                  `protobuf:"varint,5,opt,name=fall,proto3" json:"fall,omitempty"`        // failures in a row until it is dead: 3
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Check) Reset() {
+	*x = Check{}
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Check) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Check) ProtoMessage() {}
+
+func (x *Check) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Check.ProtoReflect.Descriptor instead.
+func (*Check) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Check) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Check) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Check) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Check) GetRise() int32 {
+	if x != nil {
+		return x.Rise
+	}
+	return 0
+}
+
+func (x *Check) GetFall() int32 {
+	if x != nil {
+		return x.Fall
+	}
+	return 0
+}
+
+type Backend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // VM or port
+	Ip            string                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`           // that it listens on; 0: the service's
+	Weight        *uint32                `protobuf:"varint,4,opt,name=weight,proto3,oneof" json:"weight,omitempty"` // 100 unless told; 0: no new flows
+	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`   // keeps its flows, gets no new ones
+	Dead          bool                   `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`           // its check fails
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backend) Reset() {
+	*x = Backend{}
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backend) ProtoMessage() {}
+
+func (x *Backend) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backend.ProtoReflect.Descriptor instead.
+func (*Backend) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Backend) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+func (x *Backend) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *Backend) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Backend) GetWeight() uint32 {
+	if x != nil && x.Weight != nil {
+		return *x.Weight
+	}
+	return 0
+}
+
+func (x *Backend) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *Backend) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
+}
+
+type CreateServiceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Service       *Service               `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateServiceRequest) Reset() {
+	*x = CreateServiceRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateServiceRequest) ProtoMessage() {}
+
+func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
+func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CreateServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateServiceRequest) GetService() *Service {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+type SetServiceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Affinity      bool                   `protobuf:"varint,5,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	Check         *Check                 `protobuf:"bytes,6,opt,name=check,proto3" json:"check,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetServiceRequest) Reset() {
+	*x = SetServiceRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetServiceRequest) ProtoMessage() {}
+
+func (x *SetServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetServiceRequest.ProtoReflect.Descriptor instead.
+func (*SetServiceRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SetServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetServiceRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetServiceRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *SetServiceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetServiceRequest) GetAffinity() bool {
+	if x != nil {
+		return x.Affinity
+	}
+	return false
+}
+
+func (x *SetServiceRequest) GetCheck() *Check {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+type SetBackendRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Service       string                 `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"`
+	Backend       *Backend               `protobuf:"bytes,5,opt,name=backend,proto3" json:"backend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBackendRequest) Reset() {
+	*x = SetBackendRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBackendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBackendRequest) ProtoMessage() {}
+
+func (x *SetBackendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBackendRequest.ProtoReflect.Descriptor instead.
+func (*SetBackendRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SetBackendRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetBackendRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetBackendRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *SetBackendRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *SetBackendRequest) GetBackend() *Backend {
+	if x != nil {
+		return x.Backend
+	}
+	return nil
+}
+
+type RemoveBackendRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Service       string                 `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"`
+	Member        string                 `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveBackendRequest) Reset() {
+	*x = RemoveBackendRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveBackendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveBackendRequest) ProtoMessage() {}
+
+func (x *RemoveBackendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveBackendRequest.ProtoReflect.Descriptor instead.
+func (*RemoveBackendRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RemoveBackendRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RemoveBackendRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RemoveBackendRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *RemoveBackendRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *RemoveBackendRequest) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+type GetServiceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServiceRequest) Reset() {
+	*x = GetServiceRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServiceRequest) ProtoMessage() {}
+
+func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
+func (*GetServiceRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *GetServiceRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GetServiceRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *GetServiceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListServicesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicesRequest) Reset() {
+	*x = ListServicesRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesRequest) ProtoMessage() {}
+
+func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
+func (*ListServicesRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListServicesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListServicesRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type ListServicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Services      []*Service             `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicesResponse) Reset() {
+	*x = ListServicesResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesResponse) ProtoMessage() {}
+
+func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
+func (*ListServicesResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListServicesResponse) GetServices() []*Service {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+type DeleteServiceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteServiceRequest) Reset() {
+	*x = DeleteServiceRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteServiceRequest) ProtoMessage() {}
+
+func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
+func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DeleteServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteServiceRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DeleteServiceRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *DeleteServiceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteServiceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteServiceResponse) Reset() {
+	*x = DeleteServiceResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteServiceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteServiceResponse) ProtoMessage() {}
+
+func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
+func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
 }
 
 // A combination type: what a VM can't change without a reboot.
@@ -829,7 +3080,7 @@ type VMType struct {
 
 func (x *VMType) Reset() {
 	*x = VMType{}
-	mi := &file_control_controlpb_control_proto_msgTypes[15]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +3092,7 @@ func (x *VMType) String() string {
 func (*VMType) ProtoMessage() {}
 
 func (x *VMType) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[15]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +3105,7 @@ func (x *VMType) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMType.ProtoReflect.Descriptor instead.
 func (*VMType) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{15}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *VMType) GetName() string {
@@ -923,7 +3174,7 @@ type CreateVMTypeRequest struct {
 
 func (x *CreateVMTypeRequest) Reset() {
 	*x = CreateVMTypeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[16]
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +3186,7 @@ func (x *CreateVMTypeRequest) String() string {
 func (*CreateVMTypeRequest) ProtoMessage() {}
 
 func (x *CreateVMTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[16]
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +3199,7 @@ func (x *CreateVMTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMTypeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVMTypeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{16}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateVMTypeRequest) GetRequestId() string {
@@ -973,7 +3224,7 @@ type ListVMTypesRequest struct {
 
 func (x *ListVMTypesRequest) Reset() {
 	*x = ListVMTypesRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[17]
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +3236,7 @@ func (x *ListVMTypesRequest) String() string {
 func (*ListVMTypesRequest) ProtoMessage() {}
 
 func (x *ListVMTypesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[17]
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +3249,7 @@ func (x *ListVMTypesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMTypesRequest.ProtoReflect.Descriptor instead.
 func (*ListVMTypesRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{17}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
 }
 
 type ListVMTypesResponse struct {
@@ -1010,7 +3261,7 @@ type ListVMTypesResponse struct {
 
 func (x *ListVMTypesResponse) Reset() {
 	*x = ListVMTypesResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[18]
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +3273,7 @@ func (x *ListVMTypesResponse) String() string {
 func (*ListVMTypesResponse) ProtoMessage() {}
 
 func (x *ListVMTypesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[18]
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +3286,7 @@ func (x *ListVMTypesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMTypesResponse.ProtoReflect.Descriptor instead.
 func (*ListVMTypesResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{18}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListVMTypesResponse) GetTypes() []*VMType {
@@ -1055,7 +3306,7 @@ type DeleteVMTypeRequest struct {
 
 func (x *DeleteVMTypeRequest) Reset() {
 	*x = DeleteVMTypeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[19]
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +3318,7 @@ func (x *DeleteVMTypeRequest) String() string {
 func (*DeleteVMTypeRequest) ProtoMessage() {}
 
 func (x *DeleteVMTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[19]
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +3331,7 @@ func (x *DeleteVMTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMTypeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMTypeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{19}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeleteVMTypeRequest) GetRequestId() string {
@@ -1105,7 +3356,7 @@ type DeleteVMTypeResponse struct {
 
 func (x *DeleteVMTypeResponse) Reset() {
 	*x = DeleteVMTypeResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[20]
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +3368,7 @@ func (x *DeleteVMTypeResponse) String() string {
 func (*DeleteVMTypeResponse) ProtoMessage() {}
 
 func (x *DeleteVMTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[20]
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +3381,7 @@ func (x *DeleteVMTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMTypeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMTypeResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{20}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{54}
 }
 
 type Pool struct {
@@ -1146,7 +3397,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +3409,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +3422,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{21}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Pool) GetType() string {
@@ -1220,7 +3471,7 @@ type SetPoolRequest struct {
 
 func (x *SetPoolRequest) Reset() {
 	*x = SetPoolRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +3483,7 @@ func (x *SetPoolRequest) String() string {
 func (*SetPoolRequest) ProtoMessage() {}
 
 func (x *SetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +3496,7 @@ func (x *SetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolRequest.ProtoReflect.Descriptor instead.
 func (*SetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{22}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SetPoolRequest) GetRequestId() string {
@@ -1278,7 +3529,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +3541,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +3554,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{23}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetPoolRequest) GetType() string {
@@ -1321,7 +3572,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +3584,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +3597,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{24}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{58}
 }
 
 type ListPoolsResponse struct {
@@ -1358,7 +3609,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +3621,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +3634,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{25}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -1411,7 +3662,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +3674,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +3687,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{26}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Settings) GetHostname() string {
@@ -1513,7 +3764,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +3776,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +3789,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{27}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *File) GetPath() string {
@@ -1573,7 +3824,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +3836,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +3849,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Command) GetId() string {
@@ -1625,7 +3876,7 @@ type DataDisk struct {
 
 func (x *DataDisk) Reset() {
 	*x = DataDisk{}
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +3888,7 @@ func (x *DataDisk) String() string {
 func (*DataDisk) ProtoMessage() {}
 
 func (x *DataDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +3901,7 @@ func (x *DataDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataDisk.ProtoReflect.Descriptor instead.
 func (*DataDisk) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DataDisk) GetId() string {
@@ -1679,7 +3930,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +3942,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +3955,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Disk) GetId() string {
@@ -1758,7 +4009,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +4021,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +4034,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *VM) GetId() string {
@@ -1902,13 +4153,16 @@ type CreateVMRequest struct {
 	Settings      *Settings              `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"`
 	Host          string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`                                    // empty: the one with most room
 	DataDisks     []int64                `protobuf:"varint,9,rep,packed,name=data_disks,json=dataDisks,proto3" json:"data_disks,omitempty"` // bytes each
+	Ips           []string               `protobuf:"bytes,10,rep,name=ips,proto3" json:"ips,omitempty"`                                     // as ip, one of each family: a VM has one of each that its type routes
+	Groups        []string               `protobuf:"bytes,11,rep,name=groups,proto3" json:"groups,omitempty"`                               // security groups of the network
+	Router        bool                   `protobuf:"varint,12,opt,name=router,proto3" json:"router,omitempty"`                              // may send from addresses that are not its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVMRequest) Reset() {
 	*x = CreateVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +4174,7 @@ func (x *CreateVMRequest) String() string {
 func (*CreateVMRequest) ProtoMessage() {}
 
 func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +4187,7 @@ func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMRequest.ProtoReflect.Descriptor instead.
 func (*CreateVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CreateVMRequest) GetRequestId() string {
@@ -1999,6 +4253,27 @@ func (x *CreateVMRequest) GetDataDisks() []int64 {
 	return nil
 }
 
+func (x *CreateVMRequest) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *CreateVMRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *CreateVMRequest) GetRouter() bool {
+	if x != nil {
+		return x.Router
+	}
+	return false
+}
+
 type GetVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -2009,7 +4284,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +4296,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +4309,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetVMRequest) GetTenant() string {
@@ -2060,7 +4335,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +4347,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +4360,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListVMsRequest) GetTenant() string {
@@ -2104,7 +4379,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +4391,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +4404,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -2151,7 +4426,7 @@ type SetPowerRequest struct {
 
 func (x *SetPowerRequest) Reset() {
 	*x = SetPowerRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +4438,7 @@ func (x *SetPowerRequest) String() string {
 func (*SetPowerRequest) ProtoMessage() {}
 
 func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +4451,7 @@ func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPowerRequest.ProtoReflect.Descriptor instead.
 func (*SetPowerRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetPowerRequest) GetRequestId() string {
@@ -2218,7 +4493,7 @@ type DeleteVMRequest struct {
 
 func (x *DeleteVMRequest) Reset() {
 	*x = DeleteVMRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +4505,7 @@ func (x *DeleteVMRequest) String() string {
 func (*DeleteVMRequest) ProtoMessage() {}
 
 func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +4518,7 @@ func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DeleteVMRequest) GetRequestId() string {
@@ -2275,7 +4550,7 @@ type DeleteVMResponse struct {
 
 func (x *DeleteVMResponse) Reset() {
 	*x = DeleteVMResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +4562,7 @@ func (x *DeleteVMResponse) String() string {
 func (*DeleteVMResponse) ProtoMessage() {}
 
 func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +4575,7 @@ func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{72}
 }
 
 type GuestReport struct {
@@ -2320,7 +4595,7 @@ type GuestReport struct {
 
 func (x *GuestReport) Reset() {
 	*x = GuestReport{}
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +4607,7 @@ func (x *GuestReport) String() string {
 func (*GuestReport) ProtoMessage() {}
 
 func (x *GuestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +4620,7 @@ func (x *GuestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestReport.ProtoReflect.Descriptor instead.
 func (*GuestReport) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GuestReport) GetEpoch() string {
@@ -2429,7 +4704,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +4716,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +4729,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Claim) GetId() string {
@@ -2537,13 +4812,15 @@ type CreateClaimRequest struct {
 	Ip            string                 `protobuf:"bytes,6,opt,name=ip,proto3" json:"ip,omitempty"`
 	Settings      *Settings              `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"`
 	DataDisks     []int64                `protobuf:"varint,8,rep,packed,name=data_disks,json=dataDisks,proto3" json:"data_disks,omitempty"`
+	Ips           []string               `protobuf:"bytes,9,rep,name=ips,proto3" json:"ips,omitempty"` // as ip, one of each family
+	Groups        []string               `protobuf:"bytes,10,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateClaimRequest) Reset() {
 	*x = CreateClaimRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +4832,7 @@ func (x *CreateClaimRequest) String() string {
 func (*CreateClaimRequest) ProtoMessage() {}
 
 func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +4845,7 @@ func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimRequest.ProtoReflect.Descriptor instead.
 func (*CreateClaimRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CreateClaimRequest) GetRequestId() string {
@@ -2627,6 +4904,20 @@ func (x *CreateClaimRequest) GetDataDisks() []int64 {
 	return nil
 }
 
+func (x *CreateClaimRequest) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *CreateClaimRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type GetClaimRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2636,7 +4927,7 @@ type GetClaimRequest struct {
 
 func (x *GetClaimRequest) Reset() {
 	*x = GetClaimRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +4939,7 @@ func (x *GetClaimRequest) String() string {
 func (*GetClaimRequest) ProtoMessage() {}
 
 func (x *GetClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +4952,7 @@ func (x *GetClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClaimRequest.ProtoReflect.Descriptor instead.
 func (*GetClaimRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GetClaimRequest) GetId() string {
@@ -2680,7 +4971,7 @@ type ListClaimsRequest struct {
 
 func (x *ListClaimsRequest) Reset() {
 	*x = ListClaimsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +4983,7 @@ func (x *ListClaimsRequest) String() string {
 func (*ListClaimsRequest) ProtoMessage() {}
 
 func (x *ListClaimsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +4996,7 @@ func (x *ListClaimsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClaimsRequest.ProtoReflect.Descriptor instead.
 func (*ListClaimsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListClaimsRequest) GetTenant() string {
@@ -2724,7 +5015,7 @@ type ListClaimsResponse struct {
 
 func (x *ListClaimsResponse) Reset() {
 	*x = ListClaimsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +5027,7 @@ func (x *ListClaimsResponse) String() string {
 func (*ListClaimsResponse) ProtoMessage() {}
 
 func (x *ListClaimsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +5040,7 @@ func (x *ListClaimsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClaimsResponse.ProtoReflect.Descriptor instead.
 func (*ListClaimsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListClaimsResponse) GetClaims() []*Claim {
@@ -2773,14 +5064,18 @@ type StartSwapRequest struct {
 	StageBudget    *durationpb.Duration   `protobuf:"bytes,10,opt,name=stage_budget,json=stageBudget,proto3" json:"stage_budget,omitempty"`          // 5 s unless told
 	LeaseBudget    *durationpb.Duration   `protobuf:"bytes,11,opt,name=lease_budget,json=leaseBudget,proto3" json:"lease_budget,omitempty"`          // 15 s
 	ConfirmBudget  *durationpb.Duration   `protobuf:"bytes,12,opt,name=confirm_budget,json=confirmBudget,proto3" json:"confirm_budget,omitempty"`    // 30 s
-	OldConnections string                 `protobuf:"bytes,13,opt,name=old_connections,json=oldConnections,proto3" json:"old_connections,omitempty"` // reset (default), drain, silence: takes effect with stateful rules
+	OldConnections string                 `protobuf:"bytes,13,opt,name=old_connections,json=oldConnections,proto3" json:"old_connections,omitempty"` // reset (default): both ends at once; drain: the flip waits for them; silence
+	Ips            []string               `protobuf:"bytes,14,rep,name=ips,proto3" json:"ips,omitempty"`                                             // as ip, one of each family; empty: the next free ones
+	Groups         []string               `protobuf:"bytes,15,rep,name=groups,proto3" json:"groups,omitempty"`                                       // of the new network; those of the old one are left
+	Services       []string               `protobuf:"bytes,16,rep,name=services,proto3" json:"services,omitempty"`                                   // of the new network, joined once the swap is confirmed; those of the old one are left at the flip
+	Drain          *durationpb.Duration   `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`                                         // with old_connections drain: at most so long (30 s unless told), then reset
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StartSwapRequest) Reset() {
 	*x = StartSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +5087,7 @@ func (x *StartSwapRequest) String() string {
 func (*StartSwapRequest) ProtoMessage() {}
 
 func (x *StartSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +5100,7 @@ func (x *StartSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartSwapRequest.ProtoReflect.Descriptor instead.
 func (*StartSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StartSwapRequest) GetRequestId() string {
@@ -2899,6 +5194,34 @@ func (x *StartSwapRequest) GetOldConnections() string {
 	return ""
 }
 
+func (x *StartSwapRequest) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *StartSwapRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *StartSwapRequest) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *StartSwapRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
 type Change struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
@@ -2910,7 +5233,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +5245,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +5258,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Change) GetWhat() string {
@@ -2974,7 +5297,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +5309,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +5322,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Plan) GetVm() string {
@@ -3080,7 +5403,7 @@ type Swap struct {
 
 func (x *Swap) Reset() {
 	*x = Swap{}
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +5415,7 @@ func (x *Swap) String() string {
 func (*Swap) ProtoMessage() {}
 
 func (x *Swap) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +5428,7 @@ func (x *Swap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Swap.ProtoReflect.Descriptor instead.
 func (*Swap) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Swap) GetId() string {
@@ -3262,13 +5585,15 @@ type SidedPlace struct {
 	Addrs         []string               `protobuf:"bytes,3,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	Epoch         string                 `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Hostname      string                 `protobuf:"bytes,5,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Groups        []string               `protobuf:"bytes,6,rep,name=groups,proto3" json:"groups,omitempty"`
+	Services      []string               `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SidedPlace) Reset() {
 	*x = SidedPlace{}
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +5605,7 @@ func (x *SidedPlace) String() string {
 func (*SidedPlace) ProtoMessage() {}
 
 func (x *SidedPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +5618,7 @@ func (x *SidedPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SidedPlace.ProtoReflect.Descriptor instead.
 func (*SidedPlace) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SidedPlace) GetNetwork() string {
@@ -3331,6 +5656,20 @@ func (x *SidedPlace) GetHostname() string {
 	return ""
 }
 
+func (x *SidedPlace) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *SidedPlace) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
 type Hop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3342,7 +5681,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +5693,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +5706,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Hop) GetName() string {
@@ -3400,7 +5739,7 @@ type GetSwapRequest struct {
 
 func (x *GetSwapRequest) Reset() {
 	*x = GetSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3412,7 +5751,7 @@ func (x *GetSwapRequest) String() string {
 func (*GetSwapRequest) ProtoMessage() {}
 
 func (x *GetSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3425,7 +5764,7 @@ func (x *GetSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSwapRequest.ProtoReflect.Descriptor instead.
 func (*GetSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetSwapRequest) GetId() string {
@@ -3444,7 +5783,7 @@ type ListSwapsRequest struct {
 
 func (x *ListSwapsRequest) Reset() {
 	*x = ListSwapsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	mi := &file_control_controlpb_control_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +5795,7 @@ func (x *ListSwapsRequest) String() string {
 func (*ListSwapsRequest) ProtoMessage() {}
 
 func (x *ListSwapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	mi := &file_control_controlpb_control_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +5808,7 @@ func (x *ListSwapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSwapsRequest.ProtoReflect.Descriptor instead.
 func (*ListSwapsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{52}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListSwapsRequest) GetTenant() string {
@@ -3488,7 +5827,7 @@ type ListSwapsResponse struct {
 
 func (x *ListSwapsResponse) Reset() {
 	*x = ListSwapsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	mi := &file_control_controlpb_control_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +5839,7 @@ func (x *ListSwapsResponse) String() string {
 func (*ListSwapsResponse) ProtoMessage() {}
 
 func (x *ListSwapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	mi := &file_control_controlpb_control_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +5852,7 @@ func (x *ListSwapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSwapsResponse.ProtoReflect.Descriptor instead.
 func (*ListSwapsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{53}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListSwapsResponse) GetSwaps() []*Swap {
@@ -3533,7 +5872,7 @@ type ConfirmSwapRequest struct {
 
 func (x *ConfirmSwapRequest) Reset() {
 	*x = ConfirmSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	mi := &file_control_controlpb_control_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +5884,7 @@ func (x *ConfirmSwapRequest) String() string {
 func (*ConfirmSwapRequest) ProtoMessage() {}
 
 func (x *ConfirmSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	mi := &file_control_controlpb_control_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +5897,7 @@ func (x *ConfirmSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmSwapRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{54}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ConfirmSwapRequest) GetRequestId() string {
@@ -3585,7 +5924,7 @@ type CancelSwapRequest struct {
 
 func (x *CancelSwapRequest) Reset() {
 	*x = CancelSwapRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	mi := &file_control_controlpb_control_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +5936,7 @@ func (x *CancelSwapRequest) String() string {
 func (*CancelSwapRequest) ProtoMessage() {}
 
 func (x *CancelSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	mi := &file_control_controlpb_control_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +5949,7 @@ func (x *CancelSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelSwapRequest.ProtoReflect.Descriptor instead.
 func (*CancelSwapRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{55}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CancelSwapRequest) GetRequestId() string {
@@ -3644,13 +5983,17 @@ type Port struct {
 	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,14,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	Tap           string                 `protobuf:"bytes,15,opt,name=tap,proto3" json:"tap,omitempty"`
+	Groups        []string               `protobuf:"bytes,16,rep,name=groups,proto3" json:"groups,omitempty"`
+	Router        bool                   `protobuf:"varint,17,opt,name=router,proto3" json:"router,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,18,opt,name=limits,proto3" json:"limits,omitempty"`
+	Services      []string               `protobuf:"bytes,19,rep,name=services,proto3" json:"services,omitempty"` // that it is a backend of; in GetPort only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	mi := &file_control_controlpb_control_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +6005,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	mi := &file_control_controlpb_control_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +6018,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{56}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Port) GetName() string {
@@ -3783,6 +6126,350 @@ func (x *Port) GetTap() string {
 	return ""
 }
 
+func (x *Port) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Port) GetRouter() bool {
+	if x != nil {
+		return x.Router
+	}
+	return false
+}
+
+func (x *Port) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Port) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+type Rate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bits          uint64                 `protobuf:"varint,1,opt,name=bits,proto3" json:"bits,omitempty"`
+	Packets       uint64                 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rate) Reset() {
+	*x = Rate{}
+	mi := &file_control_controlpb_control_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rate) ProtoMessage() {}
+
+func (x *Rate) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rate.ProtoReflect.Descriptor instead.
+func (*Rate) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *Rate) GetBits() uint64 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *Rate) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+type Limits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          *Rate                  `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            *Rate                  `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_control_controlpb_control_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *Limits) GetFrom() *Rate {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Limits) GetTo() *Rate {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type SetPortGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Groups        []string               `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPortGroupsRequest) Reset() {
+	*x = SetPortGroupsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPortGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPortGroupsRequest) ProtoMessage() {}
+
+func (x *SetPortGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPortGroupsRequest.ProtoReflect.Descriptor instead.
+func (*SetPortGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *SetPortGroupsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetPortGroupsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetPortGroupsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetPortGroupsRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type SetPortLimitsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPortLimitsRequest) Reset() {
+	*x = SetPortLimitsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPortLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPortLimitsRequest) ProtoMessage() {}
+
+func (x *SetPortLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPortLimitsRequest.ProtoReflect.Descriptor instead.
+func (*SetPortLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *SetPortLimitsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetPortLimitsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetPortLimitsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetPortLimitsRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type SetPortRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Mtu           *uint32                `protobuf:"varint,4,opt,name=mtu,proto3,oneof" json:"mtu,omitempty"`       // bytes of its IP packets; 0: the network's
+	Router        *bool                  `protobuf:"varint,5,opt,name=router,proto3,oneof" json:"router,omitempty"` // a port that a route leads to is one anyway
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPortRequest) Reset() {
+	*x = SetPortRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPortRequest) ProtoMessage() {}
+
+func (x *SetPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPortRequest.ProtoReflect.Descriptor instead.
+func (*SetPortRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *SetPortRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetPortRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetPortRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetPortRequest) GetMtu() uint32 {
+	if x != nil && x.Mtu != nil {
+		return *x.Mtu
+	}
+	return 0
+}
+
+func (x *SetPortRequest) GetRouter() bool {
+	if x != nil && x.Router != nil {
+		return *x.Router
+	}
+	return false
+}
+
 type AttachPortRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -3794,13 +6481,16 @@ type AttachPortRequest struct {
 	Monitor       string                 `protobuf:"bytes,7,opt,name=monitor,proto3" json:"monitor,omitempty"` // QMP socket on the host; empty: can't be bounced
 	Network       string                 `protobuf:"bytes,8,opt,name=network,proto3" json:"network,omitempty"`
 	Ip            string                 `protobuf:"bytes,9,opt,name=ip,proto3" json:"ip,omitempty"`
+	Ips           []string               `protobuf:"bytes,10,rep,name=ips,proto3" json:"ips,omitempty"` // as ip, one of each family
+	Groups        []string               `protobuf:"bytes,11,rep,name=groups,proto3" json:"groups,omitempty"`
+	Router        bool                   `protobuf:"varint,12,opt,name=router,proto3" json:"router,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachPortRequest) Reset() {
 	*x = AttachPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	mi := &file_control_controlpb_control_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +6502,7 @@ func (x *AttachPortRequest) String() string {
 func (*AttachPortRequest) ProtoMessage() {}
 
 func (x *AttachPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	mi := &file_control_controlpb_control_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +6515,7 @@ func (x *AttachPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachPortRequest.ProtoReflect.Descriptor instead.
 func (*AttachPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{57}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *AttachPortRequest) GetRequestId() string {
@@ -3891,6 +6581,27 @@ func (x *AttachPortRequest) GetIp() string {
 	return ""
 }
 
+func (x *AttachPortRequest) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *AttachPortRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *AttachPortRequest) GetRouter() bool {
+	if x != nil {
+		return x.Router
+	}
+	return false
+}
+
 type GetPortRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -3901,7 +6612,7 @@ type GetPortRequest struct {
 
 func (x *GetPortRequest) Reset() {
 	*x = GetPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	mi := &file_control_controlpb_control_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3913,7 +6624,7 @@ func (x *GetPortRequest) String() string {
 func (*GetPortRequest) ProtoMessage() {}
 
 func (x *GetPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	mi := &file_control_controlpb_control_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3926,7 +6637,7 @@ func (x *GetPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPortRequest.ProtoReflect.Descriptor instead.
 func (*GetPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{58}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GetPortRequest) GetTenant() string {
@@ -3952,7 +6663,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	mi := &file_control_controlpb_control_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +6675,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	mi := &file_control_controlpb_control_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +6688,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{59}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListPortsRequest) GetTenant() string {
@@ -3996,7 +6707,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	mi := &file_control_controlpb_control_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +6719,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	mi := &file_control_controlpb_control_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +6732,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{60}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListPortsResponse) GetPorts() []*Port {
@@ -4042,7 +6753,7 @@ type DetachPortRequest struct {
 
 func (x *DetachPortRequest) Reset() {
 	*x = DetachPortRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	mi := &file_control_controlpb_control_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +6765,7 @@ func (x *DetachPortRequest) String() string {
 func (*DetachPortRequest) ProtoMessage() {}
 
 func (x *DetachPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	mi := &file_control_controlpb_control_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4067,7 +6778,7 @@ func (x *DetachPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachPortRequest.ProtoReflect.Descriptor instead.
 func (*DetachPortRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{61}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *DetachPortRequest) GetRequestId() string {
@@ -4099,7 +6810,7 @@ type DetachPortResponse struct {
 
 func (x *DetachPortResponse) Reset() {
 	*x = DetachPortResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	mi := &file_control_controlpb_control_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +6822,7 @@ func (x *DetachPortResponse) String() string {
 func (*DetachPortResponse) ProtoMessage() {}
 
 func (x *DetachPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	mi := &file_control_controlpb_control_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +6835,7 @@ func (x *DetachPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachPortResponse.ProtoReflect.Descriptor instead.
 func (*DetachPortResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{62}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{101}
 }
 
 type Host struct {
@@ -4148,7 +6859,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	mi := &file_control_controlpb_control_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +6871,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	mi := &file_control_controlpb_control_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +6884,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{63}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *Host) GetName() string {
@@ -4275,7 +6986,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	mi := &file_control_controlpb_control_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +6998,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	mi := &file_control_controlpb_control_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +7011,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{64}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{103}
 }
 
 type ListHostsResponse struct {
@@ -4312,7 +7023,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	mi := &file_control_controlpb_control_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +7035,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	mi := &file_control_controlpb_control_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +7048,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{65}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -4357,7 +7068,7 @@ type DeleteHostRequest struct {
 
 func (x *DeleteHostRequest) Reset() {
 	*x = DeleteHostRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	mi := &file_control_controlpb_control_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4369,7 +7080,7 @@ func (x *DeleteHostRequest) String() string {
 func (*DeleteHostRequest) ProtoMessage() {}
 
 func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	mi := &file_control_controlpb_control_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4382,7 +7093,7 @@ func (x *DeleteHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostRequest.ProtoReflect.Descriptor instead.
 func (*DeleteHostRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{66}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *DeleteHostRequest) GetRequestId() string {
@@ -4407,7 +7118,7 @@ type DeleteHostResponse struct {
 
 func (x *DeleteHostResponse) Reset() {
 	*x = DeleteHostResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[67]
+	mi := &file_control_controlpb_control_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +7130,7 @@ func (x *DeleteHostResponse) String() string {
 func (*DeleteHostResponse) ProtoMessage() {}
 
 func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[67]
+	mi := &file_control_controlpb_control_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +7143,7 @@ func (x *DeleteHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteHostResponse.ProtoReflect.Descriptor instead.
 func (*DeleteHostResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{67}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{106}
 }
 
 type BackupRequest struct {
@@ -4443,7 +7154,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[68]
+	mi := &file_control_controlpb_control_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4455,7 +7166,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[68]
+	mi := &file_control_controlpb_control_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4468,7 +7179,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{68}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{107}
 }
 
 type BackupChunk struct {
@@ -4480,7 +7191,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_control_controlpb_control_proto_msgTypes[69]
+	mi := &file_control_controlpb_control_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4492,7 +7203,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[69]
+	mi := &file_control_controlpb_control_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4505,7 +7216,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{69}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -4523,7 +7234,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[70]
+	mi := &file_control_controlpb_control_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +7246,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[70]
+	mi := &file_control_controlpb_control_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +7259,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{70}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{109}
 }
 
 type ClusterInfo struct {
@@ -4564,7 +7275,7 @@ type ClusterInfo struct {
 
 func (x *ClusterInfo) Reset() {
 	*x = ClusterInfo{}
-	mi := &file_control_controlpb_control_proto_msgTypes[71]
+	mi := &file_control_controlpb_control_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +7287,7 @@ func (x *ClusterInfo) String() string {
 func (*ClusterInfo) ProtoMessage() {}
 
 func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[71]
+	mi := &file_control_controlpb_control_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4589,7 +7300,7 @@ func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterInfo.ProtoReflect.Descriptor instead.
 func (*ClusterInfo) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{71}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ClusterInfo) GetId() string {
@@ -4651,7 +7362,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\agateway\x18\x02 \x01(\tR\agateway\":\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
-	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"\xd5\x02\n" +
+	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"U\n" +
+	"\vPeerNetwork\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
+	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x1a\n" +
+	"\bprefixes\x18\x03 \x03(\tR\bprefixes\"\xa6\x03\n" +
 	"\aNetwork\x12\x18\n" +
 	"\amoniker\x18\x01 \x01(\tR\amoniker\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x10\n" +
@@ -4664,7 +7379,9 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x03mtu\x18\t \x01(\rR\x03mtu\x12/\n" +
 	"\x05lease\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12 \n" +
-	"\vplaceholder\x18\v \x01(\bR\vplaceholder\"k\n" +
+	"\vplaceholder\x18\v \x01(\bR\vplaceholder\x12\x19\n" +
+	"\bflow_log\x18\f \x01(\bR\aflowLog\x124\n" +
+	"\x05peers\x18\r \x03(\v2\x1e.replug.control.v1.PeerNetworkR\x05peers\"k\n" +
 	"\x14CreateNetworkRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x124\n" +
@@ -4681,7 +7398,185 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
 	"\amoniker\x18\x03 \x01(\tR\amoniker\"\x17\n" +
-	"\x15DeleteNetworkResponse\"\xc8\x01\n" +
+	"\x15DeleteNetworkResponse\"\x96\x01\n" +
+	"\x10AddSubnetRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x121\n" +
+	"\x06subnet\x18\x04 \x01(\v2\x19.replug.control.v1.SubnetR\x06subnet\"\x92\x01\n" +
+	"\x0fAddRouteRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x12.\n" +
+	"\x05route\x18\x04 \x01(\v2\x18.replug.control.v1.RouteR\x05route\"}\n" +
+	"\x12RemoveRouteRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x12\x16\n" +
+	"\x06prefix\x18\x04 \x01(\tR\x06prefix\"t\n" +
+	"\x11SetFlowLogRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x12\x0e\n" +
+	"\x02on\x18\x04 \x01(\bR\x02on\"r\n" +
+	"\vPeerRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x12\x12\n" +
+	"\x04peer\x18\x04 \x01(\tR\x04peer\"t\n" +
+	"\rUnpeerRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\amoniker\x18\x03 \x01(\tR\amoniker\x12\x12\n" +
+	"\x04peer\x18\x04 \x01(\tR\x04peer\"f\n" +
+	"\x04VTEP\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x0e\n" +
+	"\x02ip\x18\x03 \x01(\tR\x02ip\x12\x0e\n" +
+	"\x02pa\x18\x04 \x01(\tR\x02pa\x12\x10\n" +
+	"\x03mac\x18\x05 \x01(\tR\x03mac\"t\n" +
+	"\x0eAddVTEPRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12+\n" +
+	"\x04vtep\x18\x03 \x01(\v2\x17.replug.control.v1.VTEPR\x04vtep\"D\n" +
+	"\x10ListVTEPsRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\"B\n" +
+	"\x11ListVTEPsResponse\x12-\n" +
+	"\x05vteps\x18\x01 \x03(\v2\x17.replug.control.v1.VTEPR\x05vteps\"x\n" +
+	"\x11RemoveVTEPRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\x14\n" +
+	"\x12RemoveVTEPResponse\"\xa9\x02\n" +
+	"\x04Rule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bpriority\x18\x02 \x01(\rR\bpriority\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06remote\x18\x06 \x01(\tR\x06remote\x12!\n" +
+	"\fremote_group\x18\a \x01(\tR\vremoteGroup\x12\x19\n" +
+	"\bmin_port\x18\b \x01(\rR\aminPort\x12\x19\n" +
+	"\bmax_port\x18\t \x01(\rR\amaxPort\x12 \n" +
+	"\ticmp_type\x18\n" +
+	" \x01(\rH\x00R\bicmpType\x88\x01\x01B\f\n" +
+	"\n" +
+	"_icmp_type\"\xb2\x01\n" +
+	"\x05Group\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12-\n" +
+	"\x05rules\x18\x04 \x03(\v2\x17.replug.control.v1.RuleR\x05rules\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05ports\x18\x06 \x03(\tR\x05ports\"\xa8\x01\n" +
+	"\x12CreateGroupRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12-\n" +
+	"\x05rules\x18\x05 \x03(\v2\x17.replug.control.v1.RuleR\x05rules\"\xa5\x01\n" +
+	"\x0fSetRulesRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12-\n" +
+	"\x05rules\x18\x05 \x03(\v2\x17.replug.control.v1.RuleR\x05rules\"W\n" +
+	"\x0fGetGroupRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"E\n" +
+	"\x11ListGroupsRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\"F\n" +
+	"\x12ListGroupsResponse\x120\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.replug.control.v1.GroupR\x06groups\"y\n" +
+	"\x12DeleteGroupRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\x15\n" +
+	"\x13DeleteGroupResponse\"\x93\x02\n" +
+	"\aService\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x0e\n" +
+	"\x02ip\x18\x04 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x1a\n" +
+	"\baffinity\x18\a \x01(\bR\baffinity\x12.\n" +
+	"\x05check\x18\b \x01(\v2\x18.replug.control.v1.CheckR\x05check\x126\n" +
+	"\bbackends\x18\t \x03(\v2\x1a.replug.control.v1.BackendR\bbackends\"\xaf\x01\n" +
+	"\x05Check\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x125\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
+	"\x04rise\x18\x04 \x01(\x05R\x04rise\x12\x12\n" +
+	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\x9d\x01\n" +
+	"\aBackend\x12\x16\n" +
+	"\x06member\x18\x01 \x01(\tR\x06member\x12\x0e\n" +
+	"\x02ip\x18\x02 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
+	"\x06weight\x18\x04 \x01(\rH\x00R\x06weight\x88\x01\x01\x12\x1a\n" +
+	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
+	"\x04dead\x18\x06 \x01(\bR\x04deadB\t\n" +
+	"\a_weight\"k\n" +
+	"\x14CreateServiceRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x124\n" +
+	"\aservice\x18\x02 \x01(\v2\x1a.replug.control.v1.ServiceR\aservice\"\xc4\x01\n" +
+	"\x11SetServiceRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1a\n" +
+	"\baffinity\x18\x05 \x01(\bR\baffinity\x12.\n" +
+	"\x05check\x18\x06 \x01(\v2\x18.replug.control.v1.CheckR\x05check\"\xb4\x01\n" +
+	"\x11SetBackendRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\x124\n" +
+	"\abackend\x18\x05 \x01(\v2\x1a.replug.control.v1.BackendR\abackend\"\x99\x01\n" +
+	"\x14RemoveBackendRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\x12\x16\n" +
+	"\x06member\x18\x05 \x01(\tR\x06member\"Y\n" +
+	"\x11GetServiceRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"G\n" +
+	"\x13ListServicesRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\"N\n" +
+	"\x14ListServicesResponse\x126\n" +
+	"\bservices\x18\x01 \x03(\v2\x1a.replug.control.v1.ServiceR\bservices\"{\n" +
+	"\x14DeleteServiceRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\x17\n" +
+	"\x15DeleteServiceResponse\"\xc8\x01\n" +
 	"\x06VMType\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12\x1d\n" +
@@ -4762,7 +7657,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05guest\x18\f \x01(\v2\x1e.replug.control.v1.GuestReportR\x05guest\x122\n" +
 	"\btimeline\x18\r \x03(\v2\x16.replug.control.v1.HopR\btimeline\x124\n" +
 	"\acreated\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x120\n" +
-	"\x05ready\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\"\x86\x02\n" +
+	"\x05ready\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\"\xc8\x02\n" +
 	"\x0fCreateVMRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -4774,7 +7669,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\bsettings\x18\a \x01(\v2\x1b.replug.control.v1.SettingsR\bsettings\x12\x12\n" +
 	"\x04host\x18\b \x01(\tR\x04host\x12\x1d\n" +
 	"\n" +
-	"data_disks\x18\t \x03(\x03R\tdataDisks\":\n" +
+	"data_disks\x18\t \x03(\x03R\tdataDisks\x12\x10\n" +
+	"\x03ips\x18\n" +
+	" \x03(\tR\x03ips\x12\x16\n" +
+	"\x06groups\x18\v \x03(\tR\x06groups\x12\x16\n" +
+	"\x06router\x18\f \x01(\bR\x06router\":\n" +
 	"\fGetVMRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"(\n" +
@@ -4815,7 +7714,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x04view\x18\b \x01(\v2\x15.replug.control.v1.VMR\x04view\x12\x14\n" +
 	"\x05tries\x18\t \x01(\x05R\x05tries\x12\x12\n" +
 	"\x04note\x18\n" +
-	" \x01(\tR\x04note\"\xf5\x01\n" +
+	" \x01(\tR\x04note\"\x9f\x02\n" +
 	"\x12CreateClaimRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -4826,13 +7725,16 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x02ip\x18\x06 \x01(\tR\x02ip\x127\n" +
 	"\bsettings\x18\a \x01(\v2\x1b.replug.control.v1.SettingsR\bsettings\x12\x1d\n" +
 	"\n" +
-	"data_disks\x18\b \x03(\x03R\tdataDisks\"!\n" +
+	"data_disks\x18\b \x03(\x03R\tdataDisks\x12\x10\n" +
+	"\x03ips\x18\t \x03(\tR\x03ips\x12\x16\n" +
+	"\x06groups\x18\n" +
+	" \x03(\tR\x06groups\"!\n" +
 	"\x0fGetClaimRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"+\n" +
 	"\x11ListClaimsRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"F\n" +
 	"\x12ListClaimsResponse\x120\n" +
-	"\x06claims\x18\x01 \x03(\v2\x18.replug.control.v1.ClaimR\x06claims\"\xce\x03\n" +
+	"\x06claims\x18\x01 \x03(\v2\x18.replug.control.v1.ClaimR\x06claims\"\xc5\x04\n" +
 	"\x10StartSwapRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -4848,7 +7750,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\vstageBudget\x12<\n" +
 	"\flease_budget\x18\v \x01(\v2\x19.google.protobuf.DurationR\vleaseBudget\x12@\n" +
 	"\x0econfirm_budget\x18\f \x01(\v2\x19.google.protobuf.DurationR\rconfirmBudget\x12'\n" +
-	"\x0fold_connections\x18\r \x01(\tR\x0eoldConnections\"@\n" +
+	"\x0fold_connections\x18\r \x01(\tR\x0eoldConnections\x12\x10\n" +
+	"\x03ips\x18\x0e \x03(\tR\x03ips\x12\x16\n" +
+	"\x06groups\x18\x0f \x03(\tR\x06groups\x12\x1a\n" +
+	"\bservices\x18\x10 \x03(\tR\bservices\x12/\n" +
+	"\x05drain\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x05drain\"@\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
@@ -4884,14 +7790,16 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05guest\x18\x12 \x01(\v2\x1e.replug.control.v1.GuestReportR\x05guest\x124\n" +
 	"\astarted\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
 	"\x05ended\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x14\n" +
-	"\x05claim\x18\x15 \x01(\tR\x05claim\"\x80\x01\n" +
+	"\x05claim\x18\x15 \x01(\tR\x05claim\"\xb4\x01\n" +
 	"\n" +
 	"SidedPlace\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x14\n" +
 	"\x05addrs\x18\x03 \x03(\tR\x05addrs\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1a\n" +
-	"\bhostname\x18\x05 \x01(\tR\bhostname\"U\n" +
+	"\bhostname\x18\x05 \x01(\tR\bhostname\x12\x16\n" +
+	"\x06groups\x18\x06 \x03(\tR\x06groups\x12\x1a\n" +
+	"\bservices\x18\a \x03(\tR\bservices\"U\n" +
 	"\x03Hop\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
@@ -4909,7 +7817,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x11CancelSwapRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\xb2\x02\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xb1\x03\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -4926,7 +7834,38 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x06status\x18\f \x01(\tR\x06status\x12\x14\n" +
 	"\x05error\x18\r \x01(\tR\x05error\x12\x10\n" +
 	"\x03mtu\x18\x0e \x01(\rR\x03mtu\x12\x10\n" +
-	"\x03tap\x18\x0f \x01(\tR\x03tap\"\xda\x01\n" +
+	"\x03tap\x18\x0f \x01(\tR\x03tap\x12\x16\n" +
+	"\x06groups\x18\x10 \x03(\tR\x06groups\x12\x16\n" +
+	"\x06router\x18\x11 \x01(\bR\x06router\x121\n" +
+	"\x06limits\x18\x12 \x01(\v2\x19.replug.control.v1.LimitsR\x06limits\x12\x1a\n" +
+	"\bservices\x18\x13 \x03(\tR\bservices\"4\n" +
+	"\x04Rate\x12\x12\n" +
+	"\x04bits\x18\x01 \x01(\x04R\x04bits\x12\x18\n" +
+	"\apackets\x18\x02 \x01(\x04R\apackets\"^\n" +
+	"\x06Limits\x12+\n" +
+	"\x04from\x18\x01 \x01(\v2\x17.replug.control.v1.RateR\x04from\x12'\n" +
+	"\x02to\x18\x02 \x01(\v2\x17.replug.control.v1.RateR\x02to\"y\n" +
+	"\x14SetPortGroupsRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06groups\x18\x04 \x03(\tR\x06groups\"\x94\x01\n" +
+	"\x14SetPortLimitsRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x121\n" +
+	"\x06limits\x18\x04 \x01(\v2\x19.replug.control.v1.LimitsR\x06limits\"\xa2\x01\n" +
+	"\x0eSetPortRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x15\n" +
+	"\x03mtu\x18\x04 \x01(\rH\x00R\x03mtu\x88\x01\x01\x12\x1b\n" +
+	"\x06router\x18\x05 \x01(\bH\x01R\x06router\x88\x01\x01B\x06\n" +
+	"\x04_mtuB\t\n" +
+	"\a_router\"\x9c\x02\n" +
 	"\x11AttachPortRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -4937,7 +7876,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x18\n" +
 	"\amonitor\x18\a \x01(\tR\amonitor\x12\x18\n" +
 	"\anetwork\x18\b \x01(\tR\anetwork\x12\x0e\n" +
-	"\x02ip\x18\t \x01(\tR\x02ip\"<\n" +
+	"\x02ip\x18\t \x01(\tR\x02ip\x12\x10\n" +
+	"\x03ips\x18\n" +
+	" \x03(\tR\x03ips\x12\x16\n" +
+	"\x06groups\x18\v \x03(\tR\x06groups\x12\x16\n" +
+	"\x06router\x18\f \x01(\bR\x06router\"<\n" +
 	"\x0eGetPortRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"*\n" +
@@ -4993,13 +7936,42 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\aTenants\x12Q\n" +
 	"\fCreateTenant\x12&.replug.control.v1.CreateTenantRequest\x1a\x19.replug.control.v1.Tenant\x12\\\n" +
 	"\vListTenants\x12%.replug.control.v1.ListTenantsRequest\x1a&.replug.control.v1.ListTenantsResponse\x12_\n" +
-	"\fDeleteTenant\x12&.replug.control.v1.DeleteTenantRequest\x1a'.replug.control.v1.DeleteTenantResponse2\xf5\x02\n" +
+	"\fDeleteTenant\x12&.replug.control.v1.DeleteTenantRequest\x1a'.replug.control.v1.DeleteTenantResponse2\xb7\b\n" +
 	"\bNetworks\x12T\n" +
 	"\rCreateNetwork\x12'.replug.control.v1.CreateNetworkRequest\x1a\x1a.replug.control.v1.Network\x12N\n" +
 	"\n" +
 	"GetNetwork\x12$.replug.control.v1.GetNetworkRequest\x1a\x1a.replug.control.v1.Network\x12_\n" +
 	"\fListNetworks\x12&.replug.control.v1.ListNetworksRequest\x1a'.replug.control.v1.ListNetworksResponse\x12b\n" +
-	"\rDeleteNetwork\x12'.replug.control.v1.DeleteNetworkRequest\x1a(.replug.control.v1.DeleteNetworkResponse2\x9b\x02\n" +
+	"\rDeleteNetwork\x12'.replug.control.v1.DeleteNetworkRequest\x1a(.replug.control.v1.DeleteNetworkResponse\x12L\n" +
+	"\tAddSubnet\x12#.replug.control.v1.AddSubnetRequest\x1a\x1a.replug.control.v1.Network\x12J\n" +
+	"\bAddRoute\x12\".replug.control.v1.AddRouteRequest\x1a\x1a.replug.control.v1.Network\x12P\n" +
+	"\vRemoveRoute\x12%.replug.control.v1.RemoveRouteRequest\x1a\x1a.replug.control.v1.Network\x12N\n" +
+	"\n" +
+	"SetFlowLog\x12$.replug.control.v1.SetFlowLogRequest\x1a\x1a.replug.control.v1.Network\x12B\n" +
+	"\x04Peer\x12\x1e.replug.control.v1.PeerRequest\x1a\x1a.replug.control.v1.Network\x12F\n" +
+	"\x06Unpeer\x12 .replug.control.v1.UnpeerRequest\x1a\x1a.replug.control.v1.Network\x12E\n" +
+	"\aAddVTEP\x12!.replug.control.v1.AddVTEPRequest\x1a\x17.replug.control.v1.VTEP\x12V\n" +
+	"\tListVTEPs\x12#.replug.control.v1.ListVTEPsRequest\x1a$.replug.control.v1.ListVTEPsResponse\x12Y\n" +
+	"\n" +
+	"RemoveVTEP\x12$.replug.control.v1.RemoveVTEPRequest\x1a%.replug.control.v1.RemoveVTEPResponse2\xa5\x03\n" +
+	"\x06Groups\x12N\n" +
+	"\vCreateGroup\x12%.replug.control.v1.CreateGroupRequest\x1a\x18.replug.control.v1.Group\x12H\n" +
+	"\bSetRules\x12\".replug.control.v1.SetRulesRequest\x1a\x18.replug.control.v1.Group\x12H\n" +
+	"\bGetGroup\x12\".replug.control.v1.GetGroupRequest\x1a\x18.replug.control.v1.Group\x12Y\n" +
+	"\n" +
+	"ListGroups\x12$.replug.control.v1.ListGroupsRequest\x1a%.replug.control.v1.ListGroupsResponse\x12\\\n" +
+	"\vDeleteGroup\x12%.replug.control.v1.DeleteGroupRequest\x1a&.replug.control.v1.DeleteGroupResponse2\xeb\x04\n" +
+	"\bServices\x12T\n" +
+	"\rCreateService\x12'.replug.control.v1.CreateServiceRequest\x1a\x1a.replug.control.v1.Service\x12N\n" +
+	"\n" +
+	"SetService\x12$.replug.control.v1.SetServiceRequest\x1a\x1a.replug.control.v1.Service\x12N\n" +
+	"\n" +
+	"SetBackend\x12$.replug.control.v1.SetBackendRequest\x1a\x1a.replug.control.v1.Service\x12T\n" +
+	"\rRemoveBackend\x12'.replug.control.v1.RemoveBackendRequest\x1a\x1a.replug.control.v1.Service\x12N\n" +
+	"\n" +
+	"GetService\x12$.replug.control.v1.GetServiceRequest\x1a\x1a.replug.control.v1.Service\x12_\n" +
+	"\fListServices\x12&.replug.control.v1.ListServicesRequest\x1a'.replug.control.v1.ListServicesResponse\x12b\n" +
+	"\rDeleteService\x12'.replug.control.v1.DeleteServiceRequest\x1a(.replug.control.v1.DeleteServiceResponse2\x9b\x02\n" +
 	"\aVMTypes\x12Q\n" +
 	"\fCreateVMType\x12&.replug.control.v1.CreateVMTypeRequest\x1a\x19.replug.control.v1.VMType\x12\\\n" +
 	"\vListVMTypes\x12%.replug.control.v1.ListVMTypesRequest\x1a&.replug.control.v1.ListVMTypesResponse\x12_\n" +
@@ -5030,14 +8002,17 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\tWatchSwap\x12!.replug.control.v1.GetSwapRequest\x1a\x17.replug.control.v1.Swap0\x01\x12M\n" +
 	"\vConfirmSwap\x12%.replug.control.v1.ConfirmSwapRequest\x1a\x17.replug.control.v1.Swap\x12K\n" +
 	"\n" +
-	"CancelSwap\x12$.replug.control.v1.CancelSwapRequest\x1a\x17.replug.control.v1.Swap2\xce\x02\n" +
+	"CancelSwap\x12$.replug.control.v1.CancelSwapRequest\x1a\x17.replug.control.v1.Swap2\xbb\x04\n" +
 	"\x05Ports\x12K\n" +
 	"\n" +
 	"AttachPort\x12$.replug.control.v1.AttachPortRequest\x1a\x17.replug.control.v1.Port\x12E\n" +
 	"\aGetPort\x12!.replug.control.v1.GetPortRequest\x1a\x17.replug.control.v1.Port\x12V\n" +
 	"\tListPorts\x12#.replug.control.v1.ListPortsRequest\x1a$.replug.control.v1.ListPortsResponse\x12Y\n" +
 	"\n" +
-	"DetachPort\x12$.replug.control.v1.DetachPortRequest\x1a%.replug.control.v1.DetachPortResponse2\xba\x01\n" +
+	"DetachPort\x12$.replug.control.v1.DetachPortRequest\x1a%.replug.control.v1.DetachPortResponse\x12Q\n" +
+	"\rSetPortGroups\x12'.replug.control.v1.SetPortGroupsRequest\x1a\x17.replug.control.v1.Port\x12Q\n" +
+	"\rSetPortLimits\x12'.replug.control.v1.SetPortLimitsRequest\x1a\x17.replug.control.v1.Port\x12E\n" +
+	"\aSetPort\x12!.replug.control.v1.SetPortRequest\x1a\x17.replug.control.v1.Port2\xba\x01\n" +
 	"\x05Hosts\x12V\n" +
 	"\tListHosts\x12#.replug.control.v1.ListHostsRequest\x1a$.replug.control.v1.ListHostsResponse\x12Y\n" +
 	"\n" +
@@ -5059,7 +8034,7 @@ func file_control_controlpb_control_proto_rawDescGZIP() []byte {
 	return file_control_controlpb_control_proto_rawDescData
 }
 
-var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
 var file_control_controlpb_control_proto_goTypes = []any{
 	(*Tenant)(nil),                // 0: replug.control.v1.Tenant
 	(*CreateTenantRequest)(nil),   // 1: replug.control.v1.CreateTenantRequest
@@ -5069,199 +8044,308 @@ var file_control_controlpb_control_proto_goTypes = []any{
 	(*DeleteTenantResponse)(nil),  // 5: replug.control.v1.DeleteTenantResponse
 	(*Subnet)(nil),                // 6: replug.control.v1.Subnet
 	(*Route)(nil),                 // 7: replug.control.v1.Route
-	(*Network)(nil),               // 8: replug.control.v1.Network
-	(*CreateNetworkRequest)(nil),  // 9: replug.control.v1.CreateNetworkRequest
-	(*GetNetworkRequest)(nil),     // 10: replug.control.v1.GetNetworkRequest
-	(*ListNetworksRequest)(nil),   // 11: replug.control.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),  // 12: replug.control.v1.ListNetworksResponse
-	(*DeleteNetworkRequest)(nil),  // 13: replug.control.v1.DeleteNetworkRequest
-	(*DeleteNetworkResponse)(nil), // 14: replug.control.v1.DeleteNetworkResponse
-	(*VMType)(nil),                // 15: replug.control.v1.VMType
-	(*CreateVMTypeRequest)(nil),   // 16: replug.control.v1.CreateVMTypeRequest
-	(*ListVMTypesRequest)(nil),    // 17: replug.control.v1.ListVMTypesRequest
-	(*ListVMTypesResponse)(nil),   // 18: replug.control.v1.ListVMTypesResponse
-	(*DeleteVMTypeRequest)(nil),   // 19: replug.control.v1.DeleteVMTypeRequest
-	(*DeleteVMTypeResponse)(nil),  // 20: replug.control.v1.DeleteVMTypeResponse
-	(*Pool)(nil),                  // 21: replug.control.v1.Pool
-	(*SetPoolRequest)(nil),        // 22: replug.control.v1.SetPoolRequest
-	(*GetPoolRequest)(nil),        // 23: replug.control.v1.GetPoolRequest
-	(*ListPoolsRequest)(nil),      // 24: replug.control.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),     // 25: replug.control.v1.ListPoolsResponse
-	(*Settings)(nil),              // 26: replug.control.v1.Settings
-	(*File)(nil),                  // 27: replug.control.v1.File
-	(*Command)(nil),               // 28: replug.control.v1.Command
-	(*DataDisk)(nil),              // 29: replug.control.v1.DataDisk
-	(*Disk)(nil),                  // 30: replug.control.v1.Disk
-	(*VM)(nil),                    // 31: replug.control.v1.VM
-	(*CreateVMRequest)(nil),       // 32: replug.control.v1.CreateVMRequest
-	(*GetVMRequest)(nil),          // 33: replug.control.v1.GetVMRequest
-	(*ListVMsRequest)(nil),        // 34: replug.control.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),       // 35: replug.control.v1.ListVMsResponse
-	(*SetPowerRequest)(nil),       // 36: replug.control.v1.SetPowerRequest
-	(*DeleteVMRequest)(nil),       // 37: replug.control.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),      // 38: replug.control.v1.DeleteVMResponse
-	(*GuestReport)(nil),           // 39: replug.control.v1.GuestReport
-	(*Claim)(nil),                 // 40: replug.control.v1.Claim
-	(*CreateClaimRequest)(nil),    // 41: replug.control.v1.CreateClaimRequest
-	(*GetClaimRequest)(nil),       // 42: replug.control.v1.GetClaimRequest
-	(*ListClaimsRequest)(nil),     // 43: replug.control.v1.ListClaimsRequest
-	(*ListClaimsResponse)(nil),    // 44: replug.control.v1.ListClaimsResponse
-	(*StartSwapRequest)(nil),      // 45: replug.control.v1.StartSwapRequest
-	(*Change)(nil),                // 46: replug.control.v1.Change
-	(*Plan)(nil),                  // 47: replug.control.v1.Plan
-	(*Swap)(nil),                  // 48: replug.control.v1.Swap
-	(*SidedPlace)(nil),            // 49: replug.control.v1.SidedPlace
-	(*Hop)(nil),                   // 50: replug.control.v1.Hop
-	(*GetSwapRequest)(nil),        // 51: replug.control.v1.GetSwapRequest
-	(*ListSwapsRequest)(nil),      // 52: replug.control.v1.ListSwapsRequest
-	(*ListSwapsResponse)(nil),     // 53: replug.control.v1.ListSwapsResponse
-	(*ConfirmSwapRequest)(nil),    // 54: replug.control.v1.ConfirmSwapRequest
-	(*CancelSwapRequest)(nil),     // 55: replug.control.v1.CancelSwapRequest
-	(*Port)(nil),                  // 56: replug.control.v1.Port
-	(*AttachPortRequest)(nil),     // 57: replug.control.v1.AttachPortRequest
-	(*GetPortRequest)(nil),        // 58: replug.control.v1.GetPortRequest
-	(*ListPortsRequest)(nil),      // 59: replug.control.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),     // 60: replug.control.v1.ListPortsResponse
-	(*DetachPortRequest)(nil),     // 61: replug.control.v1.DetachPortRequest
-	(*DetachPortResponse)(nil),    // 62: replug.control.v1.DetachPortResponse
-	(*Host)(nil),                  // 63: replug.control.v1.Host
-	(*ListHostsRequest)(nil),      // 64: replug.control.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 65: replug.control.v1.ListHostsResponse
-	(*DeleteHostRequest)(nil),     // 66: replug.control.v1.DeleteHostRequest
-	(*DeleteHostResponse)(nil),    // 67: replug.control.v1.DeleteHostResponse
-	(*BackupRequest)(nil),         // 68: replug.control.v1.BackupRequest
-	(*BackupChunk)(nil),           // 69: replug.control.v1.BackupChunk
-	(*GetClusterRequest)(nil),     // 70: replug.control.v1.GetClusterRequest
-	(*ClusterInfo)(nil),           // 71: replug.control.v1.ClusterInfo
-	nil,                           // 72: replug.control.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 73: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 74: google.protobuf.Timestamp
+	(*PeerNetwork)(nil),           // 8: replug.control.v1.PeerNetwork
+	(*Network)(nil),               // 9: replug.control.v1.Network
+	(*CreateNetworkRequest)(nil),  // 10: replug.control.v1.CreateNetworkRequest
+	(*GetNetworkRequest)(nil),     // 11: replug.control.v1.GetNetworkRequest
+	(*ListNetworksRequest)(nil),   // 12: replug.control.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),  // 13: replug.control.v1.ListNetworksResponse
+	(*DeleteNetworkRequest)(nil),  // 14: replug.control.v1.DeleteNetworkRequest
+	(*DeleteNetworkResponse)(nil), // 15: replug.control.v1.DeleteNetworkResponse
+	(*AddSubnetRequest)(nil),      // 16: replug.control.v1.AddSubnetRequest
+	(*AddRouteRequest)(nil),       // 17: replug.control.v1.AddRouteRequest
+	(*RemoveRouteRequest)(nil),    // 18: replug.control.v1.RemoveRouteRequest
+	(*SetFlowLogRequest)(nil),     // 19: replug.control.v1.SetFlowLogRequest
+	(*PeerRequest)(nil),           // 20: replug.control.v1.PeerRequest
+	(*UnpeerRequest)(nil),         // 21: replug.control.v1.UnpeerRequest
+	(*VTEP)(nil),                  // 22: replug.control.v1.VTEP
+	(*AddVTEPRequest)(nil),        // 23: replug.control.v1.AddVTEPRequest
+	(*ListVTEPsRequest)(nil),      // 24: replug.control.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),     // 25: replug.control.v1.ListVTEPsResponse
+	(*RemoveVTEPRequest)(nil),     // 26: replug.control.v1.RemoveVTEPRequest
+	(*RemoveVTEPResponse)(nil),    // 27: replug.control.v1.RemoveVTEPResponse
+	(*Rule)(nil),                  // 28: replug.control.v1.Rule
+	(*Group)(nil),                 // 29: replug.control.v1.Group
+	(*CreateGroupRequest)(nil),    // 30: replug.control.v1.CreateGroupRequest
+	(*SetRulesRequest)(nil),       // 31: replug.control.v1.SetRulesRequest
+	(*GetGroupRequest)(nil),       // 32: replug.control.v1.GetGroupRequest
+	(*ListGroupsRequest)(nil),     // 33: replug.control.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),    // 34: replug.control.v1.ListGroupsResponse
+	(*DeleteGroupRequest)(nil),    // 35: replug.control.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),   // 36: replug.control.v1.DeleteGroupResponse
+	(*Service)(nil),               // 37: replug.control.v1.Service
+	(*Check)(nil),                 // 38: replug.control.v1.Check
+	(*Backend)(nil),               // 39: replug.control.v1.Backend
+	(*CreateServiceRequest)(nil),  // 40: replug.control.v1.CreateServiceRequest
+	(*SetServiceRequest)(nil),     // 41: replug.control.v1.SetServiceRequest
+	(*SetBackendRequest)(nil),     // 42: replug.control.v1.SetBackendRequest
+	(*RemoveBackendRequest)(nil),  // 43: replug.control.v1.RemoveBackendRequest
+	(*GetServiceRequest)(nil),     // 44: replug.control.v1.GetServiceRequest
+	(*ListServicesRequest)(nil),   // 45: replug.control.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),  // 46: replug.control.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),  // 47: replug.control.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil), // 48: replug.control.v1.DeleteServiceResponse
+	(*VMType)(nil),                // 49: replug.control.v1.VMType
+	(*CreateVMTypeRequest)(nil),   // 50: replug.control.v1.CreateVMTypeRequest
+	(*ListVMTypesRequest)(nil),    // 51: replug.control.v1.ListVMTypesRequest
+	(*ListVMTypesResponse)(nil),   // 52: replug.control.v1.ListVMTypesResponse
+	(*DeleteVMTypeRequest)(nil),   // 53: replug.control.v1.DeleteVMTypeRequest
+	(*DeleteVMTypeResponse)(nil),  // 54: replug.control.v1.DeleteVMTypeResponse
+	(*Pool)(nil),                  // 55: replug.control.v1.Pool
+	(*SetPoolRequest)(nil),        // 56: replug.control.v1.SetPoolRequest
+	(*GetPoolRequest)(nil),        // 57: replug.control.v1.GetPoolRequest
+	(*ListPoolsRequest)(nil),      // 58: replug.control.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 59: replug.control.v1.ListPoolsResponse
+	(*Settings)(nil),              // 60: replug.control.v1.Settings
+	(*File)(nil),                  // 61: replug.control.v1.File
+	(*Command)(nil),               // 62: replug.control.v1.Command
+	(*DataDisk)(nil),              // 63: replug.control.v1.DataDisk
+	(*Disk)(nil),                  // 64: replug.control.v1.Disk
+	(*VM)(nil),                    // 65: replug.control.v1.VM
+	(*CreateVMRequest)(nil),       // 66: replug.control.v1.CreateVMRequest
+	(*GetVMRequest)(nil),          // 67: replug.control.v1.GetVMRequest
+	(*ListVMsRequest)(nil),        // 68: replug.control.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),       // 69: replug.control.v1.ListVMsResponse
+	(*SetPowerRequest)(nil),       // 70: replug.control.v1.SetPowerRequest
+	(*DeleteVMRequest)(nil),       // 71: replug.control.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),      // 72: replug.control.v1.DeleteVMResponse
+	(*GuestReport)(nil),           // 73: replug.control.v1.GuestReport
+	(*Claim)(nil),                 // 74: replug.control.v1.Claim
+	(*CreateClaimRequest)(nil),    // 75: replug.control.v1.CreateClaimRequest
+	(*GetClaimRequest)(nil),       // 76: replug.control.v1.GetClaimRequest
+	(*ListClaimsRequest)(nil),     // 77: replug.control.v1.ListClaimsRequest
+	(*ListClaimsResponse)(nil),    // 78: replug.control.v1.ListClaimsResponse
+	(*StartSwapRequest)(nil),      // 79: replug.control.v1.StartSwapRequest
+	(*Change)(nil),                // 80: replug.control.v1.Change
+	(*Plan)(nil),                  // 81: replug.control.v1.Plan
+	(*Swap)(nil),                  // 82: replug.control.v1.Swap
+	(*SidedPlace)(nil),            // 83: replug.control.v1.SidedPlace
+	(*Hop)(nil),                   // 84: replug.control.v1.Hop
+	(*GetSwapRequest)(nil),        // 85: replug.control.v1.GetSwapRequest
+	(*ListSwapsRequest)(nil),      // 86: replug.control.v1.ListSwapsRequest
+	(*ListSwapsResponse)(nil),     // 87: replug.control.v1.ListSwapsResponse
+	(*ConfirmSwapRequest)(nil),    // 88: replug.control.v1.ConfirmSwapRequest
+	(*CancelSwapRequest)(nil),     // 89: replug.control.v1.CancelSwapRequest
+	(*Port)(nil),                  // 90: replug.control.v1.Port
+	(*Rate)(nil),                  // 91: replug.control.v1.Rate
+	(*Limits)(nil),                // 92: replug.control.v1.Limits
+	(*SetPortGroupsRequest)(nil),  // 93: replug.control.v1.SetPortGroupsRequest
+	(*SetPortLimitsRequest)(nil),  // 94: replug.control.v1.SetPortLimitsRequest
+	(*SetPortRequest)(nil),        // 95: replug.control.v1.SetPortRequest
+	(*AttachPortRequest)(nil),     // 96: replug.control.v1.AttachPortRequest
+	(*GetPortRequest)(nil),        // 97: replug.control.v1.GetPortRequest
+	(*ListPortsRequest)(nil),      // 98: replug.control.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),     // 99: replug.control.v1.ListPortsResponse
+	(*DetachPortRequest)(nil),     // 100: replug.control.v1.DetachPortRequest
+	(*DetachPortResponse)(nil),    // 101: replug.control.v1.DetachPortResponse
+	(*Host)(nil),                  // 102: replug.control.v1.Host
+	(*ListHostsRequest)(nil),      // 103: replug.control.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 104: replug.control.v1.ListHostsResponse
+	(*DeleteHostRequest)(nil),     // 105: replug.control.v1.DeleteHostRequest
+	(*DeleteHostResponse)(nil),    // 106: replug.control.v1.DeleteHostResponse
+	(*BackupRequest)(nil),         // 107: replug.control.v1.BackupRequest
+	(*BackupChunk)(nil),           // 108: replug.control.v1.BackupChunk
+	(*GetClusterRequest)(nil),     // 109: replug.control.v1.GetClusterRequest
+	(*ClusterInfo)(nil),           // 110: replug.control.v1.ClusterInfo
+	nil,                           // 111: replug.control.v1.Host.LabelsEntry
+	(*durationpb.Duration)(nil),   // 112: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 113: google.protobuf.Timestamp
 }
 var file_control_controlpb_control_proto_depIdxs = []int32{
-	0,  // 0: replug.control.v1.ListTenantsResponse.tenants:type_name -> replug.control.v1.Tenant
-	6,  // 1: replug.control.v1.Network.subnets:type_name -> replug.control.v1.Subnet
-	7,  // 2: replug.control.v1.Network.routes:type_name -> replug.control.v1.Route
-	73, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
-	8,  // 4: replug.control.v1.CreateNetworkRequest.network:type_name -> replug.control.v1.Network
-	8,  // 5: replug.control.v1.ListNetworksResponse.networks:type_name -> replug.control.v1.Network
-	15, // 6: replug.control.v1.CreateVMTypeRequest.type:type_name -> replug.control.v1.VMType
-	15, // 7: replug.control.v1.ListVMTypesResponse.types:type_name -> replug.control.v1.VMType
-	21, // 8: replug.control.v1.ListPoolsResponse.pools:type_name -> replug.control.v1.Pool
-	27, // 9: replug.control.v1.Settings.files:type_name -> replug.control.v1.File
-	28, // 10: replug.control.v1.Settings.run_once:type_name -> replug.control.v1.Command
-	29, // 11: replug.control.v1.Settings.disks:type_name -> replug.control.v1.DataDisk
-	30, // 12: replug.control.v1.VM.disks:type_name -> replug.control.v1.Disk
-	56, // 13: replug.control.v1.VM.port:type_name -> replug.control.v1.Port
-	26, // 14: replug.control.v1.VM.settings:type_name -> replug.control.v1.Settings
-	39, // 15: replug.control.v1.VM.guest:type_name -> replug.control.v1.GuestReport
-	50, // 16: replug.control.v1.VM.timeline:type_name -> replug.control.v1.Hop
-	74, // 17: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
-	74, // 18: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
-	26, // 19: replug.control.v1.CreateVMRequest.settings:type_name -> replug.control.v1.Settings
-	31, // 20: replug.control.v1.ListVMsResponse.vms:type_name -> replug.control.v1.VM
-	74, // 21: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
-	50, // 22: replug.control.v1.Claim.timeline:type_name -> replug.control.v1.Hop
-	31, // 23: replug.control.v1.Claim.view:type_name -> replug.control.v1.VM
-	26, // 24: replug.control.v1.CreateClaimRequest.settings:type_name -> replug.control.v1.Settings
-	40, // 25: replug.control.v1.ListClaimsResponse.claims:type_name -> replug.control.v1.Claim
-	73, // 26: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
-	73, // 27: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
-	73, // 28: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
-	46, // 29: replug.control.v1.Plan.changes:type_name -> replug.control.v1.Change
-	49, // 30: replug.control.v1.Swap.before:type_name -> replug.control.v1.SidedPlace
-	49, // 31: replug.control.v1.Swap.after:type_name -> replug.control.v1.SidedPlace
-	73, // 32: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
-	50, // 33: replug.control.v1.Swap.timeline:type_name -> replug.control.v1.Hop
-	39, // 34: replug.control.v1.Swap.guest:type_name -> replug.control.v1.GuestReport
-	74, // 35: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
-	74, // 36: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
-	74, // 37: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
-	48, // 38: replug.control.v1.ListSwapsResponse.swaps:type_name -> replug.control.v1.Swap
-	56, // 39: replug.control.v1.ListPortsResponse.ports:type_name -> replug.control.v1.Port
-	74, // 40: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
-	72, // 41: replug.control.v1.Host.labels:type_name -> replug.control.v1.Host.LabelsEntry
-	63, // 42: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
-	1,  // 43: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
-	2,  // 44: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
-	4,  // 45: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
-	9,  // 46: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
-	10, // 47: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
-	11, // 48: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
-	13, // 49: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
-	16, // 50: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
-	17, // 51: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
-	19, // 52: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
-	22, // 53: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
-	23, // 54: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
-	24, // 55: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
-	32, // 56: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
-	33, // 57: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
-	34, // 58: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
-	33, // 59: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
-	36, // 60: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
-	37, // 61: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
-	41, // 62: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
-	42, // 63: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
-	43, // 64: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
-	42, // 65: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
-	45, // 66: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
-	45, // 67: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
-	51, // 68: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
-	52, // 69: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
-	51, // 70: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
-	54, // 71: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
-	55, // 72: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
-	57, // 73: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
-	58, // 74: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
-	59, // 75: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
-	61, // 76: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
-	64, // 77: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
-	66, // 78: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
-	68, // 79: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
-	70, // 80: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
-	0,  // 81: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
-	3,  // 82: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
-	5,  // 83: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
-	8,  // 84: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
-	8,  // 85: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
-	12, // 86: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
-	14, // 87: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
-	15, // 88: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
-	18, // 89: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
-	20, // 90: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
-	21, // 91: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
-	21, // 92: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
-	25, // 93: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
-	31, // 94: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
-	31, // 95: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
-	35, // 96: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
-	31, // 97: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
-	31, // 98: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
-	38, // 99: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
-	40, // 100: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
-	40, // 101: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
-	44, // 102: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
-	40, // 103: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
-	47, // 104: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
-	48, // 105: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
-	48, // 106: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
-	53, // 107: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
-	48, // 108: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
-	48, // 109: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
-	48, // 110: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
-	56, // 111: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
-	56, // 112: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
-	60, // 113: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
-	62, // 114: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
-	65, // 115: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
-	67, // 116: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
-	69, // 117: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
-	71, // 118: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
-	81, // [81:119] is the sub-list for method output_type
-	43, // [43:81] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	0,   // 0: replug.control.v1.ListTenantsResponse.tenants:type_name -> replug.control.v1.Tenant
+	6,   // 1: replug.control.v1.Network.subnets:type_name -> replug.control.v1.Subnet
+	7,   // 2: replug.control.v1.Network.routes:type_name -> replug.control.v1.Route
+	112, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
+	8,   // 4: replug.control.v1.Network.peers:type_name -> replug.control.v1.PeerNetwork
+	9,   // 5: replug.control.v1.CreateNetworkRequest.network:type_name -> replug.control.v1.Network
+	9,   // 6: replug.control.v1.ListNetworksResponse.networks:type_name -> replug.control.v1.Network
+	6,   // 7: replug.control.v1.AddSubnetRequest.subnet:type_name -> replug.control.v1.Subnet
+	7,   // 8: replug.control.v1.AddRouteRequest.route:type_name -> replug.control.v1.Route
+	22,  // 9: replug.control.v1.AddVTEPRequest.vtep:type_name -> replug.control.v1.VTEP
+	22,  // 10: replug.control.v1.ListVTEPsResponse.vteps:type_name -> replug.control.v1.VTEP
+	28,  // 11: replug.control.v1.Group.rules:type_name -> replug.control.v1.Rule
+	28,  // 12: replug.control.v1.CreateGroupRequest.rules:type_name -> replug.control.v1.Rule
+	28,  // 13: replug.control.v1.SetRulesRequest.rules:type_name -> replug.control.v1.Rule
+	29,  // 14: replug.control.v1.ListGroupsResponse.groups:type_name -> replug.control.v1.Group
+	38,  // 15: replug.control.v1.Service.check:type_name -> replug.control.v1.Check
+	39,  // 16: replug.control.v1.Service.backends:type_name -> replug.control.v1.Backend
+	112, // 17: replug.control.v1.Check.interval:type_name -> google.protobuf.Duration
+	112, // 18: replug.control.v1.Check.timeout:type_name -> google.protobuf.Duration
+	37,  // 19: replug.control.v1.CreateServiceRequest.service:type_name -> replug.control.v1.Service
+	38,  // 20: replug.control.v1.SetServiceRequest.check:type_name -> replug.control.v1.Check
+	39,  // 21: replug.control.v1.SetBackendRequest.backend:type_name -> replug.control.v1.Backend
+	37,  // 22: replug.control.v1.ListServicesResponse.services:type_name -> replug.control.v1.Service
+	49,  // 23: replug.control.v1.CreateVMTypeRequest.type:type_name -> replug.control.v1.VMType
+	49,  // 24: replug.control.v1.ListVMTypesResponse.types:type_name -> replug.control.v1.VMType
+	55,  // 25: replug.control.v1.ListPoolsResponse.pools:type_name -> replug.control.v1.Pool
+	61,  // 26: replug.control.v1.Settings.files:type_name -> replug.control.v1.File
+	62,  // 27: replug.control.v1.Settings.run_once:type_name -> replug.control.v1.Command
+	63,  // 28: replug.control.v1.Settings.disks:type_name -> replug.control.v1.DataDisk
+	64,  // 29: replug.control.v1.VM.disks:type_name -> replug.control.v1.Disk
+	90,  // 30: replug.control.v1.VM.port:type_name -> replug.control.v1.Port
+	60,  // 31: replug.control.v1.VM.settings:type_name -> replug.control.v1.Settings
+	73,  // 32: replug.control.v1.VM.guest:type_name -> replug.control.v1.GuestReport
+	84,  // 33: replug.control.v1.VM.timeline:type_name -> replug.control.v1.Hop
+	113, // 34: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
+	113, // 35: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
+	60,  // 36: replug.control.v1.CreateVMRequest.settings:type_name -> replug.control.v1.Settings
+	65,  // 37: replug.control.v1.ListVMsResponse.vms:type_name -> replug.control.v1.VM
+	113, // 38: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	84,  // 39: replug.control.v1.Claim.timeline:type_name -> replug.control.v1.Hop
+	65,  // 40: replug.control.v1.Claim.view:type_name -> replug.control.v1.VM
+	60,  // 41: replug.control.v1.CreateClaimRequest.settings:type_name -> replug.control.v1.Settings
+	74,  // 42: replug.control.v1.ListClaimsResponse.claims:type_name -> replug.control.v1.Claim
+	112, // 43: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
+	112, // 44: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
+	112, // 45: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
+	112, // 46: replug.control.v1.StartSwapRequest.drain:type_name -> google.protobuf.Duration
+	80,  // 47: replug.control.v1.Plan.changes:type_name -> replug.control.v1.Change
+	83,  // 48: replug.control.v1.Swap.before:type_name -> replug.control.v1.SidedPlace
+	83,  // 49: replug.control.v1.Swap.after:type_name -> replug.control.v1.SidedPlace
+	112, // 50: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
+	84,  // 51: replug.control.v1.Swap.timeline:type_name -> replug.control.v1.Hop
+	73,  // 52: replug.control.v1.Swap.guest:type_name -> replug.control.v1.GuestReport
+	113, // 53: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
+	113, // 54: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
+	113, // 55: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	82,  // 56: replug.control.v1.ListSwapsResponse.swaps:type_name -> replug.control.v1.Swap
+	92,  // 57: replug.control.v1.Port.limits:type_name -> replug.control.v1.Limits
+	91,  // 58: replug.control.v1.Limits.from:type_name -> replug.control.v1.Rate
+	91,  // 59: replug.control.v1.Limits.to:type_name -> replug.control.v1.Rate
+	92,  // 60: replug.control.v1.SetPortLimitsRequest.limits:type_name -> replug.control.v1.Limits
+	90,  // 61: replug.control.v1.ListPortsResponse.ports:type_name -> replug.control.v1.Port
+	113, // 62: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
+	111, // 63: replug.control.v1.Host.labels:type_name -> replug.control.v1.Host.LabelsEntry
+	102, // 64: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
+	1,   // 65: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
+	2,   // 66: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
+	4,   // 67: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
+	10,  // 68: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
+	11,  // 69: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
+	12,  // 70: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
+	14,  // 71: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
+	16,  // 72: replug.control.v1.Networks.AddSubnet:input_type -> replug.control.v1.AddSubnetRequest
+	17,  // 73: replug.control.v1.Networks.AddRoute:input_type -> replug.control.v1.AddRouteRequest
+	18,  // 74: replug.control.v1.Networks.RemoveRoute:input_type -> replug.control.v1.RemoveRouteRequest
+	19,  // 75: replug.control.v1.Networks.SetFlowLog:input_type -> replug.control.v1.SetFlowLogRequest
+	20,  // 76: replug.control.v1.Networks.Peer:input_type -> replug.control.v1.PeerRequest
+	21,  // 77: replug.control.v1.Networks.Unpeer:input_type -> replug.control.v1.UnpeerRequest
+	23,  // 78: replug.control.v1.Networks.AddVTEP:input_type -> replug.control.v1.AddVTEPRequest
+	24,  // 79: replug.control.v1.Networks.ListVTEPs:input_type -> replug.control.v1.ListVTEPsRequest
+	26,  // 80: replug.control.v1.Networks.RemoveVTEP:input_type -> replug.control.v1.RemoveVTEPRequest
+	30,  // 81: replug.control.v1.Groups.CreateGroup:input_type -> replug.control.v1.CreateGroupRequest
+	31,  // 82: replug.control.v1.Groups.SetRules:input_type -> replug.control.v1.SetRulesRequest
+	32,  // 83: replug.control.v1.Groups.GetGroup:input_type -> replug.control.v1.GetGroupRequest
+	33,  // 84: replug.control.v1.Groups.ListGroups:input_type -> replug.control.v1.ListGroupsRequest
+	35,  // 85: replug.control.v1.Groups.DeleteGroup:input_type -> replug.control.v1.DeleteGroupRequest
+	40,  // 86: replug.control.v1.Services.CreateService:input_type -> replug.control.v1.CreateServiceRequest
+	41,  // 87: replug.control.v1.Services.SetService:input_type -> replug.control.v1.SetServiceRequest
+	42,  // 88: replug.control.v1.Services.SetBackend:input_type -> replug.control.v1.SetBackendRequest
+	43,  // 89: replug.control.v1.Services.RemoveBackend:input_type -> replug.control.v1.RemoveBackendRequest
+	44,  // 90: replug.control.v1.Services.GetService:input_type -> replug.control.v1.GetServiceRequest
+	45,  // 91: replug.control.v1.Services.ListServices:input_type -> replug.control.v1.ListServicesRequest
+	47,  // 92: replug.control.v1.Services.DeleteService:input_type -> replug.control.v1.DeleteServiceRequest
+	50,  // 93: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
+	51,  // 94: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
+	53,  // 95: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
+	56,  // 96: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
+	57,  // 97: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
+	58,  // 98: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
+	66,  // 99: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
+	67,  // 100: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
+	68,  // 101: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
+	67,  // 102: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
+	70,  // 103: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
+	71,  // 104: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
+	75,  // 105: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
+	76,  // 106: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
+	77,  // 107: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
+	76,  // 108: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
+	79,  // 109: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
+	79,  // 110: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
+	85,  // 111: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
+	86,  // 112: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
+	85,  // 113: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
+	88,  // 114: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
+	89,  // 115: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
+	96,  // 116: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
+	97,  // 117: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
+	98,  // 118: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
+	100, // 119: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
+	93,  // 120: replug.control.v1.Ports.SetPortGroups:input_type -> replug.control.v1.SetPortGroupsRequest
+	94,  // 121: replug.control.v1.Ports.SetPortLimits:input_type -> replug.control.v1.SetPortLimitsRequest
+	95,  // 122: replug.control.v1.Ports.SetPort:input_type -> replug.control.v1.SetPortRequest
+	103, // 123: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
+	105, // 124: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
+	107, // 125: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
+	109, // 126: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
+	0,   // 127: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
+	3,   // 128: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
+	5,   // 129: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
+	9,   // 130: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
+	9,   // 131: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
+	13,  // 132: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
+	15,  // 133: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
+	9,   // 134: replug.control.v1.Networks.AddSubnet:output_type -> replug.control.v1.Network
+	9,   // 135: replug.control.v1.Networks.AddRoute:output_type -> replug.control.v1.Network
+	9,   // 136: replug.control.v1.Networks.RemoveRoute:output_type -> replug.control.v1.Network
+	9,   // 137: replug.control.v1.Networks.SetFlowLog:output_type -> replug.control.v1.Network
+	9,   // 138: replug.control.v1.Networks.Peer:output_type -> replug.control.v1.Network
+	9,   // 139: replug.control.v1.Networks.Unpeer:output_type -> replug.control.v1.Network
+	22,  // 140: replug.control.v1.Networks.AddVTEP:output_type -> replug.control.v1.VTEP
+	25,  // 141: replug.control.v1.Networks.ListVTEPs:output_type -> replug.control.v1.ListVTEPsResponse
+	27,  // 142: replug.control.v1.Networks.RemoveVTEP:output_type -> replug.control.v1.RemoveVTEPResponse
+	29,  // 143: replug.control.v1.Groups.CreateGroup:output_type -> replug.control.v1.Group
+	29,  // 144: replug.control.v1.Groups.SetRules:output_type -> replug.control.v1.Group
+	29,  // 145: replug.control.v1.Groups.GetGroup:output_type -> replug.control.v1.Group
+	34,  // 146: replug.control.v1.Groups.ListGroups:output_type -> replug.control.v1.ListGroupsResponse
+	36,  // 147: replug.control.v1.Groups.DeleteGroup:output_type -> replug.control.v1.DeleteGroupResponse
+	37,  // 148: replug.control.v1.Services.CreateService:output_type -> replug.control.v1.Service
+	37,  // 149: replug.control.v1.Services.SetService:output_type -> replug.control.v1.Service
+	37,  // 150: replug.control.v1.Services.SetBackend:output_type -> replug.control.v1.Service
+	37,  // 151: replug.control.v1.Services.RemoveBackend:output_type -> replug.control.v1.Service
+	37,  // 152: replug.control.v1.Services.GetService:output_type -> replug.control.v1.Service
+	46,  // 153: replug.control.v1.Services.ListServices:output_type -> replug.control.v1.ListServicesResponse
+	48,  // 154: replug.control.v1.Services.DeleteService:output_type -> replug.control.v1.DeleteServiceResponse
+	49,  // 155: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
+	52,  // 156: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
+	54,  // 157: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
+	55,  // 158: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
+	55,  // 159: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
+	59,  // 160: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
+	65,  // 161: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
+	65,  // 162: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
+	69,  // 163: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
+	65,  // 164: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
+	65,  // 165: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
+	72,  // 166: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
+	74,  // 167: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
+	74,  // 168: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
+	78,  // 169: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
+	74,  // 170: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
+	81,  // 171: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
+	82,  // 172: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
+	82,  // 173: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
+	87,  // 174: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
+	82,  // 175: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
+	82,  // 176: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
+	82,  // 177: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
+	90,  // 178: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
+	90,  // 179: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
+	99,  // 180: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
+	101, // 181: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
+	90,  // 182: replug.control.v1.Ports.SetPortGroups:output_type -> replug.control.v1.Port
+	90,  // 183: replug.control.v1.Ports.SetPortLimits:output_type -> replug.control.v1.Port
+	90,  // 184: replug.control.v1.Ports.SetPort:output_type -> replug.control.v1.Port
+	104, // 185: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
+	106, // 186: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
+	108, // 187: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
+	110, // 188: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
+	127, // [127:189] is the sub-list for method output_type
+	65,  // [65:127] is the sub-list for method input_type
+	65,  // [65:65] is the sub-list for extension type_name
+	65,  // [65:65] is the sub-list for extension extendee
+	0,   // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_control_controlpb_control_proto_init() }
@@ -5269,15 +8353,18 @@ func file_control_controlpb_control_proto_init() {
 	if File_control_controlpb_control_proto != nil {
 		return
 	}
+	file_control_controlpb_control_proto_msgTypes[28].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[39].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[95].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_controlpb_control_proto_rawDesc), len(file_control_controlpb_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   73,
+			NumMessages:   112,
 			NumExtensions: 0,
-			NumServices:   10,
+			NumServices:   12,
 		},
 		GoTypes:           file_control_controlpb_control_proto_goTypes,
 		DependencyIndexes: file_control_controlpb_control_proto_depIdxs,

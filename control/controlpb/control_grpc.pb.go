@@ -210,6 +210,15 @@ const (
 	Networks_GetNetwork_FullMethodName    = "/replug.control.v1.Networks/GetNetwork"
 	Networks_ListNetworks_FullMethodName  = "/replug.control.v1.Networks/ListNetworks"
 	Networks_DeleteNetwork_FullMethodName = "/replug.control.v1.Networks/DeleteNetwork"
+	Networks_AddSubnet_FullMethodName     = "/replug.control.v1.Networks/AddSubnet"
+	Networks_AddRoute_FullMethodName      = "/replug.control.v1.Networks/AddRoute"
+	Networks_RemoveRoute_FullMethodName   = "/replug.control.v1.Networks/RemoveRoute"
+	Networks_SetFlowLog_FullMethodName    = "/replug.control.v1.Networks/SetFlowLog"
+	Networks_Peer_FullMethodName          = "/replug.control.v1.Networks/Peer"
+	Networks_Unpeer_FullMethodName        = "/replug.control.v1.Networks/Unpeer"
+	Networks_AddVTEP_FullMethodName       = "/replug.control.v1.Networks/AddVTEP"
+	Networks_ListVTEPs_FullMethodName     = "/replug.control.v1.Networks/ListVTEPs"
+	Networks_RemoveVTEP_FullMethodName    = "/replug.control.v1.Networks/RemoveVTEP"
 )
 
 // NetworksClient is the client API for Networks service.
@@ -219,8 +228,23 @@ type NetworksClient interface {
 	CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*Network, error)
 	GetNetwork(ctx context.Context, in *GetNetworkRequest, opts ...grpc.CallOption) (*Network, error)
 	ListNetworks(ctx context.Context, in *ListNetworksRequest, opts ...grpc.CallOption) (*ListNetworksResponse, error)
-	// FAILED_PRECONDITION while a port, a hold or a swap refers to it.
+	// FAILED_PRECONDITION while a port, a hold, a swap, a service, a VTEP or a peer refers
+	// to it. Its security groups go with it.
 	DeleteNetwork(ctx context.Context, in *DeleteNetworkRequest, opts ...grpc.CallOption) (*DeleteNetworkResponse, error)
+	// What is changed of a live network reaches its ports by their intents, a moment later.
+	AddSubnet(ctx context.Context, in *AddSubnetRequest, opts ...grpc.CallOption) (*Network, error)
+	AddRoute(ctx context.Context, in *AddRouteRequest, opts ...grpc.CallOption) (*Network, error)
+	RemoveRoute(ctx context.Context, in *RemoveRouteRequest, opts ...grpc.CallOption) (*Network, error)
+	// SetFlowLog makes hosts log the flows of the network's ports, or not.
+	SetFlowLog(ctx context.Context, in *SetFlowLogRequest, opts ...grpc.CallOption) (*Network, error)
+	// Peer makes the VMs of two networks of one tenant reach one another, in both
+	// directions; their subnets must not overlap.
+	Peer(ctx context.Context, in *PeerRequest, opts ...grpc.CallOption) (*Network, error)
+	Unpeer(ctx context.Context, in *UnpeerRequest, opts ...grpc.CallOption) (*Network, error)
+	// AddVTEP makes a VXLAN endpoint that is no host of ours a member of the network.
+	AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*VTEP, error)
+	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
+	RemoveVTEP(ctx context.Context, in *RemoveVTEPRequest, opts ...grpc.CallOption) (*RemoveVTEPResponse, error)
 }
 
 type networksClient struct {
@@ -271,6 +295,96 @@ func (c *networksClient) DeleteNetwork(ctx context.Context, in *DeleteNetworkReq
 	return out, nil
 }
 
+func (c *networksClient) AddSubnet(ctx context.Context, in *AddSubnetRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_AddSubnet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) AddRoute(ctx context.Context, in *AddRouteRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_AddRoute_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) RemoveRoute(ctx context.Context, in *RemoveRouteRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_RemoveRoute_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) SetFlowLog(ctx context.Context, in *SetFlowLogRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_SetFlowLog_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) Peer(ctx context.Context, in *PeerRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_Peer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) Unpeer(ctx context.Context, in *UnpeerRequest, opts ...grpc.CallOption) (*Network, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Network)
+	err := c.cc.Invoke(ctx, Networks_Unpeer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*VTEP, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VTEP)
+	err := c.cc.Invoke(ctx, Networks_AddVTEP_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListVTEPsResponse)
+	err := c.cc.Invoke(ctx, Networks_ListVTEPs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) RemoveVTEP(ctx context.Context, in *RemoveVTEPRequest, opts ...grpc.CallOption) (*RemoveVTEPResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveVTEPResponse)
+	err := c.cc.Invoke(ctx, Networks_RemoveVTEP_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NetworksServer is the server API for Networks service.
 // All implementations must embed UnimplementedNetworksServer
 // for forward compatibility.
@@ -278,8 +392,23 @@ type NetworksServer interface {
 	CreateNetwork(context.Context, *CreateNetworkRequest) (*Network, error)
 	GetNetwork(context.Context, *GetNetworkRequest) (*Network, error)
 	ListNetworks(context.Context, *ListNetworksRequest) (*ListNetworksResponse, error)
-	// FAILED_PRECONDITION while a port, a hold or a swap refers to it.
+	// FAILED_PRECONDITION while a port, a hold, a swap, a service, a VTEP or a peer refers
+	// to it. Its security groups go with it.
 	DeleteNetwork(context.Context, *DeleteNetworkRequest) (*DeleteNetworkResponse, error)
+	// What is changed of a live network reaches its ports by their intents, a moment later.
+	AddSubnet(context.Context, *AddSubnetRequest) (*Network, error)
+	AddRoute(context.Context, *AddRouteRequest) (*Network, error)
+	RemoveRoute(context.Context, *RemoveRouteRequest) (*Network, error)
+	// SetFlowLog makes hosts log the flows of the network's ports, or not.
+	SetFlowLog(context.Context, *SetFlowLogRequest) (*Network, error)
+	// Peer makes the VMs of two networks of one tenant reach one another, in both
+	// directions; their subnets must not overlap.
+	Peer(context.Context, *PeerRequest) (*Network, error)
+	Unpeer(context.Context, *UnpeerRequest) (*Network, error)
+	// AddVTEP makes a VXLAN endpoint that is no host of ours a member of the network.
+	AddVTEP(context.Context, *AddVTEPRequest) (*VTEP, error)
+	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
+	RemoveVTEP(context.Context, *RemoveVTEPRequest) (*RemoveVTEPResponse, error)
 	mustEmbedUnimplementedNetworksServer()
 }
 
@@ -301,6 +430,33 @@ func (UnimplementedNetworksServer) ListNetworks(context.Context, *ListNetworksRe
 }
 func (UnimplementedNetworksServer) DeleteNetwork(context.Context, *DeleteNetworkRequest) (*DeleteNetworkResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNetwork not implemented")
+}
+func (UnimplementedNetworksServer) AddSubnet(context.Context, *AddSubnetRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddSubnet not implemented")
+}
+func (UnimplementedNetworksServer) AddRoute(context.Context, *AddRouteRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddRoute not implemented")
+}
+func (UnimplementedNetworksServer) RemoveRoute(context.Context, *RemoveRouteRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveRoute not implemented")
+}
+func (UnimplementedNetworksServer) SetFlowLog(context.Context, *SetFlowLogRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetFlowLog not implemented")
+}
+func (UnimplementedNetworksServer) Peer(context.Context, *PeerRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method Peer not implemented")
+}
+func (UnimplementedNetworksServer) Unpeer(context.Context, *UnpeerRequest) (*Network, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unpeer not implemented")
+}
+func (UnimplementedNetworksServer) AddVTEP(context.Context, *AddVTEPRequest) (*VTEP, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddVTEP not implemented")
+}
+func (UnimplementedNetworksServer) ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListVTEPs not implemented")
+}
+func (UnimplementedNetworksServer) RemoveVTEP(context.Context, *RemoveVTEPRequest) (*RemoveVTEPResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveVTEP not implemented")
 }
 func (UnimplementedNetworksServer) mustEmbedUnimplementedNetworksServer() {}
 func (UnimplementedNetworksServer) testEmbeddedByValue()                  {}
@@ -395,6 +551,168 @@ func _Networks_DeleteNetwork_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Networks_AddSubnet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddSubnetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).AddSubnet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_AddSubnet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).AddSubnet(ctx, req.(*AddSubnetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_AddRoute_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddRouteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).AddRoute(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_AddRoute_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).AddRoute(ctx, req.(*AddRouteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_RemoveRoute_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveRouteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).RemoveRoute(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_RemoveRoute_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).RemoveRoute(ctx, req.(*RemoveRouteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_SetFlowLog_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetFlowLogRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).SetFlowLog(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_SetFlowLog_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).SetFlowLog(ctx, req.(*SetFlowLogRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_Peer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).Peer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_Peer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).Peer(ctx, req.(*PeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_Unpeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnpeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).Unpeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_Unpeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).Unpeer(ctx, req.(*UnpeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_AddVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).AddVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_AddVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).AddVTEP(ctx, req.(*AddVTEPRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_ListVTEPs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListVTEPsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).ListVTEPs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_ListVTEPs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).ListVTEPs(ctx, req.(*ListVTEPsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_RemoveVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).RemoveVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_RemoveVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).RemoveVTEP(ctx, req.(*RemoveVTEPRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Networks_ServiceDesc is the grpc.ServiceDesc for Networks service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -417,6 +735,646 @@ var Networks_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteNetwork",
 			Handler:    _Networks_DeleteNetwork_Handler,
+		},
+		{
+			MethodName: "AddSubnet",
+			Handler:    _Networks_AddSubnet_Handler,
+		},
+		{
+			MethodName: "AddRoute",
+			Handler:    _Networks_AddRoute_Handler,
+		},
+		{
+			MethodName: "RemoveRoute",
+			Handler:    _Networks_RemoveRoute_Handler,
+		},
+		{
+			MethodName: "SetFlowLog",
+			Handler:    _Networks_SetFlowLog_Handler,
+		},
+		{
+			MethodName: "Peer",
+			Handler:    _Networks_Peer_Handler,
+		},
+		{
+			MethodName: "Unpeer",
+			Handler:    _Networks_Unpeer_Handler,
+		},
+		{
+			MethodName: "AddVTEP",
+			Handler:    _Networks_AddVTEP_Handler,
+		},
+		{
+			MethodName: "ListVTEPs",
+			Handler:    _Networks_ListVTEPs_Handler,
+		},
+		{
+			MethodName: "RemoveVTEP",
+			Handler:    _Networks_RemoveVTEP_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "control/controlpb/control.proto",
+}
+
+const (
+	Groups_CreateGroup_FullMethodName = "/replug.control.v1.Groups/CreateGroup"
+	Groups_SetRules_FullMethodName    = "/replug.control.v1.Groups/SetRules"
+	Groups_GetGroup_FullMethodName    = "/replug.control.v1.Groups/GetGroup"
+	Groups_ListGroups_FullMethodName  = "/replug.control.v1.Groups/ListGroups"
+	Groups_DeleteGroup_FullMethodName = "/replug.control.v1.Groups/DeleteGroup"
+)
+
+// GroupsClient is the client API for Groups service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Security groups of a network: rules, and a name for the VMs that have them. A port
+// in no group has no rules: all passes. A port in any group gets nothing in that no
+// rule allows; out passes what no rule denies.
+type GroupsClient interface {
+	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*Group, error)
+	// SetRules replaces all rules of a group at once. Live flows are judged again.
+	SetRules(ctx context.Context, in *SetRulesRequest, opts ...grpc.CallOption) (*Group, error)
+	GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*Group, error)
+	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
+	// FAILED_PRECONDITION while a port, a swap or another group's rule refers to it.
+	DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*DeleteGroupResponse, error)
+}
+
+type groupsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewGroupsClient(cc grpc.ClientConnInterface) GroupsClient {
+	return &groupsClient{cc}
+}
+
+func (c *groupsClient) CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*Group, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Group)
+	err := c.cc.Invoke(ctx, Groups_CreateGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupsClient) SetRules(ctx context.Context, in *SetRulesRequest, opts ...grpc.CallOption) (*Group, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Group)
+	err := c.cc.Invoke(ctx, Groups_SetRules_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupsClient) GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*Group, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Group)
+	err := c.cc.Invoke(ctx, Groups_GetGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupsClient) ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGroupsResponse)
+	err := c.cc.Invoke(ctx, Groups_ListGroups_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *groupsClient) DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*DeleteGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteGroupResponse)
+	err := c.cc.Invoke(ctx, Groups_DeleteGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// GroupsServer is the server API for Groups service.
+// All implementations must embed UnimplementedGroupsServer
+// for forward compatibility.
+//
+// Security groups of a network: rules, and a name for the VMs that have them. A port
+// in no group has no rules: all passes. A port in any group gets nothing in that no
+// rule allows; out passes what no rule denies.
+type GroupsServer interface {
+	CreateGroup(context.Context, *CreateGroupRequest) (*Group, error)
+	// SetRules replaces all rules of a group at once. Live flows are judged again.
+	SetRules(context.Context, *SetRulesRequest) (*Group, error)
+	GetGroup(context.Context, *GetGroupRequest) (*Group, error)
+	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
+	// FAILED_PRECONDITION while a port, a swap or another group's rule refers to it.
+	DeleteGroup(context.Context, *DeleteGroupRequest) (*DeleteGroupResponse, error)
+	mustEmbedUnimplementedGroupsServer()
+}
+
+// UnimplementedGroupsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedGroupsServer struct{}
+
+func (UnimplementedGroupsServer) CreateGroup(context.Context, *CreateGroupRequest) (*Group, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateGroup not implemented")
+}
+func (UnimplementedGroupsServer) SetRules(context.Context, *SetRulesRequest) (*Group, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRules not implemented")
+}
+func (UnimplementedGroupsServer) GetGroup(context.Context, *GetGroupRequest) (*Group, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGroup not implemented")
+}
+func (UnimplementedGroupsServer) ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGroups not implemented")
+}
+func (UnimplementedGroupsServer) DeleteGroup(context.Context, *DeleteGroupRequest) (*DeleteGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteGroup not implemented")
+}
+func (UnimplementedGroupsServer) mustEmbedUnimplementedGroupsServer() {}
+func (UnimplementedGroupsServer) testEmbeddedByValue()                {}
+
+// UnsafeGroupsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to GroupsServer will
+// result in compilation errors.
+type UnsafeGroupsServer interface {
+	mustEmbedUnimplementedGroupsServer()
+}
+
+func RegisterGroupsServer(s grpc.ServiceRegistrar, srv GroupsServer) {
+	// If the following call panics, it indicates UnimplementedGroupsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Groups_ServiceDesc, srv)
+}
+
+func _Groups_CreateGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupsServer).CreateGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Groups_CreateGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupsServer).CreateGroup(ctx, req.(*CreateGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Groups_SetRules_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRulesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupsServer).SetRules(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Groups_SetRules_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupsServer).SetRules(ctx, req.(*SetRulesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Groups_GetGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupsServer).GetGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Groups_GetGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupsServer).GetGroup(ctx, req.(*GetGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Groups_ListGroups_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGroupsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupsServer).ListGroups(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Groups_ListGroups_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupsServer).ListGroups(ctx, req.(*ListGroupsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Groups_DeleteGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GroupsServer).DeleteGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Groups_DeleteGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GroupsServer).DeleteGroup(ctx, req.(*DeleteGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Groups_ServiceDesc is the grpc.ServiceDesc for Groups service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Groups_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "replug.control.v1.Groups",
+	HandlerType: (*GroupsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CreateGroup",
+			Handler:    _Groups_CreateGroup_Handler,
+		},
+		{
+			MethodName: "SetRules",
+			Handler:    _Groups_SetRules_Handler,
+		},
+		{
+			MethodName: "GetGroup",
+			Handler:    _Groups_GetGroup_Handler,
+		},
+		{
+			MethodName: "ListGroups",
+			Handler:    _Groups_ListGroups_Handler,
+		},
+		{
+			MethodName: "DeleteGroup",
+			Handler:    _Groups_DeleteGroup_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "control/controlpb/control.proto",
+}
+
+const (
+	Services_CreateService_FullMethodName = "/replug.control.v1.Services/CreateService"
+	Services_SetService_FullMethodName    = "/replug.control.v1.Services/SetService"
+	Services_SetBackend_FullMethodName    = "/replug.control.v1.Services/SetBackend"
+	Services_RemoveBackend_FullMethodName = "/replug.control.v1.Services/RemoveBackend"
+	Services_GetService_FullMethodName    = "/replug.control.v1.Services/GetService"
+	Services_ListServices_FullMethodName  = "/replug.control.v1.Services/ListServices"
+	Services_DeleteService_FullMethodName = "/replug.control.v1.Services/DeleteService"
+)
+
+// ServicesClient is the client API for Services service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Services of a network: an address and port that leads to VMs.
+type ServicesClient interface {
+	CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*Service, error)
+	// SetService changes affinity and check. Address, port and protocol stay for life.
+	SetService(ctx context.Context, in *SetServiceRequest, opts ...grpc.CallOption) (*Service, error)
+	// SetBackend adds a backend or changes its port, weight or draining.
+	SetBackend(ctx context.Context, in *SetBackendRequest, opts ...grpc.CallOption) (*Service, error)
+	RemoveBackend(ctx context.Context, in *RemoveBackendRequest, opts ...grpc.CallOption) (*Service, error)
+	GetService(ctx context.Context, in *GetServiceRequest, opts ...grpc.CallOption) (*Service, error)
+	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
+	DeleteService(ctx context.Context, in *DeleteServiceRequest, opts ...grpc.CallOption) (*DeleteServiceResponse, error)
+}
+
+type servicesClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewServicesClient(cc grpc.ClientConnInterface) ServicesClient {
+	return &servicesClient{cc}
+}
+
+func (c *servicesClient) CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Services_CreateService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) SetService(ctx context.Context, in *SetServiceRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Services_SetService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) SetBackend(ctx context.Context, in *SetBackendRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Services_SetBackend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) RemoveBackend(ctx context.Context, in *RemoveBackendRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Services_RemoveBackend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) GetService(ctx context.Context, in *GetServiceRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Services_GetService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListServicesResponse)
+	err := c.cc.Invoke(ctx, Services_ListServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *servicesClient) DeleteService(ctx context.Context, in *DeleteServiceRequest, opts ...grpc.CallOption) (*DeleteServiceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteServiceResponse)
+	err := c.cc.Invoke(ctx, Services_DeleteService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ServicesServer is the server API for Services service.
+// All implementations must embed UnimplementedServicesServer
+// for forward compatibility.
+//
+// Services of a network: an address and port that leads to VMs.
+type ServicesServer interface {
+	CreateService(context.Context, *CreateServiceRequest) (*Service, error)
+	// SetService changes affinity and check. Address, port and protocol stay for life.
+	SetService(context.Context, *SetServiceRequest) (*Service, error)
+	// SetBackend adds a backend or changes its port, weight or draining.
+	SetBackend(context.Context, *SetBackendRequest) (*Service, error)
+	RemoveBackend(context.Context, *RemoveBackendRequest) (*Service, error)
+	GetService(context.Context, *GetServiceRequest) (*Service, error)
+	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
+	DeleteService(context.Context, *DeleteServiceRequest) (*DeleteServiceResponse, error)
+	mustEmbedUnimplementedServicesServer()
+}
+
+// UnimplementedServicesServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedServicesServer struct{}
+
+func (UnimplementedServicesServer) CreateService(context.Context, *CreateServiceRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateService not implemented")
+}
+func (UnimplementedServicesServer) SetService(context.Context, *SetServiceRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetService not implemented")
+}
+func (UnimplementedServicesServer) SetBackend(context.Context, *SetBackendRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetBackend not implemented")
+}
+func (UnimplementedServicesServer) RemoveBackend(context.Context, *RemoveBackendRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveBackend not implemented")
+}
+func (UnimplementedServicesServer) GetService(context.Context, *GetServiceRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetService not implemented")
+}
+func (UnimplementedServicesServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
+}
+func (UnimplementedServicesServer) DeleteService(context.Context, *DeleteServiceRequest) (*DeleteServiceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteService not implemented")
+}
+func (UnimplementedServicesServer) mustEmbedUnimplementedServicesServer() {}
+func (UnimplementedServicesServer) testEmbeddedByValue()                  {}
+
+// UnsafeServicesServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ServicesServer will
+// result in compilation errors.
+type UnsafeServicesServer interface {
+	mustEmbedUnimplementedServicesServer()
+}
+
+func RegisterServicesServer(s grpc.ServiceRegistrar, srv ServicesServer) {
+	// If the following call panics, it indicates UnimplementedServicesServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Services_ServiceDesc, srv)
+}
+
+func _Services_CreateService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).CreateService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_CreateService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).CreateService(ctx, req.(*CreateServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_SetService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).SetService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_SetService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).SetService(ctx, req.(*SetServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_SetBackend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetBackendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).SetBackend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_SetBackend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).SetBackend(ctx, req.(*SetBackendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_RemoveBackend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveBackendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).RemoveBackend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_RemoveBackend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).RemoveBackend(ctx, req.(*RemoveBackendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_GetService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).GetService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_GetService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).GetService(ctx, req.(*GetServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_ListServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).ListServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_ListServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).ListServices(ctx, req.(*ListServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Services_DeleteService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServicesServer).DeleteService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Services_DeleteService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServicesServer).DeleteService(ctx, req.(*DeleteServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Services_ServiceDesc is the grpc.ServiceDesc for Services service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Services_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "replug.control.v1.Services",
+	HandlerType: (*ServicesServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CreateService",
+			Handler:    _Services_CreateService_Handler,
+		},
+		{
+			MethodName: "SetService",
+			Handler:    _Services_SetService_Handler,
+		},
+		{
+			MethodName: "SetBackend",
+			Handler:    _Services_SetBackend_Handler,
+		},
+		{
+			MethodName: "RemoveBackend",
+			Handler:    _Services_RemoveBackend_Handler,
+		},
+		{
+			MethodName: "GetService",
+			Handler:    _Services_GetService_Handler,
+		},
+		{
+			MethodName: "ListServices",
+			Handler:    _Services_ListServices_Handler,
+		},
+		{
+			MethodName: "DeleteService",
+			Handler:    _Services_DeleteService_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
@@ -1642,10 +2600,13 @@ var Swaps_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Ports_AttachPort_FullMethodName = "/replug.control.v1.Ports/AttachPort"
-	Ports_GetPort_FullMethodName    = "/replug.control.v1.Ports/GetPort"
-	Ports_ListPorts_FullMethodName  = "/replug.control.v1.Ports/ListPorts"
-	Ports_DetachPort_FullMethodName = "/replug.control.v1.Ports/DetachPort"
+	Ports_AttachPort_FullMethodName    = "/replug.control.v1.Ports/AttachPort"
+	Ports_GetPort_FullMethodName       = "/replug.control.v1.Ports/GetPort"
+	Ports_ListPorts_FullMethodName     = "/replug.control.v1.Ports/ListPorts"
+	Ports_DetachPort_FullMethodName    = "/replug.control.v1.Ports/DetachPort"
+	Ports_SetPortGroups_FullMethodName = "/replug.control.v1.Ports/SetPortGroups"
+	Ports_SetPortLimits_FullMethodName = "/replug.control.v1.Ports/SetPortLimits"
+	Ports_SetPort_FullMethodName       = "/replug.control.v1.Ports/SetPort"
 )
 
 // PortsClient is the client API for Ports service.
@@ -1657,6 +2618,13 @@ type PortsClient interface {
 	GetPort(ctx context.Context, in *GetPortRequest, opts ...grpc.CallOption) (*Port, error)
 	ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error)
 	DetachPort(ctx context.Context, in *DetachPortRequest, opts ...grpc.CallOption) (*DetachPortResponse, error)
+	// What follows takes effect on the live port; a port may be named by its VM.
+	// SetPortGroups replaces the security groups of a port. Not in mid-swap.
+	SetPortGroups(ctx context.Context, in *SetPortGroupsRequest, opts ...grpc.CallOption) (*Port, error)
+	// SetPortLimits bounds what a port may send and get. For operators.
+	SetPortLimits(ctx context.Context, in *SetPortLimitsRequest, opts ...grpc.CallOption) (*Port, error)
+	// SetPort changes the port's own MTU and whether it is a router.
+	SetPort(ctx context.Context, in *SetPortRequest, opts ...grpc.CallOption) (*Port, error)
 }
 
 type portsClient struct {
@@ -1707,6 +2675,36 @@ func (c *portsClient) DetachPort(ctx context.Context, in *DetachPortRequest, opt
 	return out, nil
 }
 
+func (c *portsClient) SetPortGroups(ctx context.Context, in *SetPortGroupsRequest, opts ...grpc.CallOption) (*Port, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Port)
+	err := c.cc.Invoke(ctx, Ports_SetPortGroups_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *portsClient) SetPortLimits(ctx context.Context, in *SetPortLimitsRequest, opts ...grpc.CallOption) (*Port, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Port)
+	err := c.cc.Invoke(ctx, Ports_SetPortLimits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *portsClient) SetPort(ctx context.Context, in *SetPortRequest, opts ...grpc.CallOption) (*Port, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Port)
+	err := c.cc.Invoke(ctx, Ports_SetPort_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PortsServer is the server API for Ports service.
 // All implementations must embed UnimplementedPortsServer
 // for forward compatibility.
@@ -1716,6 +2714,13 @@ type PortsServer interface {
 	GetPort(context.Context, *GetPortRequest) (*Port, error)
 	ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error)
 	DetachPort(context.Context, *DetachPortRequest) (*DetachPortResponse, error)
+	// What follows takes effect on the live port; a port may be named by its VM.
+	// SetPortGroups replaces the security groups of a port. Not in mid-swap.
+	SetPortGroups(context.Context, *SetPortGroupsRequest) (*Port, error)
+	// SetPortLimits bounds what a port may send and get. For operators.
+	SetPortLimits(context.Context, *SetPortLimitsRequest) (*Port, error)
+	// SetPort changes the port's own MTU and whether it is a router.
+	SetPort(context.Context, *SetPortRequest) (*Port, error)
 	mustEmbedUnimplementedPortsServer()
 }
 
@@ -1737,6 +2742,15 @@ func (UnimplementedPortsServer) ListPorts(context.Context, *ListPortsRequest) (*
 }
 func (UnimplementedPortsServer) DetachPort(context.Context, *DetachPortRequest) (*DetachPortResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DetachPort not implemented")
+}
+func (UnimplementedPortsServer) SetPortGroups(context.Context, *SetPortGroupsRequest) (*Port, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPortGroups not implemented")
+}
+func (UnimplementedPortsServer) SetPortLimits(context.Context, *SetPortLimitsRequest) (*Port, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPortLimits not implemented")
+}
+func (UnimplementedPortsServer) SetPort(context.Context, *SetPortRequest) (*Port, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPort not implemented")
 }
 func (UnimplementedPortsServer) mustEmbedUnimplementedPortsServer() {}
 func (UnimplementedPortsServer) testEmbeddedByValue()               {}
@@ -1831,6 +2845,60 @@ func _Ports_DetachPort_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Ports_SetPortGroups_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPortGroupsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortsServer).SetPortGroups(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ports_SetPortGroups_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortsServer).SetPortGroups(ctx, req.(*SetPortGroupsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Ports_SetPortLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPortLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortsServer).SetPortLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ports_SetPortLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortsServer).SetPortLimits(ctx, req.(*SetPortLimitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Ports_SetPort_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPortRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortsServer).SetPort(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ports_SetPort_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortsServer).SetPort(ctx, req.(*SetPortRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Ports_ServiceDesc is the grpc.ServiceDesc for Ports service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1853,6 +2921,18 @@ var Ports_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DetachPort",
 			Handler:    _Ports_DetachPort_Handler,
+		},
+		{
+			MethodName: "SetPortGroups",
+			Handler:    _Ports_SetPortGroups_Handler,
+		},
+		{
+			MethodName: "SetPortLimits",
+			Handler:    _Ports_SetPortLimits_Handler,
+		},
+		{
+			MethodName: "SetPort",
+			Handler:    _Ports_SetPort_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

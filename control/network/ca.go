@@ -35,78 +35,117 @@ func (h Holder) free(next Holder, now time.Time) bool {
 	return h.State == Resting && (!h.Until.After(now) || h.Claim != "" && h.Claim == next.Claim)
 }
 
-func (h Holder) owner() string { return "by port " + h.Port }
+// What holds a CA and is no port, with its name behind.
+const (
+	vtepHolder    = "vtep:"
+	serviceHolder = "service:"
+)
+
+func (h Holder) owner() string {
+	if name, ok := strings.CutPrefix(h.Port, vtepHolder); ok {
+		return "by VTEP " + name
+	}
+	if name, ok := strings.CutPrefix(h.Port, serviceHolder); ok {
+		return "by service " + name
+	}
+	return "by port " + h.Port
+}
 
 func casPrefix(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", store.CAs, v) }
 
-// Take composes the taking of a CA of network n for h: want, or for the zero CA
-// the next free one. The network must not change until the commit.
-func (m *Manager) Take(ctx context.Context, n store.Row[Network], want vnet.CA, h Holder) (vnet.CA, *store.Txn, error) {
-	var ca vnet.CA
-	var rev int64
-	var err error
-	if want.IsValid() {
-		ca, rev, err = m.check(ctx, &n.Value, want, h)
-	} else {
-		ca, rev, err = m.nextFree(ctx, &n.Value)
-	}
+// Take composes the taking of CAs of network n for h, one of each family that is
+// needed: of those in want, and the next free ones. They are in the order of a
+// place, IPv4 first. The network must not change until the commit.
+func (m *Manager) Take(ctx context.Context, n store.Row[Network], want []vnet.CA, need Families, h Holder) ([]vnet.CA, *store.Txn, error) {
+	wanted, err := n.Value.wanted(want, need)
 	if err != nil {
-		return ca, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
+		return nil, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
 	}
-	key := store.CAKey(n.Value.VNI, ca)
-	return ca, (&store.Txn{}).Unchanged(n.Key, n.Revision).Unchanged(key, rev).Put(key, h), nil
+	t := (&store.Txn{}).Unchanged(n.Key, n.Revision)
+	var cas []vnet.CA
+	for _, f := range []Families{V4, V6} {
+		if !need.Has(f) {
+			continue
+		}
+		ca, rev := wanted[f], int64(0)
+		if ca.IsValid() {
+			rev, err = m.check(ctx, &n.Value, ca, h)
+		} else {
+			ca, rev, err = m.nextFree(ctx, &n.Value, f)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
+		}
+		key := store.CAKey(n.Value.VNI, ca)
+		t.Unchanged(key, rev).Put(key, h)
+		cas = append(cas, ca)
+	}
+	return cas, t, nil
 }
 
-// check returns want and the revision of its row, 0 for none, when it may be taken.
-func (m *Manager) check(ctx context.Context, n *Network, want vnet.CA, next Holder) (vnet.CA, int64, error) {
+// wanted returns the CAs that were asked for by their family, of which the port
+// has one each at most.
+func (n *Network) wanted(want []vnet.CA, need Families) (map[Families]vnet.CA, error) {
+	if have := n.Families(); !have.Has(need) {
+		return nil, fmt.Errorf("%w: it has %s subnets, %s is needed; choose another network or add a subnet", ErrFamily, have, need)
+	}
+	wanted := make(map[Families]vnet.CA, len(want))
+	for _, ca := range want {
+		f := FamilyOf(ca.Addr)
+		if !need.Has(f) {
+			return nil, fmt.Errorf("%w: %s is asked for, but the port has %s addresses only", ErrFamily, ca, need)
+		}
+		if wanted[f].IsValid() {
+			return nil, fmt.Errorf("%w: both %s and %s are asked for; a port has one address of each family", ErrInvalid, wanted[f], ca)
+		}
+		wanted[f] = ca
+	}
+	return wanted, nil
+}
+
+// check returns the revision of want's row, 0 for none, when it may be taken.
+func (m *Manager) check(ctx context.Context, n *Network, want vnet.CA, next Holder) (int64, error) {
 	s, ok := n.subnet(want)
 	if !ok {
-		return want, 0, fmt.Errorf("%w: %s is in none of %s", ErrOutside, want, n.prefixes())
+		return 0, fmt.Errorf("%w: %s is in none of %s", ErrOutside, want, join(n.prefixes()))
 	}
 	if why := s.unusable(want.Addr); why != "" {
-		return want, 0, fmt.Errorf("%w: %s is %s of %s", ErrOutside, want, why, s.Prefix)
+		return 0, fmt.Errorf("%w: %s is %s of %s", ErrOutside, want, why, s.Prefix)
 	}
-	row, err := store.Get[Holder](ctx, m.Store, store.CAKey(n.VNI, want))
-	if errors.Is(err, store.ErrNotFound) {
-		return want, 0, nil
-	}
-	if err != nil {
-		return want, 0, err
-	}
-	if row.Value.free(next, m.Now()) {
-		return want, row.Revision, nil
-	}
-	if row.Value.State != Resting {
-		return want, 0, fmt.Errorf("%w: %s is %s %s; leave the address out to get the next free one", ErrTaken, want, row.Value.State, row.Value.owner())
-	}
-	wait := row.Value.Until.Sub(m.Now()).Round(time.Second)
-	return want, 0, fmt.Errorf("%w: %s was given back and rests for another %s", ErrTaken, want, wait)
+	return m.checkFree(ctx, n.VNI, want, next)
 }
 
-func (n *Network) prefixes() string {
-	var all []string
-	for _, s := range n.Subnets {
-		all = append(all, s.Prefix.String())
+// checkFree is check for an address that need not be in a subnet.
+func (m *Manager) checkFree(ctx context.Context, v vnet.VNI, want vnet.CA, next Holder) (int64, error) {
+	row, err := store.Get[Holder](ctx, m.Store, store.CAKey(v, want))
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if row.Value.free(next, m.Now()) {
+		return row.Revision, nil
+	}
+	if row.Value.State != Resting {
+		return 0, fmt.Errorf("%w: %s is %s %s; leave the address out to get the next free one", ErrTaken, want, row.Value.State, row.Value.owner())
+	}
+	wait := row.Value.Until.Sub(m.Now()).Round(time.Second)
+	return 0, fmt.Errorf("%w: %s was given back and rests for another %s", ErrTaken, want, wait)
+}
+
+func join(prefixes []netip.Prefix) string {
+	all := make([]string, 0, len(prefixes))
+	for _, p := range prefixes {
+		all = append(all, p.String())
 	}
 	return strings.Join(all, ", ")
 }
 
-// unusable says what a is when it can't be a port's address, or "".
-func (s Subnet) unusable(a netip.Addr) string {
-	switch a {
-	case s.Gateway:
-		return "the gateway"
-	case s.Prefix.Addr():
-		return "the network address"
-	case last(s.Prefix):
-		return "the broadcast address"
-	}
-	return ""
-}
-
-// nextFree returns the lowest CA that nobody has, never a resting one while its
-// time is not up.
-func (m *Manager) nextFree(ctx context.Context, n *Network) (vnet.CA, int64, error) {
+// nextFree returns the lowest CA of a family that nobody has, never a resting one
+// while its time is not up. It looks at as many addresses as are taken, however
+// large the subnet is.
+func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA, int64, error) {
 	rows, _, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
 	if err != nil {
 		return vnet.CA{}, 0, err
@@ -116,6 +155,9 @@ func (m *Manager) nextFree(ctx context.Context, n *Network) (vnet.CA, int64, err
 		taken[strings.TrimPrefix(r.Key, casPrefix(n.VNI))] = r
 	}
 	for _, s := range n.Subnets {
+		if FamilyOf(s.Prefix.Addr()) != f {
+			continue
+		}
 		for a := s.Prefix.Addr(); s.Prefix.Contains(a); a = a.Next() {
 			row, ok := taken[a.String()]
 			if s.unusable(a) == "" && (!ok || row.Value.free(Holder{}, m.Now())) {
@@ -123,7 +165,7 @@ func (m *Manager) nextFree(ctx context.Context, n *Network) (vnet.CA, int64, err
 			}
 		}
 	}
-	return vnet.CA{}, 0, fmt.Errorf("address: %w in %s (%d used, held or resting): add a subnet or delete ports", ErrExhausted, n.prefixes(), len(rows))
+	return vnet.CA{}, 0, fmt.Errorf("%s address: %w in %s (%d used, held or resting): add a subnet or delete ports", f, ErrExhausted, join(n.prefixes()), len(rows))
 }
 
 // Use composes that port now has ca, which was held for it.

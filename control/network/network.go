@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ var (
 	ErrExists    = errors.New("exists already")
 	ErrTaken     = errors.New("address taken")
 	ErrOutside   = errors.New("address outside the network")
+	ErrFamily    = errors.New("no addresses of the family")
 	ErrInUse     = errors.New("in use")
 	ErrExhausted = errors.New("none left")
 )
@@ -36,19 +38,15 @@ type Network struct {
 	Tenant   string        `json:"tenant"`
 	VNI      vnet.VNI      `json:"vni"`
 	Subnets  []Subnet      `json:"subnets"`
-	Routes   []vnet.Route  `json:"routes,omitempty"`
+	Routes   []vnet.Route  `json:"routes,omitempty"` // static ones; those to peers come from Peers
 	DNS      []netip.Addr  `json:"dns,omitempty"`
 	Domain   string        `json:"domain,omitempty"`
 	NTP      []netip.Addr  `json:"ntp,omitempty"`
 	MTU      uint16        `json:"mtu,omitempty"` // bytes of a guest's IP packet; 0: what the underlay leaves
 	Lease    time.Duration `json:"lease"`
 	Isolated bool          `json:"isolated,omitempty"` // the pool's: its ports reach DHCP and IMDS only
-}
-
-// A Subnet is a range of CAs with its gateway.
-type Subnet struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	Gateway netip.Addr   `json:"gateway"`
+	Peers    []Peer        `json:"peers,omitempty"`
+	FlowLog  bool          `json:"flow_log,omitempty"` // hosts log the flows of its ports
 }
 
 // A Range is the VNIs that may be given out, both ends included.
@@ -119,6 +117,7 @@ func (m *Manager) List(ctx context.Context, tenant string) ([]Network, error) {
 // Create checks n, fills in what was left open (gateways, VNI, lease) and composes
 // its rows.
 func (m *Manager) Create(ctx context.Context, n Network) (Network, *store.Txn, error) {
+	n.Subnets = slices.Clone(n.Subnets)
 	if err := n.complete(); err != nil {
 		return n, nil, fmt.Errorf("network %q: %w", n.Moniker, err)
 	}
@@ -133,19 +132,40 @@ func (m *Manager) Create(ctx context.Context, n Network) (Network, *store.Txn, e
 		return n, nil, fmt.Errorf("network %q: %w", n.Moniker, err)
 	}
 	n.VNI = vni
+	n.settle()
 	vniKey := vniKey(vni)
 	return n, (&store.Txn{}).Absent(key).Put(key, n).Absent(vniKey).Put(vniKey, key), nil
 }
 
-// Delete composes the removal of a network. It returns [ErrInUse] while a port, a
-// swap or another hold has an address in it.
+// settle fills in what the VNI says.
+func (n *Network) settle() {
+	for i := range n.Subnets {
+		if n.Subnets[i].Prefix.Addr().Is6() {
+			n.Subnets[i].Gateway = n.VNI.Gateway6()
+		}
+	}
+}
+
+// SetFlowLog composes that the hosts log the flows of a network's ports, or don't.
+func (m *Manager) SetFlowLog(ctx context.Context, tenant string, moniker vnet.Moniker, on bool) (*store.Txn, error) {
+	return m.edit(ctx, tenant, moniker, func(n *Network) error {
+		n.FlowLog = on
+		return nil
+	})
+}
+
+// Delete composes the removal of a network and of its security groups. It returns
+// [ErrInUse] while a port, a service, a VTEP or a swap has an address in it, or it
+// has a peer.
 func (m *Manager) Delete(ctx context.Context, tenant string, moniker vnet.Moniker) (*store.Txn, error) {
 	row, err := m.Get(ctx, tenant, moniker)
 	if err != nil {
 		return nil, err
 	}
 	n := row.Value
-	t := (&store.Txn{}).Unchanged(row.Key, row.Revision).Delete(row.Key).Delete(vniKey(n.VNI))
+	if len(n.Peers) > 0 {
+		return nil, fmt.Errorf("network %q: %w: it is a peer of %q, and %d more; unpeer them first", moniker, ErrInUse, n.Peers[0].Moniker, len(n.Peers)-1)
+	}
 	held, rev, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
 	if err != nil {
 		return nil, err
@@ -155,30 +175,40 @@ func (m *Manager) Delete(ctx context.Context, tenant string, moniker vnet.Monike
 			return nil, fmt.Errorf("network %q: %w: %s %s %s, and %d more; delete or move them first", moniker, ErrInUse,
 				strings.TrimPrefix(h.Key, casPrefix(n.VNI)), h.Value.State, h.Value.owner(), len(held)-1)
 		}
-		t.Delete(h.Key)
 	}
-	return t.UnchangedUnder(casPrefix(n.VNI), rev), nil
+	return (&store.Txn{}).Unchanged(row.Key, row.Revision).Delete(row.Key).Delete(vniKey(n.VNI)).
+		UnchangedUnder(casPrefix(n.VNI), rev).DeleteUnder(casPrefix(n.VNI)).DeleteUnder(store.NetworkGroups(n.VNI)), nil
 }
 
-// Place returns where a port with address ca is, but for what the caller knows:
-// document, swap, proof and trigger.
-func (n *Network) Place(ca vnet.CA, epoch vnet.Epoch) vnet.Place {
-	p := vnet.Place{
+// Place returns where port p with some addresses is, but for what the caller knows:
+// groups, document, swap, proof and trigger. A port that a route leads to is a
+// router: it may send from addresses that are not its own.
+func (n *Network) Place(p Port, cas []vnet.CA, epoch vnet.Epoch) vnet.Place {
+	place := vnet.Place{
 		Epoch: epoch, Tenant: n.Tenant, Network: n.Moniker, VNI: n.VNI,
-		Routes: n.Routes, MTU: n.MTU, Isolated: n.Isolated,
+		Routes: append(slices.Clone(n.Routes), n.peerRoutes()...), MTU: n.MTU, Isolated: n.Isolated,
+		Router: p.Router, FlowLog: n.FlowLog,
 		DHCP: vnet.DHCP{DNS: n.DNS, Domain: n.Domain, NTP: n.NTP, Lease: n.Lease},
 	}
-	if s, ok := n.subnet(ca); ok {
-		p.Addrs = []vnet.Addr{{CA: ca, Bits: s.Prefix.Bits(), Gateway: s.Gateway}}
+	if p.MTU != 0 {
+		place.MTU = p.MTU
 	}
-	return p
+	for _, ca := range cas {
+		if s, ok := n.subnet(ca); ok {
+			place.Addrs = append(place.Addrs, vnet.Addr{CA: ca, Bits: s.Prefix.Bits(), Gateway: s.Gateway})
+		}
+		place.Router = place.Router || n.nextHop(ca)
+	}
+	return place
 }
 
-func (n *Network) subnet(ca vnet.CA) (Subnet, bool) {
-	for _, s := range n.Subnets {
-		if s.Prefix.Contains(ca.Addr) {
-			return s, true
-		}
-	}
-	return Subnet{}, false
+// Renew returns place, which is of port p in the network, as the two make it now:
+// routes, MTU, servers and so on are the network's, the rest stays.
+func (n *Network) Renew(place vnet.Place, p Port) vnet.Place {
+	next := n.Place(p, CAsOf(&place), place.Epoch)
+	next.Groups, next.Slots = place.Groups, place.Slots
+	next.Document, next.Swap, next.Undo = place.Document, place.Swap, place.Undo
+	next.Confirm, next.Trigger = place.Confirm, place.Trigger
+	next.OldConnections, next.Drain = place.OldConnections, place.Drain
+	return next
 }

@@ -65,22 +65,25 @@ func (b *bench) network(moniker vnet.Moniker, prefixes ...string) store.Row[Netw
 
 func (b *bench) take(n store.Row[Network], want string, h Holder) (string, error) {
 	b.t.Helper()
-	var ca vnet.CA
+	var cas []vnet.CA
 	if want != "" {
-		ca = vnet.CA{Addr: netip.MustParseAddr(want)}
+		cas = append(cas, vnet.CA{Addr: netip.MustParseAddr(want)})
 	}
-	got, txn, err := b.Take(context.Background(), n, ca, h)
+	got, txn, err := b.Take(context.Background(), n, cas, V4, h)
 	if err == nil {
 		err = b.commit(txn)
 	}
-	return got.String(), err
+	if err != nil {
+		return "", err
+	}
+	return got[0].String(), err
 }
 
 var host = vnet.HostInfo{Name: "h7", Address: netip.MustParseAddr("172.31.7.2"), PAPrefix: netip.MustParsePrefix("100.64.250.0/23"), Ports: 400}
 
 func (b *bench) port(name string, n store.Row[Network], h vnet.HostInfo) vnet.Intent {
 	b.t.Helper()
-	in, txn, err := b.NewPort(context.Background(), PortRequest{Port: Port{Name: name, Tenant: "acme"}, Network: n, Host: h})
+	in, txn, err := b.NewPort(context.Background(), PortRequest{Port: Port{Name: name, Tenant: "acme"}, Network: n, Families: n.Value.Families(), Host: h})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -150,9 +153,9 @@ func TestTakeRace(t *testing.T) {
 	b := newBench(t)
 	red := b.network("red", "10.17.34.0/24")
 	ctx := context.Background()
-	one, first, err := b.Take(ctx, red, vnet.CA{}, Holder{Port: "p7", State: Used})
-	two, second, err2 := b.Take(ctx, red, vnet.CA{}, Holder{Port: "p9", State: Held})
-	if err != nil || err2 != nil || one != two {
+	one, first, err := b.Take(ctx, red, nil, V4, Holder{Port: "p7", State: Used})
+	two, second, err2 := b.Take(ctx, red, nil, V4, Holder{Port: "p9", State: Held})
+	if err != nil || err2 != nil || one[0] != two[0] {
 		t.Fatalf("%v %v %v %v", one, two, err, err2)
 	}
 	b.must(first, nil)
@@ -246,7 +249,7 @@ func TestRemoveLeavesTheHeir(t *testing.T) {
 	p := b.port("p7", red, host)
 	ca := p.Current.Addrs[0].CA
 	b.must(b.Yield(70001, ca, "p7", "claim-5"), nil)
-	heir, txn, err := b.NewPort(ctx, PortRequest{Port: Port{Name: "p9", Tenant: "acme"}, Network: red, CA: ca, Host: host, Claim: "claim-5"})
+	heir, txn, err := b.NewPort(ctx, PortRequest{Port: Port{Name: "p9", Tenant: "acme"}, Network: red, Families: V4, CAs: []vnet.CA{ca}, Host: host, Claim: "claim-5"})
 	b.must(txn.Add(PutIntent(&heir)), err)
 	gone, err := b.RemovePort(ctx, &p)
 	b.must(gone, err)
@@ -294,7 +297,7 @@ func TestPortsExhausted(t *testing.T) {
 	for i := range 3 {
 		last = b.port(fmt.Sprint("p", i), red, small)
 	}
-	_, _, err := b.NewPort(context.Background(), PortRequest{Port: Port{Name: "px"}, Network: red, Host: small})
+	_, _, err := b.NewPort(context.Background(), PortRequest{Port: Port{Name: "px"}, Network: red, Families: V4, Host: small})
 	if !errors.Is(err, ErrExhausted) {
 		t.Errorf("fourth port of three: %v", err)
 	}

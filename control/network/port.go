@@ -19,6 +19,8 @@ type Port struct {
 	Host     string `json:"host"`
 	VM       string `json:"vm,omitempty"`
 	Attached bool   `json:"attached,omitempty"` // somebody else's VM, by tap
+	MTU      uint16 `json:"mtu,omitempty"`      // bytes of its IP packets; 0: its network's
+	Router   bool   `json:"router,omitempty"`   // asked for: a port that a route leads to is one anyway
 }
 
 // PortKey is where a port's index row is.
@@ -49,11 +51,14 @@ func (m *Manager) GetIntent(ctx context.Context, port string) (store.Row[vnet.In
 // A PortRequest is what a new port is to be.
 type PortRequest struct {
 	Port
-	Network store.Row[Network]
-	CA      vnet.CA  // the zero CA: the next free one
-	MAC     vnet.MAC // of an attached port; zero: a new one
-	Host    vnet.HostInfo
-	Claim   string // that it is for, or ""
+	Network  store.Row[Network]
+	Families Families  // it has one address of each
+	CAs      []vnet.CA // asked for; the next free ones of the other families
+	Groups   []string  // security groups of the network, which the caller has checked
+	Slots    vnet.Groups
+	MAC      vnet.MAC // of an attached port; zero: a new one
+	Host     vnet.HostInfo
+	Claim    string // that it is for, or ""
 }
 
 // NewPort composes a port: its index, its number on the host, its address, its
@@ -62,7 +67,7 @@ type PortRequest struct {
 func (m *Manager) NewPort(ctx context.Context, r PortRequest) (vnet.Intent, *store.Txn, error) {
 	port := r.Port
 	port.Host = r.Host.Name
-	ca, t, err := m.Take(ctx, r.Network, r.CA, Holder{Port: port.Name, Claim: r.Claim, State: Used})
+	cas, t, err := m.Take(ctx, r.Network, r.CAs, r.Families, Holder{Port: port.Name, Claim: r.Claim, State: Used})
 	if err != nil {
 		return vnet.Intent{}, nil, err
 	}
@@ -80,8 +85,9 @@ func (m *Manager) NewPort(ctx context.Context, r PortRequest) (vnet.Intent, *sto
 	epoch := vnet.NewEpoch(m.Era, uint64(rev))
 	in := vnet.Intent{
 		Port: port.Name, ID: id, Host: port.Host, MAC: mac, VM: port.VM,
-		PA: paOf(r.Host, id), Current: r.Network.Value.Place(ca, epoch),
+		PA: paOf(r.Host, id), Current: r.Network.Value.Place(port, cas, epoch),
 	}
+	in.Current.Groups, in.Current.Slots = r.Groups, r.Slots
 	idKey := portIDKey(port.Host, id)
 	t.Absent(PortKey(port.Name)).Put(PortKey(port.Name), port).Absent(idKey).Put(idKey, port.Name)
 	return in, t.Add(m.Map(&in)).Absent(store.IntentKey(port.Host, port.Name)), nil
@@ -104,7 +110,7 @@ func PutIntent(in *vnet.Intent) *store.Txn {
 func Mappings(in *vnet.Intent, p *vnet.Place) []vnet.Mapping {
 	all := make([]vnet.Mapping, 0, len(p.Addrs))
 	for _, a := range p.Addrs {
-		all = append(all, vnet.Mapping{VNI: p.VNI, CA: a.CA, PA: in.PA, MAC: in.MAC, Epoch: p.Epoch, Port: in.Port, Host: in.Host})
+		all = append(all, vnet.Mapping{VNI: p.VNI, CA: a.CA, PA: in.PA, MAC: in.MAC, Epoch: p.Epoch, Port: in.Port, Host: in.Host, Groups: p.Slots})
 	}
 	return all
 }

@@ -53,8 +53,9 @@ type Claim struct {
 	Name     string        `json:"name"`
 	Type     string        `json:"type"`
 	Network  vnet.Moniker  `json:"network"`
-	CA       vnet.CA       `json:"ca,omitzero"` // zero: the next free one
-	Settings vnet.Document `json:"settings"`    // the owner's part of it
+	CAs      []vnet.CA     `json:"cas,omitempty"` // asked for; the next free ones of the other families
+	Groups   []string      `json:"groups,omitempty"`
+	Settings vnet.Document `json:"settings"` // the owner's part of it
 	Data     []int64       `json:"data,omitempty"`
 
 	Phase    Phase     `json:"phase"`

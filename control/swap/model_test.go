@@ -218,7 +218,7 @@ func (x *match) start(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.to = fmt.Sprintf("%s %s", q.Network, q.CA)
+	x.to = fmt.Sprintf("%s %s", q.Network, q.CAs[0])
 	x.m.start(q)
 }
 

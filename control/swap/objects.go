@@ -33,17 +33,21 @@ type Objects interface {
 	// the record's Tenant, Port, VM, Host, MAC, PA and After, without an epoch;
 	// it may fill Confirm. Its error goes to who called Start.
 	Reserve(ctx context.Context, q Request, txn *store.Txn) (*Record, error)
-	// Switch adds what changes with the flip.
+	// Switch adds what changes with the flip, and notes in r what Release must put
+	// back if the port comes home.
 	Switch(ctx context.Context, r *Record, txn *store.Txn) error
+	// Join adds what waits until the guest is proven to be at its new place.
+	Join(ctx context.Context, r *Record, txn *store.Txn) error
 	// Undo returns the old place, made anew from the objects as they are now,
-	// without an epoch, and adds what goes back with it.
+	// without an epoch, and adds what the new place loses at once.
 	Undo(ctx context.Context, r *Record, txn *store.Txn) (vnet.Place, error)
 	// Settle makes After the port's place for good and lets the old one go, its
 	// CA resting. The phase is Committed, or Failed: then the VM is to be
 	// destroyed and its claim served anew, which must be written here too.
 	Settle(ctx context.Context, r *Record, txn *store.Txn) error
 	// Release lets the new place go. When Back is set the port was there, so
-	// the new CA rests; else the guest was never touched.
+	// the new CA rests, and unless it is Abandoned the guest is home: what it left
+	// is put back. Else the guest was never touched.
 	Release(ctx context.Context, r *Record, txn *store.Txn) error
 }
 

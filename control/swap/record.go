@@ -17,19 +17,22 @@ import (
 
 // A Request asks for a swap. Objects.Reserve resolves and checks it.
 type Request struct {
-	ID             string       `json:"id"` // of the request, for idempotency; required
-	Tenant         string       `json:"tenant"`
-	VM             string       `json:"vm"`   // name or id; or
-	Port           string       `json:"port"` // name of an attached port
-	Network        vnet.Moniker `json:"network"`
-	CA             *vnet.CA     `json:"ca"`              // nil: the next free one
-	Hostname       string       `json:"hostname"`        // "": as before
-	Confirm        vnet.Confirm `json:"confirm"`         // "": Reserve chooses, else lease
-	Trigger        vnet.Trigger `json:"trigger"`         // "": bounce
-	Budgets        Budgets      `json:"budgets"`         // zero fields: [DefaultBudgets]
-	OldConnections string       `json:"old_connections"` // reset, drain, silence; "": reset
-	Claim          string       `json:"claim"`           // claim id, when a claim asks
-	Settings       any          `json:"-"`               // handed to Reserve as it is: the owner's settings of a claim
+	ID             string              `json:"id"` // of the request, for idempotency; required
+	Tenant         string              `json:"tenant"`
+	VM             string              `json:"vm"`   // name or id; or
+	Port           string              `json:"port"` // name of an attached port
+	Network        vnet.Moniker        `json:"network"`
+	CAs            []vnet.CA           `json:"cas"`             // one of each family at most; the next free ones of the others
+	Groups         []string            `json:"groups"`          // security groups of the new network
+	Services       []string            `json:"services"`        // of the new network, to join
+	Hostname       string              `json:"hostname"`        // "": as before
+	Confirm        vnet.Confirm        `json:"confirm"`         // "": Reserve chooses, else lease
+	Trigger        vnet.Trigger        `json:"trigger"`         // "": bounce
+	Budgets        Budgets             `json:"budgets"`         // zero fields: [DefaultBudgets]
+	OldConnections vnet.OldConnections `json:"old_connections"` // "": reset
+	Drain          time.Duration       `json:"drain"`           // with drain: how long the flip waits at most; 0: [DefaultDrain]
+	Claim          string              `json:"claim"`           // claim id, when a claim asks
+	Settings       any                 `json:"-"`               // handed to Reserve as it is: the owner's settings of a claim
 }
 
 // Budgets are how long each part of a swap may take, counted by the leader that
@@ -43,6 +46,10 @@ type Budgets struct {
 
 // DefaultBudgets are taken where a request has none.
 var DefaultBudgets = Budgets{Stage: 5 * time.Second, Lease: 15 * time.Second, Confirm: 30 * time.Second, Undo: 30 * time.Second}
+
+// DefaultDrain is how long a flip waits for old connections to end, where a
+// request says nothing.
+const DefaultDrain = 30 * time.Second
 
 func (b Budgets) orDefault() Budgets {
 	pick := func(d, otherwise time.Duration) time.Duration {
@@ -61,32 +68,41 @@ func (b Budgets) orDefault() Budgets {
 
 // A Record is a swap: the row from which any leader goes on, and its receipt.
 type Record struct {
-	ID             string            `json:"id"`
-	RequestID      string            `json:"request_id"`
-	Phase          Phase             `json:"phase"`
-	Tenant         string            `json:"tenant"`
-	Port           string            `json:"port"`
-	VM             string            `json:"vm,omitempty"`
-	Host           string            `json:"host"`
-	MAC            vnet.MAC          `json:"mac"`
-	PA             vnet.PA           `json:"pa"`
-	Before         vnet.Place        `json:"before"`
-	After          vnet.Place        `json:"after"`
-	Back           *vnet.Place       `json:"back,omitempty"` // where undoing leads: the old place as it is now, of a higher epoch
-	Confirm        vnet.Confirm      `json:"confirm"`
-	Trigger        vnet.Trigger      `json:"trigger"`
-	Budgets        Budgets           `json:"budgets"`
-	OldConnections string            `json:"old_connections"`
-	Claim          string            `json:"claim,omitempty"`
-	Error          string            `json:"error,omitempty"`    // why it was given up, and what next
-	Alarm          string            `json:"alarm,omitempty"`    // what an operator should look at now
-	Rung           string            `json:"rung,omitempty"`     // the trigger that worked
-	Blackout       time.Duration     `json:"blackout,omitempty"` // last frame before the flip until the first after, by the dataplane
-	Guest          *vnet.GuestReport `json:"guest,omitempty"`
-	Timeline       []Step            `json:"timeline"`
-	Writes         int               `json:"writes"` // durable transactions so far
-	Started        time.Time         `json:"started"`
-	Ended          time.Time         `json:"ended,omitzero"`
+	ID             string              `json:"id"`
+	RequestID      string              `json:"request_id"`
+	Phase          Phase               `json:"phase"`
+	Tenant         string              `json:"tenant"`
+	Port           string              `json:"port"`
+	VM             string              `json:"vm,omitempty"`
+	Host           string              `json:"host"`
+	MAC            vnet.MAC            `json:"mac"`
+	PA             vnet.PA             `json:"pa"`
+	Before         vnet.Place          `json:"before"`
+	After          vnet.Place          `json:"after"`
+	Back           *vnet.Place         `json:"back,omitempty"` // where undoing leads: the old place as it is now, of a higher epoch
+	Confirm        vnet.Confirm        `json:"confirm"`
+	Trigger        vnet.Trigger        `json:"trigger"`
+	Budgets        Budgets             `json:"budgets"`
+	OldConnections vnet.OldConnections `json:"old_connections"`
+	Drain          time.Duration       `json:"drain,omitempty"`
+	Services       []string            `json:"services,omitempty"` // to join once the swap is confirmed
+	Left           []Seat              `json:"left,omitempty"`     // what the port was behind services of its old network
+	Claim          string              `json:"claim,omitempty"`
+	Error          string              `json:"error,omitempty"`    // why it was given up, and what next
+	Alarm          string              `json:"alarm,omitempty"`    // what an operator should look at now
+	Rung           string              `json:"rung,omitempty"`     // the trigger that worked
+	Blackout       time.Duration       `json:"blackout,omitempty"` // last frame before the flip until the first after, by the dataplane
+	Guest          *vnet.GuestReport   `json:"guest,omitempty"`
+	Timeline       []Step              `json:"timeline"`
+	Writes         int                 `json:"writes"` // durable transactions so far
+	Started        time.Time           `json:"started"`
+	Ended          time.Time           `json:"ended,omitzero"`
+}
+
+// A Seat is a port's place behind a service of its network.
+type Seat struct {
+	Service string       `json:"service"`
+	Backend vnet.Backend `json:"backend"`
 }
 
 // A Step is something that happened in a swap: a phase reached, by the server's
@@ -179,7 +195,7 @@ func (r *Record) mappings(p *vnet.Place) map[string]vnet.Mapping {
 	rows := make(map[string]vnet.Mapping, len(p.Addrs))
 	for _, a := range p.Addrs {
 		rows[store.MappingKey(p.VNI, a.CA)] = vnet.Mapping{
-			VNI: p.VNI, CA: a.CA, PA: r.PA, MAC: r.MAC, Epoch: p.Epoch, Port: r.Port, Host: r.Host}
+			VNI: p.VNI, CA: a.CA, PA: r.PA, MAC: r.MAC, Epoch: p.Epoch, Port: r.Port, Host: r.Host, Groups: p.Slots}
 	}
 	return rows
 }
@@ -197,8 +213,10 @@ func (r *Record) places() []*vnet.Place {
 func (r *Record) at(p vnet.Place, e vnet.Epoch, undo bool) vnet.Place {
 	p.Epoch, p.Swap, p.Undo = e, r.ID, undo
 	p.Confirm, p.Trigger = r.Confirm, r.Trigger
+	p.OldConnections, p.Drain = r.OldConnections, r.Drain
 	if undo {
 		p.Confirm = vnet.ConfirmLease // to be seen at home is all that counts
+		p.OldConnections, p.Drain = vnet.ResetConnections, 0
 	}
 	if p.Document != nil {
 		d := *p.Document

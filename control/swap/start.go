@@ -60,7 +60,9 @@ func (q *Request) complete() error {
 	if q.Trigger == "" {
 		q.Trigger = vnet.TriggerBounce
 	}
-	q.OldConnections = orElse(q.OldConnections, "reset")
+	if q.OldConnections == "" {
+		q.OldConnections = vnet.ResetConnections
+	}
 	switch {
 	case q.ID == "":
 		return fmt.Errorf("a request id is needed: %w", ErrInvalid)
@@ -68,10 +70,28 @@ func (q *Request) complete() error {
 		return fmt.Errorf("trigger %q is neither bounce nor none: %w", q.Trigger, ErrInvalid)
 	case q.Confirm != "" && q.Confirm != vnet.ConfirmLease && q.Confirm != vnet.ConfirmGuest && q.Confirm != vnet.ConfirmCaller:
 		return fmt.Errorf("confirm %q is none of lease, guest, caller: %w", q.Confirm, ErrInvalid)
-	case q.OldConnections != "reset" && q.OldConnections != "drain" && q.OldConnections != "silence":
-		return fmt.Errorf("old connections: %q is none of reset, drain, silence: %w", q.OldConnections, ErrInvalid)
 	}
-	return nil
+	return q.completeOld()
+}
+
+// completeOld does so for what becomes of old connections.
+func (q *Request) completeOld() error {
+	switch q.OldConnections {
+	case vnet.ResetConnections, vnet.SilenceConnections:
+		if q.Drain != 0 {
+			return fmt.Errorf("old connections: a time to drain is given, but they are to be met with %s: %w", q.OldConnections, ErrInvalid)
+		}
+		return nil
+	case vnet.DrainConnections:
+		if q.Drain < 0 {
+			return fmt.Errorf("old connections: %s is no time to drain: %w", q.Drain, ErrInvalid)
+		}
+		if q.Drain == 0 {
+			q.Drain = DefaultDrain
+		}
+		return nil
+	}
+	return fmt.Errorf("old connections: %q is none of reset, drain, silence: %w", q.OldConnections, ErrInvalid)
 }
 
 // digest is of all that was asked.
@@ -132,7 +152,10 @@ func (e *Engine) plan(ctx context.Context, q *Request) (*change, error) {
 func (r *Record) fill(q *Request) {
 	r.ID, r.RequestID = "sw-"+rand.Text()[:12], q.ID
 	r.Confirm = vnet.Confirm(orElse(string(q.Confirm), orElse(string(r.Confirm), string(vnet.ConfirmLease))))
-	r.Trigger, r.Budgets, r.OldConnections, r.Claim = q.Trigger, q.Budgets, q.OldConnections, q.Claim
+	r.Trigger, r.Budgets, r.Claim = q.Trigger, q.Budgets, q.Claim
+	r.OldConnections, r.Drain = q.OldConnections, q.Drain
+	r.Budgets.Lease += q.Drain // the guest can't be seen before the flip
+	r.Services, r.Left = q.Services, nil
 	r.Back, r.Error, r.Timeline, r.Writes = nil, "", nil, 1
 }
 

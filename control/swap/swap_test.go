@@ -104,7 +104,7 @@ func TestRefusalsOfStart(t *testing.T) {
 			change func(*Request)
 		}{
 			{"unknown network", errUnknownNetwork, func(q *Request) { q.Network = "green" }},
-			{"address taken", errTaken, func(q *Request) { a := testCA("10.0.0.10"); q.Network, q.CA = "red", &a }},
+			{"address taken", errTaken, func(q *Request) { q.Network, q.CAs = "red", []vnet.CA{testCA("10.0.0.10")} }},
 			{"no request id", ErrInvalid, func(q *Request) { q.ID = "" }},
 			{"unknown proof", ErrInvalid, func(q *Request) { q.Confirm = "hope" }},
 			{"unknown trigger", ErrInvalid, func(q *Request) { q.Trigger = "shout" }},

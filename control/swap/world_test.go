@@ -57,16 +57,18 @@ func (o *objects) Reserve(ctx context.Context, q Request, txn *store.Txn) (*Reco
 	if err != nil {
 		return nil, err
 	}
-	key := store.CAKey(vni, *q.CA)
+	key := store.CAKey(vni, q.CAs[0])
 	if _, err := store.Get[caRow](ctx, o.store, key); !errors.Is(err, store.ErrNotFound) {
 		return nil, errors.Join(errTaken, err)
 	}
 	txn.Unchanged(port.Key, port.Revision).Absent(key).Put(key, caRow{q.Port, "held"})
 	return &Record{Tenant: "acme", Port: q.Port, VM: "vm-31", Host: "h2", MAC: vnet.PortMAC(0x1a2b3c4d),
-		PA: vnet.PA{Addr: netip.MustParseAddr("100.64.2.31")}, After: testPlace(q.Network, q.CA.String())}, nil
+		PA: vnet.PA{Addr: netip.MustParseAddr("100.64.2.31")}, After: testPlace(q.Network, q.CAs[0].String())}, nil
 }
 
 func (o *objects) Switch(context.Context, *Record, *store.Txn) error { return o.refuse }
+
+func (o *objects) Join(context.Context, *Record, *store.Txn) error { return nil }
 
 func (o *objects) Undo(ctx context.Context, r *Record, txn *store.Txn) (vnet.Place, error) {
 	port, err := store.Get[portRow](ctx, o.store, store.Ports+r.Port)
@@ -176,8 +178,7 @@ func (w *world) retell() {
 
 func (w *world) request(to vnet.Moniker, ca string) Request {
 	w.started++
-	a := testCA(ca)
-	return Request{ID: fmt.Sprintf("req-%d", w.started+40), Tenant: "acme", Port: testPort, Network: to, CA: &a}
+	return Request{ID: fmt.Sprintf("req-%d", w.started+40), Tenant: "acme", Port: testPort, Network: to, CAs: []vnet.CA{testCA(ca)}}
 }
 
 // start swaps the port and remembers the swap.

@@ -82,6 +82,8 @@ func (d *driver) objects(ctx context.Context, c *change) error {
 		if err != nil && !again(err) {
 			err = &refusal{err}
 		}
+	case Confirmed:
+		err = o.Join(ctx, r, &c.txn)
 	case Committed, Failed:
 		err = o.Settle(ctx, r, &c.txn)
 	case Undone, Abandoned:

@@ -179,6 +179,13 @@ func (t *Txn) Delete(key string) *Txn {
 	return t
 }
 
+// DeleteUnder removes all rows under prefix.
+func (t *Txn) DeleteUnder(prefix string) *Txn {
+	t.ops = append(t.ops, clientv3.OpDelete(prefix, clientv3.WithPrefix()))
+	t.keys = append(t.keys, prefix)
+	return t
+}
+
 // Add takes over the conditions and writes of others into t.
 func (t *Txn) Add(others ...*Txn) *Txn {
 	for _, o := range others {
