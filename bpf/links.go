@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,9 +13,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -127,29 +124,6 @@ func (d *Datapath) attachFilter(name string, prog *ebpf.Program, ifindex int) er
 		}
 	}
 	return newFilter(d.dir, name, ifindex).attach(name, prog)
-}
-
-// HaveTCX asks the kernel whether programs can be attached by tcx links (Linux
-// 6.6): nil if so, [ebpf.ErrNotSupported] if not. Without it they hook in by
-// filters of a clsact qdisc.
-func HaveTCX() error {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "MIT",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	})
-	if err != nil {
-		return fmt.Errorf("load a program to try tcx with: %w", err)
-	}
-	defer prog.Close()
-	// There is no such device. A kernel that looks for it knows tcx.
-	l, err := link.AttachTCX(link.TCXOptions{Interface: math.MaxInt32, Program: prog, Attach: ebpf.AttachTCXIngress})
-	if err == nil {
-		return l.Close()
-	}
-	if errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return fmt.Errorf("try tcx: %w", err)
 }
 
 // takeOver puts prog into the pinned link if there is one and it still is on

@@ -1,85 +1,130 @@
 package dataplane
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
-
-	"golang.org/x/sys/unix"
+	"io"
 )
 
 // ErrMissing says that this machine can't be a host; the text says what it lacks.
 var ErrMissing = errors.New("this machine lacks something")
 
-// A Finding is one thing that the agent needs or can use.
+// A State is how it stands with something.
+type State string
+
+// What a probe may find.
+const (
+	Have    State = "have"
+	Lack    State = "lack"
+	Unknown State = "unknown" // it can't be found out without disturbing something
+)
+
+// A Finding is one thing that the agent needs or can use. Nothing is concluded
+// from a version: it has been tried, or read from whoever knows.
 type Finding struct {
-	What   string
-	OK     bool
-	Needed bool   // nothing works without
-	Costs  string // what it means that it is missing, and what to do
+	What   string `json:"what"`
+	State  State  `json:"state"`
+	Needed bool   `json:"needed"`         // nothing works without
+	Seen   string `json:"seen,omitempty"` // what the probe saw, if there is more to say
+	Cost   string `json:"cost,omitempty"` // what it means to be without
+	Do     string `json:"do,omitempty"`   // what to do about it
 }
 
-// Look looks at everything that the agent needs or can use.
-func Look(bpffs string) []Finding {
-	release := kernel()
-	return []Finding{
-		{"root", os.Geteuid() == 0, true, "devices and BPF need root: run this with sudo"},
-		{"Linux 6.6 or newer (here " + release + ")", newEnough(release), true, "the datapath attaches by tcx: install a newer kernel"},
-		{"kernel type information (BTF)", exists("/sys/kernel/btf/vmlinux"), true, "BPF programs can't be loaded: use a kernel built with CONFIG_DEBUG_INFO_BTF"},
-		{"bpf filesystem on " + bpffs, isBPFFS(bpffs), true, "the datapath would end with the agent: mount -t bpf bpf " + bpffs},
-		{"tun devices", exists("/dev/net/tun"), true, "guests have no taps: modprobe tun"},
-		{"BPF compiler in the kernel", jit(), false, "each frame costs several times more: sysctl net.core.bpf_jit_enable=1"},
-		{"QEMU", inPath("qemu-system-x86_64"), false, "no VMs of its own, only attached ports: apt-get install qemu-system-x86"},
-		{"qemu-img", inPath("qemu-img"), false, "no disks for VMs: apt-get install qemu-utils"},
-		{"KVM", exists("/dev/kvm"), false, "VMs run ten times slower, by TCG: enable virtualization"},
-	}
+// A probe is a question with what a bad answer means. Cost and do are told only
+// then.
+type probe struct {
+	what     string
+	needed   bool
+	cost, do string
+	ask      func() (State, string)
+}
+
+// Look looks at everything that the agent needs or can use. Uplink is the device
+// to the underlay, "" for that of the default route. It disturbs nothing: what
+// has to be tried is tried in a network namespace of its own.
+func Look(bpffs, uplink string) []Finding {
+	return answer(append(append(basics(bpffs), abilities()...), uplinkProbes(uplink)...))
 }
 
 // Missing returns [ErrMissing] with all that is needed and not there.
 func Missing(bpffs string) error {
 	var errs []error
-	for _, f := range Look(bpffs) {
-		if f.Needed && !f.OK {
-			errs = append(errs, fmt.Errorf("%w: %s: %s", ErrMissing, f.What, f.Costs))
+	for _, f := range answer(basics(bpffs)) {
+		if f.Needed && f.State == Lack {
+			errs = append(errs, fmt.Errorf("%w: %s: %s: %s", ErrMissing, f.What, f.Cost, f.Do))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func kernel() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "unknown"
+func answer(probes []probe) []Finding {
+	all := make([]Finding, len(probes))
+	for i, p := range probes {
+		state, seen := p.ask()
+		all[i] = Finding{What: p.what, State: state, Needed: p.needed, Seen: seen}
+		if state != Have {
+			all[i].Cost, all[i].Do = p.cost, p.do
+		}
 	}
-	return unix.ByteSliceToString(u.Release[:])
+	return all
 }
 
-func newEnough(release string) bool {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return false
+// Report writes findings for a person, or as JSON. It returns [ErrMissing] if
+// something needed is lacking.
+func Report(w io.Writer, findings []Finding, asJSON bool) error {
+	missing := 0
+	for _, f := range findings {
+		if f.Needed && f.State == Lack {
+			missing++
+		}
 	}
-	return major > 6 || major == 6 && minor >= 6
+	if err := list(w, findings, asJSON); err != nil {
+		return err
+	}
+	if missing > 0 {
+		return fmt.Errorf("%w: %d of what is needed", ErrMissing, missing)
+	}
+	return nil
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
+func list(w io.Writer, findings []Finding, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(findings)
+	}
+	for _, f := range findings {
+		if _, err := fmt.Fprintln(w, f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func isBPFFS(path string) bool {
-	var fs unix.Statfs_t
-	return unix.Statfs(path, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
+// String is a finding on a line, and two more if there is something to do.
+func (f Finding) String() string {
+	state := string(f.State)
+	if f.Needed && f.State == Lack {
+		state = "LACK"
+	}
+	s := fmt.Sprintf("%-8s %s", state, f.What)
+	if f.Seen != "" {
+		s += " (" + f.Seen + ")"
+	}
+	if f.Cost != "" {
+		s += "\n         cost: " + f.Cost
+	}
+	if f.Do != "" {
+		s += "\n         do:   " + f.Do
+	}
+	return s
 }
 
-func jit() bool {
-	b, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable")
-	return err == nil && strings.TrimSpace(string(b)) != "0"
-}
-
-func inPath(program string) bool {
-	_, err := exec.LookPath(program)
-	return err == nil
+// is turns a yes or no into a state.
+func is(yes bool) State {
+	if yes {
+		return Have
+	}
+	return Lack
 }

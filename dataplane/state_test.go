@@ -108,17 +108,6 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-func TestKernelIsNewEnough(t *testing.T) {
-	for release, want := range map[string]bool{
-		"6.6.0": true, "6.12.57+deb13-amd64": true, "7.0.0-rc1": true, "6.18": true,
-		"6.5.13": false, "5.19.0": false, "6": false, "": false, "unknown": false,
-	} {
-		if got := newEnough(release); got != want {
-			t.Errorf("%q: %t, want %t", release, got, want)
-		}
-	}
-}
-
 // VXLAN over IPv6 leaves 20 bytes less (RFC 7348, section 4.3).
 func TestOverhead(t *testing.T) {
 	for addr, want := range map[string]int{"172.31.7.2": 50, "fd31:7::2": 70} {

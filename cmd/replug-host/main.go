@@ -81,10 +81,15 @@ func command() *cobra.Command {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w (%w)", err, errUsage) })
 	o.flags(c.PersistentFlags())
 	c.Flags().BoolVar(&o.uninstall, "uninstall", false, "same as teardown")
-	c.AddCommand(&cobra.Command{
-		Use: "check", Short: "Say what this machine lacks, and what that costs", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return check(o.BPFFS) },
-	}, &cobra.Command{
+	var asJSON bool
+	check := &cobra.Command{
+		Use: "check", Short: "Say what this machine lacks, what that costs, and what to do", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return dataplane.Report(c.OutOrStdout(), dataplane.Look(o.BPFFS, o.Uplink), asJSON)
+		},
+	}
+	check.Flags().BoolVar(&asJSON, "json", false, "for a program")
+	c.AddCommand(check, &cobra.Command{
 		Use: "teardown", Args: cobra.NoArgs,
 		Short: "Take the datapath out of force and remove all devices; machines go on without a network",
 		RunE:  func(*cobra.Command, []string) error { return teardown(o.Config) },
@@ -121,25 +126,6 @@ func (o *options) logger() (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
 	}
 	return nil, fmt.Errorf("log-format %q: want text or json (%w)", o.format, errUsage)
-}
-
-func check(bpffs string) error {
-	missing := 0
-	for _, f := range dataplane.Look(bpffs) {
-		switch {
-		case f.OK:
-			fmt.Printf("ok       %s\n", f.What)
-		case f.Needed:
-			missing++
-			fmt.Printf("MISSING  %s: %s\n", f.What, f.Costs)
-		default:
-			fmt.Printf("without  %s: %s\n", f.What, f.Costs)
-		}
-	}
-	if missing > 0 {
-		return fmt.Errorf("%w: %d of what is needed", dataplane.ErrMissing, missing)
-	}
-	return nil
 }
 
 func teardown(c dataplane.Config) error {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "replug/control/controlpb"
+	"replug/dataplane"
 )
 
 func portCommand(c *caller) *cobra.Command {
@@ -80,7 +81,22 @@ func hostCommand(c *caller) *cobra.Command {
 			_, err := pb.NewHostsClient(conn).DeleteHost(ctx, &pb.DeleteHostRequest{RequestId: c.id(), Name: name})
 			return err
 		}})
-	return noun("host", "Hosts that have registered", "  replug host list", ls, del)
+	return noun("host", "Hosts that have registered, and the machine that this is", "  replug host list\n  replug host check --uplink eth0", ls, del, checkHost(c))
+}
+
+// checkHost looks at this machine; it asks no server.
+func checkHost(c *caller) *cobra.Command {
+	var bpffs, uplink string
+	cmd := &cobra.Command{
+		Use: "check", Short: "Say what this machine lacks as a host, what that costs, and what to do", Args: exact(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return dataplane.Report(cmd.OutOrStdout(), dataplane.Look(bpffs, uplink), c.output == "json")
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&uplink, "uplink", "", "device to the underlay (default: that of the default route)")
+	f.StringVar(&bpffs, "bpffs", "/sys/fs/bpf", "a mounted bpf filesystem")
+	return cmd
 }
 
 func hosts(hs ...*pb.Host) *table {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -182,4 +183,31 @@ func attrs(name string) netlink.LinkAttrs {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// TryVXLAN makes a VXLAN device as [EnsureVXLAN] does, in a network namespace of
+// its own that is gone at once.
+func TryVXLAN() error {
+	return apart(func() error {
+		return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs("try"), FlowBased: true, Port: VXLANPort})
+	})
+}
+
+// TryVeth is TryVXLAN for a pair of veth devices.
+func TryVeth() error {
+	return apart(func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("try"), PeerName: "try-p"}) })
+}
+
+// apart runs f in a new network namespace, on a thread that ends with it.
+func apart(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make a network namespace to try it in: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }

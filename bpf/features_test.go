@@ -1,0 +1,36 @@
+package bpf
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+)
+
+// On every kernel that the datapath is for: it loads, and hooks in one way at least.
+func TestFeatures(t *testing.T) {
+	if err := HavePrograms(); err != nil {
+		t.Errorf("programs: %v", err)
+	}
+	if err := HaveFilters(); err != nil {
+		t.Errorf("filters: %v", err)
+	}
+	if err := HaveTCX(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Errorf("tcx: %v", err)
+	}
+	if _, err := DecapFlag(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Errorf("decap flag: %v", err)
+	}
+	isolate(t)
+	h := &host{t: t}
+	h.must(errors.Join(HaveXDP(h.veth("xdp0", nil).Attrs().Index, false), HaveXDP(h.veth("xdp1", nil).Attrs().Index, true)))
+	lo, err := netlink.LinkByName("lo")
+	h.must(err)
+	if err := HaveXDP(lo.Attrs().Index, false); err == nil {
+		t.Error("the loopback device has no XDP of its own, and says so")
+	}
+	if n := countFilters(t, lo.Attrs().Index); n != 0 {
+		t.Errorf("%d filters are left", n)
+	}
+}
