@@ -130,7 +130,7 @@ func typeFrom(t *pb.VMType) compute.Type {
 func settingsFrom(s *pb.Settings) (vnet.Document, error) {
 	r := reader{}
 	d := vnet.Document{Hostname: s.GetHostname(), User: s.GetUser(), SSHKeys: s.GetSshKeys(), TimeZone: s.GetTimeZone(),
-		PasswordHash: s.GetPasswordHash(), DNS: r.addrs("name server", s.GetDns())}
+		PasswordHash: s.GetPasswordHash(), DNS: r.addrs("name server", s.GetDns()), UserData: s.GetUserData()}
 	for _, f := range s.GetFiles() {
 		d.Files = append(d.Files, vnet.File{Path: f.Path, Mode: f.Mode, Content: f.Content})
 	}
@@ -179,7 +179,7 @@ func typeTo(t *compute.Type) *pb.VMType {
 }
 
 func settingsTo(d *vnet.Document) *pb.Settings {
-	s := &pb.Settings{Hostname: d.Hostname, User: d.User, SshKeys: d.SSHKeys, TimeZone: d.TimeZone}
+	s := &pb.Settings{Hostname: d.Hostname, User: d.User, SshKeys: d.SSHKeys, TimeZone: d.TimeZone, UserData: d.UserData}
 	for _, f := range d.Files {
 		s.Files = append(s.Files, &pb.File{Path: f.Path, Mode: f.Mode, Content: f.Content})
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"replug/dataplane/compute"
 	"replug/directory/vnet"
 )
 
@@ -76,9 +77,19 @@ func (c *Config) Check() error {
 func (c *Config) pins() string { return filepath.Join(c.BPFFS, "replug") }
 
 // info is the host as it registers.
-func (c *Config) info(address netip.Addr, mtu uint16, images []string, version string) vnet.HostInfo {
-	return vnet.HostInfo{
+func (c *Config) info(address netip.Addr, mtu uint16, images []compute.Image, version string) vnet.HostInfo {
+	h := vnet.HostInfo{
 		Name: c.Name, Address: address, PAPrefix: c.PAPrefix, MTU: mtu, Ports: c.MaxPorts, Memory: c.Memory,
-		Images: images, Labels: c.Labels, Version: version,
+		Labels: c.Labels, Version: version,
 	}
+	for _, im := range images {
+		h.Images = append(h.Images, im.Name)
+		if !im.Personality.Agent() {
+			if h.Personalities == nil {
+				h.Personalities = make(map[string]vnet.Personality)
+			}
+			h.Personalities[im.Name] = im.Personality
+		}
+	}
+	return h
 }

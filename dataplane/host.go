@@ -189,7 +189,7 @@ func (h *Host) openClient(context.Context) error {
 	if err != nil {
 		return err
 	}
-	var images []string
+	var images []compute.Image
 	if h.qemu != nil {
 		if images, err = h.qemu.Images(); err != nil {
 			return fmt.Errorf("list images: %w", err)

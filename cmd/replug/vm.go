@@ -49,6 +49,7 @@ type wish struct {
 	settings            pb.Settings
 	keyFiles, files     []string
 	commands, mounts    []string
+	userData            string
 	dataDisks           []int64
 	wait                bool
 }
@@ -74,6 +75,7 @@ func (w *wish) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&w.commands, "run-once", nil, "ID=COMMAND, run by a shell as root at most once")
 	f.StringSliceVar(&w.mounts, "mount", nil, "DISK=GUESTPATH: format extra disk 1, 2, ... if it is blank, and mount it")
 	f.StringSliceVar(&w.files, "file", nil, "GUESTPATH=LOCALFILE, written as root inside")
+	f.StringVar(&w.userData, "user-data", "", "file that is handed to cloud-init inside")
 	f.Int64SliceVar(&w.dataDisks, "data-disk", nil, "bytes of an extra disk")
 	f.BoolVar(&w.wait, "wait", false, "watch until the guest has reported success")
 }
@@ -86,6 +88,13 @@ func (w *wish) read() error {
 			return fmt.Errorf("read ssh key: %w", err)
 		}
 		w.settings.SshKeys = append(w.settings.SshKeys, strings.TrimSpace(string(b)))
+	}
+	if w.userData != "" {
+		b, err := os.ReadFile(w.userData)
+		if err != nil {
+			return fmt.Errorf("read user data: %w", err)
+		}
+		w.settings.UserData = b
 	}
 	for _, pair := range w.files {
 		path, local, ok := strings.Cut(pair, "=")

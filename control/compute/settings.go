@@ -20,6 +20,7 @@ const (
 	maxServers  = 3 // resolv.conf(5) reads no more
 	maxCommands = 32
 	maxDisks    = 16
+	maxUserData = 64 << 10  // bytes, as they are
 	maxSettings = 192 << 10 // bytes as stored; a claim's transaction holds them five times, and etcd takes 1.5 MiB
 )
 
@@ -50,6 +51,9 @@ func CheckSettings(s *vnet.Document) error {
 		if k == "" || len(k) > maxKeyBytes || strings.ContainsAny(k, "\r\n\x00") {
 			return fmt.Errorf("%w ssh key %d: must be one line, as in an authorized_keys file", ErrInvalid, i+1)
 		}
+	}
+	if len(s.UserData) > maxUserData {
+		return fmt.Errorf("%w: %d bytes of user data; at most %d are allowed: let it fetch the rest", ErrInvalid, len(s.UserData), maxUserData)
 	}
 	if b, err := json.Marshal(s); err != nil || len(b) > maxSettings {
 		return fmt.Errorf("%w: the settings have %d bytes as stored; at most %d are allowed", ErrInvalid, len(b), maxSettings)

@@ -3655,7 +3655,8 @@ type Settings struct {
 	PasswordHash  string                 `protobuf:"bytes,6,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"` // of the user, as crypt(5) has it; empty: no password
 	Dns           []string               `protobuf:"bytes,7,rep,name=dns,proto3" json:"dns,omitempty"`                                       // name servers, before those of the network
 	RunOnce       []*Command             `protobuf:"bytes,8,rep,name=run_once,json=runOnce,proto3" json:"run_once,omitempty"`
-	Disks         []*DataDisk            `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"` // extra disks to format, grow and mount
+	Disks         []*DataDisk            `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`                        // extra disks to format, grow and mount
+	UserData      []byte                 `protobuf:"bytes,20,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"` // for cloud-init: a script, cloud-config or MIME
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3749,6 +3750,13 @@ func (x *Settings) GetRunOnce() []*Command {
 func (x *Settings) GetDisks() []*DataDisk {
 	if x != nil {
 		return x.Disks
+	}
+	return nil
+}
+
+func (x *Settings) GetUserData() []byte {
+	if x != nil {
+		return x.UserData
 	}
 	return nil
 }
@@ -7615,7 +7623,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\tR\x04type\"\x12\n" +
 	"\x10ListPoolsRequest\"B\n" +
 	"\x11ListPoolsResponse\x12-\n" +
-	"\x05pools\x18\x01 \x03(\v2\x17.replug.control.v1.PoolR\x05pools\"\xc2\x02\n" +
+	"\x05pools\x18\x01 \x03(\v2\x17.replug.control.v1.PoolR\x05pools\"\xdf\x02\n" +
 	"\bSettings\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
@@ -7625,7 +7633,8 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\rpassword_hash\x18\x06 \x01(\tR\fpasswordHash\x12\x10\n" +
 	"\x03dns\x18\a \x03(\tR\x03dns\x125\n" +
 	"\brun_once\x18\b \x03(\v2\x1a.replug.control.v1.CommandR\arunOnce\x121\n" +
-	"\x05disks\x18\t \x03(\v2\x1b.replug.control.v1.DataDiskR\x05disks\"H\n" +
+	"\x05disks\x18\t \x03(\v2\x1b.replug.control.v1.DataDiskR\x05disks\x12\x1b\n" +
+	"\tuser_data\x18\x14 \x01(\fR\buserData\"H\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +

@@ -96,13 +96,14 @@ func TestArgs(t *testing.T) {
 	l := launch{machine: m, nic: NIC{"tap93", vnet.PortMAC(0x1a2b3c4d), 1432}, dir: "/d/vms/vm-93", accel: accelTCG,
 		image: image{kernel: "/i/deb/vmlinuz", initrd: "/i/deb/initrd.img", disk: "/i/deb/disk.qcow2", cmdline: "console=ttyS0 quiet"}}
 	want := `-name vm-93 -nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi -cpu max -smp 3 -m 517` +
-		` -uuid ` + m.UUID + ` -smbios type=1,manufacturer=Replug,product=Replug VM,serial=vm-93,uuid=` + m.UUID +
-		` -pidfile /d/vms/vm-93/qemu.pid -sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny,elevateprivileges=deny` +
+		` -pidfile /d/vms/vm-93/qemu.pid -uuid ` + m.UUID + ` -smbios type=1,manufacturer=Replug,product=Replug VM,serial=vm-93,uuid=` + m.UUID +
+		` -sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny,elevateprivileges=deny` +
 		` -kernel /i/deb/vmlinuz -append console=ttyS0 quiet -initrd /i/deb/initrd.img` +
 		` -drive id=drive0,if=none,format=qcow2,discard=unmap,file=/d/vms/vm-93/os.qcow2 -device virtio-blk-pci,drive=drive0,serial=root-93` +
 		` -drive id=drive1,if=none,format=qcow2,discard=unmap,file=/d/vms/vm-93/data-data-7-with-a-long-name.qcow2 -device virtio-blk-pci,drive=drive1,serial=data-7-with-a-long-n` +
 		` -netdev tap,id=net0,ifname=tap93,script=no,downscript=no,vhost=off` +
 		` -device virtio-net-pci,id=nic0,netdev=net0,mac=02:52:1a:2b:3c:4d,romfile=,host_mtu=1432` +
+		` -device vmgenid,guid=auto` +
 		` -chardev file,id=console,append=on,path=/d/vms/vm-93/console.log -serial chardev:console` +
 		` -chardev socket,id=mon0,fd=3,server=on,wait=off -mon chardev=mon0,mode=control` +
 		` -chardev socket,id=mon1,fd=4,server=on,wait=off -mon chardev=mon1,mode=control` +
@@ -110,6 +111,19 @@ func TestArgs(t *testing.T) {
 	if got := strings.Join(c.args(&l), " "); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	for p, want := range map[vnet.Personality]string{
+		vnet.PersonalityCloudInit:        " -smbios type=3,manufacturer=Replug,asset=7783-7084-3265-9085-8269-3286-77 ",
+		vnet.PersonalityCloudInitSavable: " -device pcie-root-port,id=slot0,chassis=1,slot=1 -device virtio-net-pci,id=nic0,netdev=net0,mac=02:52:1a:2b:3c:4d,romfile=,host_mtu=1432,bus=slot0 ",
+		vnet.PersonalityEC2:              " -uuid ec2a2b1c-5d4e-4f60-9a7b-8c9d0e1f2a3b -smbios type=1,manufacturer=Replug,product=Replug VM,serial=ec2a2b1c-5d4e-4f60-9a7b-8c9d0e1f2a3b,uuid=ec2a2b1c-5d4e-4f60-9a7b-8c9d0e1f2a3b ",
+		vnet.PersonalityOpenStack:        ",product=OpenStack Compute,",
+		vnet.PersonalityNoCloud:          ",serial=ds=nocloud-net;s=http://169.254.169.254/nocloud/,",
+	} {
+		l.machine.Personality = p
+		if got := strings.Join(c.args(&l), " "); !strings.Contains(got, want) {
+			t.Errorf("%s: got\n%s\nwant %s", p, got, want)
+		}
+	}
+	l.machine.Personality = ""
 	c.RunAs, l.accel = "vm-user", accelKVM
 	for _, runWith := range []bool{false, true} {
 		l.runWith = runWith

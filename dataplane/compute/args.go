@@ -33,8 +33,8 @@ func (c *Config) args(l *launch) []string {
 	a := []string{"-name", m.ID, "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", c.Machine, "-accel", map[string]string{accelKVM: "kvm", accelTCG: "tcg,thread=multi"}[l.accel],
 		"-cpu", c.cpu(l.accel), "-smp", strconv.Itoa(m.CPUs), "-m", strconv.Itoa(m.Memory),
-		"-uuid", m.UUID, "-smbios", "type=1,manufacturer=Replug,product=Replug VM,serial=" + m.ID + ",uuid=" + m.UUID,
 		"-pidfile", filepath.Join(l.dir, pidFile)}
+	a = append(a, smbios(m)...)
 	a = append(a, c.leastPrivilege(l)...)
 	if l.image.kernel != "" {
 		a = append(a, "-kernel", l.image.kernel)
@@ -49,11 +49,9 @@ func (c *Config) args(l *launch) []string {
 		a = append(a, "-drive", fmt.Sprintf("id=drive%d,if=none,format=qcow2,discard=unmap,file=%s", i, escape(diskFile(l.dir, d))),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=drive%d,serial=%.20s", i, d.ID))
 	}
-	nic := fmt.Sprintf("virtio-net-pci,id=%s,netdev=%s,mac=%s,romfile=", NICName, NetName, l.nic.MAC)
-	if l.nic.MTU > 0 {
-		nic += fmt.Sprintf(",host_mtu=%d", l.nic.MTU)
-	}
-	a = append(a, "-netdev", fmt.Sprintf("tap,id=%s,ifname=%s,script=no,downscript=no,vhost=off", NetName, l.nic.Tap), "-device", nic,
+	a = append(a, "-netdev", fmt.Sprintf("tap,id=%s,ifname=%s,script=no,downscript=no,vhost=off", NetName, l.nic.Tap))
+	a = append(a, l.nicArgs()...)
+	a = append(a, "-device", "vmgenid,guid=auto", // a guest that wakes up twice must not draw the same random numbers
 		"-chardev", "file,id=console,append=on,path="+escape(filepath.Join(l.dir, consoleFile)), "-serial", "chardev:console")
 	for id, fd := range []int{monitorFD, powerFD} {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=mon%d,fd=%d,server=on,wait=off", id, fd), "-mon", fmt.Sprintf("chardev=mon%d,mode=control", id))
@@ -78,6 +76,51 @@ func (c *Config) leastPrivilege(l *launch) []string {
 		return []string{"-sandbox", sandbox + "allow", "-run-with", "user=" + c.RunAs}
 	}
 	return []string{"-sandbox", sandbox + "allow", "-runas", c.RunAs}
+}
+
+// nicArgs puts the NIC on the machine's bus; where it is to be pulled out and put
+// in again while the guest runs, into a slot of its own.
+func (l *launch) nicArgs() []string {
+	nic := fmt.Sprintf("virtio-net-pci,id=%s,netdev=%s,mac=%s,romfile=", NICName, NetName, l.nic.MAC)
+	if l.nic.MTU > 0 {
+		nic += fmt.Sprintf(",host_mtu=%d", l.nic.MTU)
+	}
+	if l.machine.Personality != vnet.PersonalityCloudInitSavable {
+		return []string{"-device", nic}
+	}
+	return []string{"-device", "pcie-root-port,id=" + SlotName + ",chassis=1,slot=1", "-device", nic + ",bus=" + SlotName}
+}
+
+// Card is a NIC as a monitor's device_add wants it: what [launch.nicArgs] writes.
+func Card(nic NIC) map[string]any {
+	card := map[string]any{"driver": "virtio-net-pci", "id": NICName, "netdev": NetName, "mac": nic.MAC.String(), "romfile": "", "bus": SlotName}
+	if nic.MTU > 0 {
+		card["host_mtu"] = nic.MTU
+	}
+	return card
+}
+
+// azureTag is the chassis asset tag by which cloud-init knows the Azure protocol.
+const azureTag = "7783-7084-3265-9085-8269-3286-77"
+
+// smbios is what the guest's firmware says of the machine: the UUID, which is the
+// instance for cloud-init and stays from pool to owner, and the signs by which
+// cloud-init chooses where it gets its metadata.
+func smbios(m *vnet.Machine) []string {
+	uuid, product, serial := m.UUID, "Replug VM", m.ID
+	var more []string
+	switch m.Personality {
+	case vnet.PersonalityCloudInit, vnet.PersonalityCloudInitSavable:
+		more = []string{"-smbios", "type=3,manufacturer=Replug,asset=" + azureTag}
+	case vnet.PersonalityEC2: // known by the UUID's first letters, and by the serial number that is the same
+		uuid = "ec2" + uuid[3:]
+		serial = uuid
+	case vnet.PersonalityOpenStack:
+		product = "OpenStack Compute"
+	case vnet.PersonalityNoCloud: // nocloud-net is the word of old releases, and new ones still take it
+		serial = "ds=nocloud-net;s=http://169.254.169.254/nocloud/"
+	}
+	return append([]string{"-uuid", uuid, "-smbios", "type=1,manufacturer=Replug,product=" + product + ",serial=" + serial + ",uuid=" + uuid}, more...)
 }
 
 func (c *Config) cpu(accel string) string {

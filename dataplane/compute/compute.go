@@ -57,9 +57,11 @@ type NIC struct {
 }
 
 // NICName and NetName are the NIC's and its back-end's names at the monitor.
+// SlotName is that of the slot that it can be pulled out of, where it has one.
 const (
-	NICName = "nic0"
-	NetName = "net0"
+	NICName  = "nic0"
+	NetName  = "net0"
+	SlotName = "slot0"
 )
 
 // A State is what the host has of a machine.
@@ -92,7 +94,7 @@ type Monitor interface {
 // Config is where and how a [QEMU] runs machines.
 type Config struct {
 	Dir       string        // absolute; machines live in Dir/vms
-	Images    string        // image repository: NAME/{vmlinuz,initrd.img,cmdline,disk.qcow2}
+	Images    string        // image repository: NAME/{vmlinuz,initrd.img,cmdline,disk.qcow2,image.json}
 	QEMU      string        // program; default qemu-system-x86_64
 	QemuImg   string        // program; default qemu-img
 	Machine   string        // QEMU machine type; default q35

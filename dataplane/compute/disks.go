@@ -21,6 +21,33 @@ import (
 type image struct {
 	kernel, initrd, disk string // files; "" if there is none
 	cmdline              string
+	personality          vnet.Personality
+}
+
+// about is image.json: what can't be told by looking.
+type about struct {
+	Personality vnet.Personality `json:"personality"`
+}
+
+// read takes what image.json says, if there is one. It is strict: a guest that is
+// taken for another kind waits for ever.
+func (a *about) read(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "image.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.DisallowUnknownFields()
+		err = d.Decode(a)
+	}
+	if err == nil {
+		_, err = vnet.ParsePersonality(string(a.Personality))
+	}
+	if err != nil {
+		return fmt.Errorf("image.json: %w", err)
+	}
+	return nil
 }
 
 // openImage finds an image. Links are resolved: an overlay stays on the file that
@@ -48,25 +75,40 @@ func openImage(repository, name string) (image, error) {
 		return im, fmt.Errorf("image %s: %w: %w", name, ErrNoImage, err)
 	}
 	im.cmdline = strings.TrimSpace(string(b))
+	var a about
+	if err := a.read(dir); err != nil {
+		return im, fmt.Errorf("image %s: %w: %w", name, ErrNoImage, err)
+	}
+	im.personality = a.Personality
 	return im, nil
 }
 
-// Images lists the repository.
-func (q *QEMU) Images() ([]string, error) {
+// An Image is one of the repository's, as the host offers it.
+type Image struct {
+	Name        string
+	Personality vnet.Personality
+}
+
+// Images lists the repository. An image that can't be used is left out, and why
+// is in the log.
+func (q *QEMU) Images() ([]Image, error) {
 	entries, err := os.ReadDir(q.c.Images)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	var names []string
+	var all []Image
 	for _, e := range entries {
 		if !word.MatchString(e.Name()) {
 			continue
 		}
-		if _, err := openImage(q.c.Images, e.Name()); err == nil {
-			names = append(names, e.Name())
+		im, err := openImage(q.c.Images, e.Name())
+		if err != nil {
+			q.c.Log.Warn("image is not offered", "image", e.Name(), "why", err)
+			continue
 		}
+		all = append(all, Image{Name: e.Name(), Personality: im.personality})
 	}
-	return names, nil
+	return all, nil
 }
 
 // disks is what a machine's drives are: the OS disk, if any, then the data disks.

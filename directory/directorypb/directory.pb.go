@@ -1055,6 +1055,7 @@ type Host struct {
 	Images        []string               `protobuf:"bytes,7,rep,name=images,proto3" json:"images,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Version       string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	Personalities map[string]string      `protobuf:"bytes,12,rep,name=personalities,proto3" json:"personalities,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of images, by name; none: agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1150,6 +1151,13 @@ func (x *Host) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Host) GetPersonalities() map[string]string {
+	if x != nil {
+		return x.Personalities
+	}
+	return nil
 }
 
 type Mapping struct {
@@ -2151,6 +2159,7 @@ type Machine struct {
 	Image         string                 `protobuf:"bytes,5,opt,name=image,proto3" json:"image,omitempty"`
 	Disks         []*Disk                `protobuf:"bytes,6,rep,name=disks,proto3" json:"disks,omitempty"`
 	Power         string                 `protobuf:"bytes,7,opt,name=power,proto3" json:"power,omitempty"`
+	Personality   string                 `protobuf:"bytes,12,opt,name=personality,proto3" json:"personality,omitempty"` // vnet.Personality; empty: agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2230,6 +2239,13 @@ func (x *Machine) GetDisks() []*Disk {
 func (x *Machine) GetPower() string {
 	if x != nil {
 		return x.Power
+	}
+	return ""
+}
+
+func (x *Machine) GetPersonality() string {
+	if x != nil {
+		return x.Personality
 	}
 	return ""
 }
@@ -2648,6 +2664,7 @@ type Document struct {
 	Dns           []string               `protobuf:"bytes,10,rep,name=dns,proto3" json:"dns,omitempty"`
 	RunOnce       []*Command             `protobuf:"bytes,11,rep,name=run_once,json=runOnce,proto3" json:"run_once,omitempty"`
 	Disks         []*DataDisk            `protobuf:"bytes,12,rep,name=disks,proto3" json:"disks,omitempty"`
+	UserData      []byte                 `protobuf:"bytes,20,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2762,6 +2779,13 @@ func (x *Document) GetRunOnce() []*Command {
 func (x *Document) GetDisks() []*DataDisk {
 	if x != nil {
 		return x.Disks
+	}
+	return nil
+}
+
+func (x *Document) GetUserData() []byte {
+	if x != nil {
+		return x.UserData
 	}
 	return nil
 }
@@ -3278,7 +3302,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"=\n" +
 	"\rNetworkSynced\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xc4\x02\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xda\x03\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
@@ -3289,8 +3313,12 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"memory_mib\x18\x06 \x01(\x05R\tmemoryMib\x12\x16\n" +
 	"\x06images\x18\a \x03(\tR\x06images\x12=\n" +
 	"\x06labels\x18\b \x03(\v2%.replug.directory.v1.Host.LabelsEntryR\x06labels\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\x1a9\n" +
+	"\aversion\x18\t \x01(\tR\aversion\x12R\n" +
+	"\rpersonalities\x18\f \x03(\v2,.replug.directory.v1.Host.PersonalitiesEntryR\rpersonalities\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a@\n" +
+	"\x12PersonalitiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +
 	"\aMapping\x12\x10\n" +
@@ -3381,7 +3409,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\ffrom_packets\x18\x02 \x01(\x04R\vfromPackets\x12\x17\n" +
 	"\ato_bits\x18\x03 \x01(\x04R\x06toBits\x12\x1d\n" +
 	"\n" +
-	"to_packets\x18\x04 \x01(\x04R\ttoPackets\"\xbd\x01\n" +
+	"to_packets\x18\x04 \x01(\x04R\ttoPackets\"\xdf\x01\n" +
 	"\aMachine\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -3390,7 +3418,8 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"memory_mib\x18\x04 \x01(\x05R\tmemoryMib\x12\x14\n" +
 	"\x05image\x18\x05 \x01(\tR\x05image\x12/\n" +
 	"\x05disks\x18\x06 \x03(\v2\x19.replug.directory.v1.DiskR\x05disks\x12\x14\n" +
-	"\x05power\x18\a \x01(\tR\x05power\":\n" +
+	"\x05power\x18\a \x01(\tR\x05power\x12 \n" +
+	"\vpersonality\x18\f \x01(\tR\vpersonality\":\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x0e\n" +
@@ -3427,7 +3456,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
 	"\bnext_hop\x18\x02 \x01(\tR\anextHop\x12\x12\n" +
-	"\x04peer\x18\x03 \x01(\rR\x04peer\"\x8c\x03\n" +
+	"\x04peer\x18\x03 \x01(\rR\x04peer\"\xa9\x03\n" +
 	"\bDocument\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x1a\n" +
@@ -3441,7 +3470,8 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x03dns\x18\n" +
 	" \x03(\tR\x03dns\x127\n" +
 	"\brun_once\x18\v \x03(\v2\x1c.replug.directory.v1.CommandR\arunOnce\x123\n" +
-	"\x05disks\x18\f \x03(\v2\x1d.replug.directory.v1.DataDiskR\x05disks\"3\n" +
+	"\x05disks\x18\f \x03(\v2\x1d.replug.directory.v1.DataDiskR\x05disks\x12\x1b\n" +
+	"\tuser_data\x18\x14 \x01(\fR\buserData\"3\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\".\n" +
@@ -3492,7 +3522,7 @@ func file_directory_directorypb_directory_proto_rawDescGZIP() []byte {
 	return file_directory_directorypb_directory_proto_rawDescData
 }
 
-var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_directory_directorypb_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*FromHost)(nil),              // 0: replug.directory.v1.FromHost
 	(*Hello)(nil),                 // 1: replug.directory.v1.Hello
@@ -3531,8 +3561,9 @@ var file_directory_directorypb_directory_proto_goTypes = []any{
 	(*Hop)(nil),                   // 34: replug.directory.v1.Hop
 	(*GuestReport)(nil),           // 35: replug.directory.v1.GuestReport
 	nil,                           // 36: replug.directory.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	nil,                           // 37: replug.directory.v1.Host.PersonalitiesEntry
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
 }
 var file_directory_directorypb_directory_proto_depIdxs = []int32{
 	1,  // 0: replug.directory.v1.FromHost.hello:type_name -> replug.directory.v1.Hello
@@ -3556,37 +3587,38 @@ var file_directory_directorypb_directory_proto_depIdxs = []int32{
 	6,  // 18: replug.directory.v1.ToHost.ask:type_name -> replug.directory.v1.Ask
 	7,  // 19: replug.directory.v1.ToHost.answers_taken:type_name -> replug.directory.v1.AnswersTaken
 	36, // 20: replug.directory.v1.Host.labels:type_name -> replug.directory.v1.Host.LabelsEntry
-	15, // 21: replug.directory.v1.Group.rules:type_name -> replug.directory.v1.Rule
-	17, // 22: replug.directory.v1.Service.check:type_name -> replug.directory.v1.Check
-	18, // 23: replug.directory.v1.Service.backends:type_name -> replug.directory.v1.Backend
-	37, // 24: replug.directory.v1.Check.interval:type_name -> google.protobuf.Duration
-	37, // 25: replug.directory.v1.Check.timeout:type_name -> google.protobuf.Duration
-	21, // 26: replug.directory.v1.Health.backends:type_name -> replug.directory.v1.BackendHealth
-	24, // 27: replug.directory.v1.Intent.machine:type_name -> replug.directory.v1.Machine
-	26, // 28: replug.directory.v1.Intent.current:type_name -> replug.directory.v1.Place
-	26, // 29: replug.directory.v1.Intent.next:type_name -> replug.directory.v1.Place
-	23, // 30: replug.directory.v1.Intent.limits:type_name -> replug.directory.v1.Limits
-	25, // 31: replug.directory.v1.Machine.disks:type_name -> replug.directory.v1.Disk
-	27, // 32: replug.directory.v1.Place.addrs:type_name -> replug.directory.v1.Addr
-	28, // 33: replug.directory.v1.Place.routes:type_name -> replug.directory.v1.Route
-	37, // 34: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
-	29, // 35: replug.directory.v1.Place.document:type_name -> replug.directory.v1.Document
-	37, // 36: replug.directory.v1.Place.drain:type_name -> google.protobuf.Duration
-	32, // 37: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
-	30, // 38: replug.directory.v1.Document.run_once:type_name -> replug.directory.v1.Command
-	31, // 39: replug.directory.v1.Document.disks:type_name -> replug.directory.v1.DataDisk
-	34, // 40: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
-	37, // 41: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
-	35, // 42: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
-	38, // 43: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
-	38, // 44: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
-	0,  // 45: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
-	4,  // 46: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
-	46, // [46:47] is the sub-list for method output_type
-	45, // [45:46] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	37, // 21: replug.directory.v1.Host.personalities:type_name -> replug.directory.v1.Host.PersonalitiesEntry
+	15, // 22: replug.directory.v1.Group.rules:type_name -> replug.directory.v1.Rule
+	17, // 23: replug.directory.v1.Service.check:type_name -> replug.directory.v1.Check
+	18, // 24: replug.directory.v1.Service.backends:type_name -> replug.directory.v1.Backend
+	38, // 25: replug.directory.v1.Check.interval:type_name -> google.protobuf.Duration
+	38, // 26: replug.directory.v1.Check.timeout:type_name -> google.protobuf.Duration
+	21, // 27: replug.directory.v1.Health.backends:type_name -> replug.directory.v1.BackendHealth
+	24, // 28: replug.directory.v1.Intent.machine:type_name -> replug.directory.v1.Machine
+	26, // 29: replug.directory.v1.Intent.current:type_name -> replug.directory.v1.Place
+	26, // 30: replug.directory.v1.Intent.next:type_name -> replug.directory.v1.Place
+	23, // 31: replug.directory.v1.Intent.limits:type_name -> replug.directory.v1.Limits
+	25, // 32: replug.directory.v1.Machine.disks:type_name -> replug.directory.v1.Disk
+	27, // 33: replug.directory.v1.Place.addrs:type_name -> replug.directory.v1.Addr
+	28, // 34: replug.directory.v1.Place.routes:type_name -> replug.directory.v1.Route
+	38, // 35: replug.directory.v1.Place.lease:type_name -> google.protobuf.Duration
+	29, // 36: replug.directory.v1.Place.document:type_name -> replug.directory.v1.Document
+	38, // 37: replug.directory.v1.Place.drain:type_name -> google.protobuf.Duration
+	32, // 38: replug.directory.v1.Document.files:type_name -> replug.directory.v1.File
+	30, // 39: replug.directory.v1.Document.run_once:type_name -> replug.directory.v1.Command
+	31, // 40: replug.directory.v1.Document.disks:type_name -> replug.directory.v1.DataDisk
+	34, // 41: replug.directory.v1.Status.hops:type_name -> replug.directory.v1.Hop
+	38, // 42: replug.directory.v1.Status.blackout:type_name -> google.protobuf.Duration
+	35, // 43: replug.directory.v1.Status.guest:type_name -> replug.directory.v1.GuestReport
+	39, // 44: replug.directory.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	39, // 45: replug.directory.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	0,  // 46: replug.directory.v1.Directory.Attach:input_type -> replug.directory.v1.FromHost
+	4,  // 47: replug.directory.v1.Directory.Attach:output_type -> replug.directory.v1.ToHost
+	47, // [47:48] is the sub-list for method output_type
+	46, // [46:47] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_directory_directorypb_directory_proto_init() }
@@ -3628,7 +3660,7 @@ func file_directory_directorypb_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_directorypb_directory_proto_rawDesc), len(file_directory_directorypb_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,8 @@ type Machine struct {
 	Image  string `json:"image"`  // name in the host's image repository
 	Disks  []Disk `json:"disks,omitempty"`
 	Power  Power  `json:"power"`
+	// Personality is that of the image when the machine was made.
+	Personality Personality `json:"personality,omitempty"`
 }
 
 // A Disk is a qcow2 overlay (OS disk) or an empty qcow2 (data disk) on the host.
@@ -61,4 +63,6 @@ type HostInfo struct {
 	Images   []string          `json:"images,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"` // region, cluster, rack
 	Version  string            `json:"version"`
+	// Personalities of the images, by name; an image without one has an agent.
+	Personalities map[string]Personality `json:"personalities,omitempty"`
 }

@@ -157,6 +157,8 @@ type Document struct {
 	DNS          []netip.Addr `json:"dns,omitempty"` // name servers, before those of the lease
 	RunOnce      []Command    `json:"run_once,omitempty"`
 	Disks        []DataDisk   `json:"disks,omitempty"`
+	// UserData is handed to cloud-init as it is: a script, cloud-config, or several in MIME.
+	UserData []byte `json:"user_data,omitempty"`
 }
 
 // TagPartial marks a document whose VM waits in the pool: not all is configured

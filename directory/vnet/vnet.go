@@ -19,6 +19,8 @@ var (
 	ErrMAC     = errors.New("not a unicast MAC address")
 	ErrMoniker = errors.New("not a moniker (lower-case letters, digits and dashes, 1 to 63, a letter first)")
 	ErrEpoch   = errors.New("not an epoch (era.counter)")
+
+	ErrPersonality = errors.New("not a personality (agent, cloud-init, cloud-init-savable, plain, ec2, openstack, nocloud)")
 )
 
 // A VNI is a VXLAN network identifier (RFC 7348, section 5), 24 bits, never 0.

@@ -98,7 +98,7 @@ func fromMachine(m *vnet.Machine) *directorypb.Machine {
 		Disks: each(m.Disks, func(d vnet.Disk) *directorypb.Disk {
 			return &directorypb.Disk{Id: d.ID, Size: d.Size, Os: d.OS}
 		}),
-		Power: string(m.Power),
+		Power: string(m.Power), Personality: string(m.Personality),
 	}
 }
 
@@ -111,8 +111,16 @@ func (r *reader) machine(m *directorypb.Machine) *vnet.Machine {
 		Disks: each(m.Disks, func(d *directorypb.Disk) vnet.Disk {
 			return vnet.Disk{ID: d.GetId(), Size: d.GetSize(), OS: d.GetOs()}
 		}),
-		Power: r.power("intent.machine.power", m.Power),
+		Power: r.power("intent.machine.power", m.Power), Personality: r.personality("intent.machine.personality", m.Personality),
 	}
+}
+
+func (r *reader) personality(field, s string) vnet.Personality {
+	p, err := vnet.ParsePersonality(s)
+	if err != nil {
+		r.fail(field, err)
+	}
+	return p
 }
 
 func (r *reader) power(field, s string) vnet.Power {
@@ -130,7 +138,19 @@ func FromHost(h *vnet.HostInfo) *directorypb.Host {
 	return &directorypb.Host{
 		Name: h.Name, Address: text(h.Address), PaPrefix: prefixText(h.PAPrefix), Mtu: uint32(h.MTU),
 		Ports: int32(h.Ports), MemoryMib: int32(h.Memory), Images: h.Images, Labels: h.Labels, Version: h.Version,
+		Personalities: fromPersonalities(h.Personalities),
 	}
+}
+
+func fromPersonalities(all map[string]vnet.Personality) map[string]string {
+	if len(all) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(all))
+	for image, p := range all {
+		out[image] = string(p)
+	}
+	return out
 }
 
 // ToHost reads the message of a host. It must have a name, an address and a PA
@@ -144,6 +164,12 @@ func ToHost(m *directorypb.Host) (vnet.HostInfo, error) {
 	}
 	if len(m.GetLabels()) > 0 {
 		out.Labels = maps.Clone(m.GetLabels())
+	}
+	for image, s := range m.GetPersonalities() {
+		if out.Personalities == nil {
+			out.Personalities = make(map[string]vnet.Personality)
+		}
+		out.Personalities[image] = r.personality("host.personalities", s)
 	}
 	if out.Name == "" || !out.Address.IsValid() || !out.PAPrefix.IsValid() {
 		r.fail("host", errors.New("name, address or PA prefix is missing"))

@@ -139,6 +139,7 @@ func fromDocument(d *vnet.Document) *directorypb.Document {
 		Disks: each(d.Disks, func(x vnet.DataDisk) *directorypb.DataDisk {
 			return &directorypb.DataDisk{Id: x.ID, Path: x.Path}
 		}),
+		UserData: d.UserData,
 	}
 }
 
@@ -163,6 +164,7 @@ func (r *reader) document(field string, m *directorypb.Document) *vnet.Document 
 		Disks: each(m.Disks, func(x *directorypb.DataDisk) vnet.DataDisk {
 			return vnet.DataDisk{ID: x.GetId(), Path: x.GetPath()}
 		}),
+		UserData: m.UserData,
 	}
 }
 

@@ -42,6 +42,8 @@ var (
 	rates = rapid.Custom(func(t *rapid.T) vnet.Rate {
 		return vnet.Rate{Bits: rapid.Uint64().Draw(t, "bits"), Packets: rapid.Uint64().Draw(t, "packets")}
 	})
+	personalities = rapid.SampledFrom([]vnet.Personality{"", vnet.PersonalityAgent, vnet.PersonalityCloudInit,
+		vnet.PersonalityCloudInitSavable, vnet.PersonalityPlain, vnet.PersonalityEC2, vnet.PersonalityOpenStack, vnet.PersonalityNoCloud})
 	spans = rapid.Custom(func(t *rapid.T) time.Duration { return time.Duration(rapid.Int64Min(0).Draw(t, "d")) })
 )
 
@@ -78,7 +80,7 @@ func place(t *rapid.T) vnet.Place {
 				}), "run once"),
 				Disks: list(t, rapid.Custom(func(t *rapid.T) vnet.DataDisk {
 					return vnet.DataDisk{ID: words.Draw(t, "id"), Path: words.Draw(t, "path")}
-				}), "disks")}
+				}), "disks"), UserData: list(t, rapid.Byte(), "user data")}
 		}), true).Draw(t, "document"),
 		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"),
 		Confirm: rapid.SampledFrom([]vnet.Confirm{"", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller}).Draw(t, "confirm"),
@@ -99,7 +101,8 @@ func anyIntent(t *rapid.T) vnet.Intent {
 				Disks: list(t, rapid.Custom(func(t *rapid.T) vnet.Disk {
 					return vnet.Disk{ID: words.Draw(t, "id"), Size: rapid.Int64().Draw(t, "size"), OS: rapid.Bool().Draw(t, "os")}
 				}), "disks"),
-				Power: rapid.SampledFrom([]vnet.Power{vnet.PowerOn, vnet.PowerOff, vnet.PowerAbsent}).Draw(t, "power")}
+				Power:       rapid.SampledFrom([]vnet.Power{vnet.PowerOn, vnet.PowerOff, vnet.PowerAbsent}).Draw(t, "power"),
+				Personality: personalities.Draw(t, "personality")}
 		}), true).Draw(t, "machine"),
 		Tap: words.Draw(t, "tap"), Monitor: words.Draw(t, "monitor"), Current: place(t),
 		Next: rapid.Ptr(rapid.Custom(place), true).Draw(t, "next"), Gone: rapid.Bool().Draw(t, "gone"),
