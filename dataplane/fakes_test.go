@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"replug/dataplane/imds"
 	"replug/directory/vnet"
 )
 
@@ -136,6 +137,24 @@ func (l worldLink) Set(_ context.Context, up bool) error {
 	return nil
 }
 
+// Plug is all that a guest which waits for it hears.
+func (l worldLink) Plug(_ context.Context, in bool) error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	g := l.w.guests[l.id]
+	if err := l.w.act("plug %d %t", l.id, in); err != nil {
+		return err
+	}
+	g.link = in
+	if in && g.plugs {
+		deaf := g.deaf
+		g.deaf = false
+		g.ask()
+		g.deaf = deaf
+	}
+	return nil
+}
+
 // ask gets a lease of whatever row is in force by then. The world is locked.
 func (g *guest) ask() {
 	if g.deaf {
@@ -180,7 +199,7 @@ func (f *worldProber) Probe(_ int, _ vnet.MAC, place *vnet.Place) error {
 
 type worldDocs world
 
-func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document) {
+func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document, _ imds.Guest) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -220,6 +239,19 @@ func (g *guest) read(e vnet.Epoch, d *vnet.Document) {
 		g.reported = e
 		g.w.mu.Unlock()
 	})
+}
+
+// Renew sends a guest that polls back to DHCP.
+func (f *worldDocs) Renew(id vnet.PortID, on bool) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if g := w.guests[id]; g != nil && on && g.polls && w.act("renew %d", id) == nil {
+		deaf := g.deaf
+		g.deaf = false
+		g.ask()
+		g.deaf = deaf
+	}
 }
 
 func (f *worldDocs) Withdraw(id vnet.PortID) {

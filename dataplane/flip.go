@@ -7,9 +7,9 @@ import (
 	"replug/directory/vnet"
 )
 
-// bounces reports whether the guest's link is cut on the way to place. A first
+// bounced reports whether the guest's link is cut on the way to place. A first
 // place needs none: the guest boots there.
-func bounces(place *vnet.Place) bool {
+func bounced(place *vnet.Place) bool {
 	return place.Swap != "" && place.Trigger != vnet.TriggerNone
 }
 
@@ -24,7 +24,7 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		p.log.Warn("port is flipped without its tap", "err", err)
 	}
 	p.ask() // its answer is the last frame before the blackout
-	if bounces(&in.Current) && p.row != nil && p.on(in) {
+	if bounced(&in.Current) && p.row != nil && p.on(in) {
 		if err := p.setLink(ctx, in, false); err != nil {
 			p.log.Warn("link could not be cut", "err", err)
 		} else {
@@ -72,7 +72,7 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 	}
 	if place.Swap == "" {
 		// Nobody was here before, so the document needs no proof.
-		p.docs.Publish(p.id, place.Epoch, place.Document)
+		p.docs.Publish(p.id, place.Epoch, place.Document, guestOf(in, place))
 	}
 	p.log.Info("flipped", "network", place.Network, "place", place.String(), "swap", place.Swap)
 	p.tell(vnet.StatusFlipped, place.Epoch, nil)
@@ -94,7 +94,7 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		r.kicked = time.Now()
 		return outcome{kind: done}, nil
 	}
-	if left := at(r.Tried).dark - time.Since(r.cutAt); r.Cuts > 0 && left > 0 {
+	if left := p.rung(in).dark - time.Since(r.cutAt); r.Cuts > 0 && left > 0 {
 		return wait(left), nil
 	}
 	err := p.setLink(ctx, in, true)
@@ -116,11 +116,19 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
 	if r.Cuts > 0 || r.again {
+		r.hop("no proof by " + p.rung(in).String())
 		r.Tried++
 	}
 	r.again, r.dueBy = true, time.Time{}
-	if r.Tried >= len(ladder) {
+	if r.Tried >= len(p.ladder(in)) {
 		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client and its monitor", r.Cuts)
+	}
+	next := p.rung(in)
+	p.docs.Renew(p.id, next.kind == renew)
+	if next.kind == renew {
+		r.hop(next.String())
+		p.log.Info("sent back to DHCP", "cuts", r.Cuts)
+		return outcome{kind: done}, nil
 	}
 	if err := p.setLink(ctx, in, false); err != nil {
 		p.log.Warn("link could not be cut", "err", err)
@@ -129,6 +137,27 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r.Cuts++
 	r.cutAt = time.Now()
 	r.hop("link_down")
-	p.log.Info("bounce again", "rung", at(r.Tried).String(), "cuts", r.Cuts)
+	p.log.Info("bounce again", "rung", next.String(), "cuts", r.Cuts)
 	return outcome{kind: done}, nil
+}
+
+// ladder is the guest's, as it was when the walk began.
+func (p *port) ladder(in *vnet.Intent) ladder { return ladderOf(personalityOf(in), p.run.Pooled) }
+
+// rung is where on its ladder the guest is.
+func (p *port) rung(in *vnet.Intent) rung { return p.ladder(in).at(p.run.Tried) }
+
+// climber is who climbs.
+func (p *port) climber(in *vnet.Intent) climber {
+	c := climber{pooled: p.run.Pooled}
+	if in.Machine != nil {
+		c.image = in.Machine.Image
+	}
+	return c
+}
+
+// pooled reports whether the guest waits in the pool, where it is now.
+func (p *port) pooled() bool {
+	place, _, _, ok := p.inForce()
+	return ok && place.Document != nil && place.Document.Partial()
 }

@@ -93,7 +93,11 @@ func (g *guests) send(p *port, epoch vnet.Epoch, ifindex int, frame []byte) bool
 
 // answer sends what DHCP says, if anything.
 func (g *guests) answer(p *port, place *vnet.Place, ifindex int, mac vnet.MAC, frame []byte) {
-	reply, err := dhcp.Answer(frame, dhcp.Port{MAC: mac, Place: place, MTU: g.mtu})
+	asker := dhcp.Port{MAC: mac, Place: place, MTU: g.mtu}
+	if p.personality().CloudInit() {
+		asker.WireServer = wireServer
+	}
+	reply, err := dhcp.Answer(frame, asker)
 	var refusal dhcp.Refusal
 	switch {
 	case errors.As(err, &refusal):

@@ -169,7 +169,7 @@ func (h *Host) openPorts(context.Context) error {
 		driver = h.qemu
 	}
 	ps, err := newPorts(rooms{
-		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver}, docs: h.imds,
+		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: h.imds,
 		prober: prober{h.sender}, router: routers{h.sender}, networks: h.networks, records: recs, rungs: newRungs(), metrics: h.metrics,
 		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
 	}, h.log)

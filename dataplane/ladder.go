@@ -4,22 +4,63 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"replug/directory/vnet"
 )
 
-// A rung is one way to make a guest look for its network again: its link is
-// down for dark, then there is time for a proof.
+// A rung is one way to make a guest look for its network again, and the time that
+// it then has for a proof.
 type rung struct {
-	dark     time.Duration
+	kind     rungKind
+	dark     time.Duration // without a link, or a NIC
 	patience time.Duration
 }
 
-// ladder is climbed until the guest is seen. Short cuts of the link are enough
+type rungKind uint8
+
+const (
+	bounce rungKind = iota // the link goes down and up
+	replug                 // the NIC is taken out and put in again
+	renew                  // the metadata service sends the guest back to DHCP
+)
+
+// A ladder is climbed until the guest is seen. Short cuts of the link are enough
 // for a guest that asks at once; some adapters and drivers sample the link, or
-// debounce it, and see only a long one.
-var ladder = []rung{
-	{20 * time.Millisecond, time.Second},
-	{200 * time.Millisecond, 2 * time.Second},
-	{1200 * time.Millisecond, 4 * time.Second},
+// debounce it, and see only a long one. The first rung is never renew: the flip is
+// made while the link is down.
+type ladder []rung
+
+var (
+	bounces = ladder{
+		{bounce, 20 * time.Millisecond, time.Second},
+		{bounce, 200 * time.Millisecond, 2 * time.Second},
+		{bounce, 1200 * time.Millisecond, 4 * time.Second},
+	}
+	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
+	// a short one. If it has had its flap already, or was rebooted, it polls, and is
+	// told to ask for a lease.
+	pooledCloudInit = ladder{
+		{bounce, 200 * time.Millisecond, 3 * time.Second},
+		{renew, 0, 2 * time.Second},
+		{bounce, 1200 * time.Millisecond, 4 * time.Second},
+	}
+	pooledSavable = ladder{
+		{replug, 20 * time.Millisecond, 4 * time.Second},
+		{renew, 0, 2 * time.Second},
+		{replug, 1200 * time.Millisecond, 4 * time.Second},
+	}
+)
+
+// ladderOf returns the ladder of a guest. What waits in the pool is cloud-init
+// itself, before the guest's own network is there; later it is the guest's client.
+func ladderOf(p vnet.Personality, pooled bool) ladder {
+	switch {
+	case pooled && p == vnet.PersonalityCloudInit:
+		return pooledCloudInit
+	case pooled && p == vnet.PersonalityCloudInitSavable:
+		return pooledSavable
+	}
+	return bounces
 }
 
 const (
@@ -37,38 +78,57 @@ const (
 )
 
 // String names the rung in statuses.
-func (r rung) String() string { return fmt.Sprintf("bounce %s", r.dark) }
+func (r rung) String() string {
+	switch r.kind {
+	case renew:
+		return "renew"
+	case replug:
+		return fmt.Sprintf("replug %s", r.dark)
+	}
+	return fmt.Sprintf("bounce %s", r.dark)
+}
 
 // at returns the n-th rung; beyond the last, the last one with growing patience.
-func at(n int) rung {
-	last := len(ladder) - 1
+func (l ladder) at(n int) rung {
+	last := len(l) - 1
 	if n <= last {
-		return ladder[n]
+		return l[n]
 	}
-	r := ladder[last]
+	r := l[last]
 	r.patience = min(patienceBound, r.patience<<min(n-last, 8))
 	return r
 }
 
-// rungs remembers which rung worked for an image, so that the next guest of
-// its kind is not kept waiting by those that don't.
+// A climber is what the ladder remembers a guest by: the next one of its kind is
+// not kept waiting by the rungs that don't work.
+type climber struct {
+	image  string
+	pooled bool
+}
+
+// rungs remembers which rung worked for whom.
 type rungs struct {
 	mu     sync.Mutex
-	worked map[string]int
+	worked map[climber]int
 }
 
-func newRungs() *rungs { return &rungs{worked: map[string]int{}} }
+func newRungs() *rungs { return &rungs{worked: map[climber]int{}} }
 
-func (r *rungs) first(image string) int {
+func (r *rungs) first(c climber) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.worked[image]
+	return r.worked[c]
 }
 
-func (r *rungs) remember(image string, n int) {
+// remember keeps the n-th rung of l for the next guest. A guest that was polling is
+// no sign of how others of its kind are.
+func (r *rungs) remember(c climber, l ladder, n int) {
+	if l.at(n).kind == renew {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.worked[image] = min(n, len(ladder)-1)
+	r.worked[c] = min(n, len(l)-1)
 }
 
 // probeGap is the time between two questions to a guest, by the time since

@@ -14,6 +14,9 @@ import (
 // errNoMachines is the answer to a machine on a host that runs none.
 var errNoMachines = errors.New("this host runs no machines: start replug-host with --memory, or place the VM elsewhere")
 
+// errNoSlot is the answer where a NIC can't be pulled out.
+var errNoSlot = errors.New("the NIC has no slot of its own: it can't be taken out of the machine")
+
 // machines runs VMs by a compute driver; driver is nil on a host without.
 type machines struct{ driver compute.Driver }
 
@@ -53,7 +56,10 @@ func (m machines) Running(spec vnet.Machine) bool {
 
 // links opens the monitors of VMs: that of a machine of ours, or that which an
 // orchestrator named.
-type links struct{ driver compute.Driver }
+type links struct {
+	driver compute.Driver
+	mtu    uint16 // that the underlay leaves to guests
+}
 
 func (l links) Open(ctx context.Context, in vnet.Intent) (Link, error) {
 	socket := in.Monitor
@@ -71,11 +77,14 @@ func (l links) Open(ctx context.Context, in vnet.Intent) (Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := compute.NICName
 	if in.Machine == nil {
-		name = nicOf(ctx, c, in.MAC)
+		return &link{monitor: c, nic: nicOf(ctx, c, in.MAC)}, nil
 	}
-	return &link{c, name}, nil
+	mtu := l.mtu
+	if in.Current.MTU != 0 {
+		mtu = in.Current.MTU
+	}
+	return &link{c, compute.NICName, compute.NIC{MAC: in.MAC, MTU: int(mtu)}}, nil
 }
 
 // nicOf finds the NIC of another orchestrator's VM by its MAC. Adapters without
@@ -99,6 +108,7 @@ func nicOf(ctx context.Context, c *qmp.Client, mac vnet.MAC) string {
 type link struct {
 	monitor *qmp.Client
 	nic     string
+	card    compute.NIC // of a machine of ours
 }
 
 func (l *link) Set(ctx context.Context, up bool) error {
@@ -106,6 +116,17 @@ func (l *link) Set(ctx context.Context, up bool) error {
 		return fmt.Errorf("set link of %s: %w", l.nic, err)
 	}
 	return nil
+}
+
+// Plug works for machines of ours whose NIC has a slot of its own.
+func (l *link) Plug(ctx context.Context, in bool) error {
+	if l.card == (compute.NIC{}) {
+		return errNoSlot
+	}
+	if in {
+		return l.monitor.Plug(ctx, compute.Card(l.card))
+	}
+	return l.monitor.Unplug(ctx, l.nic)
 }
 
 func (l *link) Close() error { return l.monitor.Close() }

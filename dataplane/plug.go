@@ -176,13 +176,18 @@ func (p *port) hasLink(in *vnet.Intent) bool { return in.Machine != nil || in.Mo
 // restarted since is dialled again, once.
 func (p *port) setLink(ctx context.Context, in *vnet.Intent, up bool) error {
 	const monitorTime = 2 * time.Second
+	const slotTime = 5 * time.Second // the guest has to let go of its NIC first
 	if !p.hasLink(in) {
 		return errNoMonitor
 	}
-	ctx, cancel := context.WithTimeout(ctx, monitorTime)
+	move, patience := Link.Set, monitorTime
+	if p.rung(in).kind == replug {
+		move, patience = Link.Plug, slotTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if p.link != nil {
-		if err := p.link.Set(ctx, up); err == nil {
+		if err := move(p.link, ctx, up); err == nil {
 			return nil
 		}
 		p.closeLink()
@@ -192,7 +197,7 @@ func (p *port) setLink(ctx context.Context, in *vnet.Intent, up bool) error {
 		return fmt.Errorf("%w (%w)", errMonitor, err)
 	}
 	p.link = link
-	if err := link.Set(ctx, up); err != nil {
+	if err := move(link, ctx, up); err != nil {
 		p.closeLink()
 		return fmt.Errorf("set the guest's link: %w", err)
 	}

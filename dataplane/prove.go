@@ -54,7 +54,7 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
 		return resumePatience + more
 	default:
-		return at(p.run.Tried).patience + more
+		return p.rung(in).patience + more
 	}
 }
 
@@ -73,7 +73,7 @@ func (p *port) impatient(in *vnet.Intent) bool {
 
 // climbs reports whether the guest is bounced until it is seen.
 func (p *port) climbs(in *vnet.Intent) bool {
-	return bounces(&in.Current) && p.hasLink(in) && !p.run.Boots
+	return bounced(&in.Current) && p.hasLink(in) && !p.run.Boots
 }
 
 // fail reports once that the ladder has ended. It goes on all the same.
@@ -94,12 +94,13 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 	p.mu.Lock()
 	e := p.events
 	p.mu.Unlock()
-	list := families(&in.Current)
+	list := p.provable(in)
 	for _, f := range list {
 		if ack := r.ack(f); ack.IsZero() && !e.acks[f].in(r).IsZero() {
 			*ack, r.kicked, r.probed = e.acks[f].at, time.Now(), time.Time{}
 			r.Hops = append(r.Hops, vnet.Hop{Name: f.leaseHop(), At: *ack})
 			r.dirty = true
+			p.docs.Renew(p.id, false)
 		}
 	}
 	var frame time.Time // the last one, from any of the place's CAs
@@ -122,6 +123,16 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 	return seen, blackout
 }
 
+// provable are the families in which the guest can be seen. cloud-init in the pool
+// asks for an IPv4 lease only; the rest comes with the guest's own network, later.
+func (p *port) provable(in *vnet.Intent) []family {
+	list := families(&in.Current)
+	if p.run.Pooled && personalityOf(in).CloudInit() && slices.Contains(list, ipv4) {
+		return []family{ipv4}
+	}
+	return list
+}
+
 // needsACK reports whether only a lease later than the flip proves that the
 // guest follows. Not when it boots there. Not when it comes back, since it may
 // never have gone. Not when it makes its address itself. Not when an earlier
@@ -129,7 +140,7 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 // nothing.
 func (p *port) needsACK(in *vnet.Intent, f family) bool {
 	a, _ := in.Current.V6()
-	if !bounces(&in.Current) || in.Current.Undo || p.run.Boots || f == ipv6 && a.SLAAC {
+	if !bounced(&in.Current) || in.Current.Undo || p.run.Boots || f == ipv6 && a.SLAAC {
 		return false
 	}
 	return !p.run.resumed || p.sameCA(in, f)
@@ -147,8 +158,8 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	r.Blackout = blackout
 	switch {
 	case r.Cuts > 0:
-		r.Rung = at(r.Tried).String()
-		p.rungs.remember(image(in), r.Tried)
+		r.Rung = p.rung(in).String()
+		p.rungs.remember(p.climber(in), p.ladder(in), r.Tried)
 	case in.Current.Swap != "" && r.told > 0 && slices.Contains(families(&in.Current), ipv6):
 		r.Rung = "ra"
 	case in.Current.Swap != "":
@@ -187,7 +198,7 @@ func (p *port) ask() {
 // publish lets the metadata service serve the place's document.
 func (p *port) publish(_ context.Context, in *vnet.Intent) (outcome, error) {
 	place := &in.Current
-	p.docs.Publish(p.id, place.Epoch, place.Document)
+	p.docs.Publish(p.id, place.Epoch, place.Document, guestOf(in, place))
 	if !slices.ContainsFunc(p.run.Hops, func(h vnet.Hop) bool { return h.Name == "publish" }) {
 		p.run.hop("publish")
 	}

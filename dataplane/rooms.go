@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"replug/dataplane/imds"
 	"replug/directory/vnet"
 )
 
@@ -142,6 +143,9 @@ type Machines interface {
 // A Link is the guest's end of a port's cable.
 type Link interface {
 	Set(ctx context.Context, up bool) error
+	// Plug takes the NIC out of the machine, or puts it in again. One that is
+	// there, or gone, already is no error.
+	Plug(ctx context.Context, in bool) error
 	Close() error
 }
 
@@ -152,7 +156,9 @@ type Links interface {
 
 // Documents is the metadata service, as far as a port drives it.
 type Documents interface {
-	Publish(vnet.PortID, vnet.Epoch, *vnet.Document)
+	Publish(vnet.PortID, vnet.Epoch, *vnet.Document, imds.Guest)
+	// Renew sends a guest that waits for its document back to DHCP, or no longer.
+	Renew(id vnet.PortID, on bool)
 	Withdraw(vnet.PortID)
 	Forget(vnet.PortID)
 }

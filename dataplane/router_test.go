@@ -256,10 +256,10 @@ func TestBothFamiliesAreProven(t *testing.T) {
 		w := newWorld(t)
 		in, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.deaf6 = true })
 		settle(30 * time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || g.cuts() < len(ladder) {
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || g.cuts() < len(bounces) {
 			t.Fatalf("after %d cuts: last status %+v", g.cuts(), s)
 		}
-		if got := strings.Count(w.heard(), blueRouter); got < 2*len(ladder) {
+		if got := strings.Count(w.heard(), blueRouter); got < 2*len(bounces) {
 			t.Errorf("told %d times: after each cut it is told anew", got)
 		}
 		w.mu.Lock()

@@ -45,7 +45,7 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return wait, nil
 	}
 	if p.staged == nil || p.staged.Epoch != next.Epoch {
-		p.staged = &run{Epoch: next.Epoch, From: used(p.row)}
+		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled()}
 		p.staged.hop("stage")
 	}
 	p.staged.resumed = false
@@ -71,7 +71,7 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 		return wait, err
 	}
 	p.since = time.Time{}
-	if bounces(next) && p.on(in) {
+	if bounced(next) && p.on(in) {
 		if err := p.reachable(ctx, in); err != nil {
 			return 0, err
 		}

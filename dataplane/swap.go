@@ -71,9 +71,10 @@ type run struct {
 	Former   []former          `json:"former,omitempty"` // IPv6 routers that the guest may still believe in
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
-	Boots    bool              `json:"boots,omitempty"` // the guest starts in this place: it asks by itself
-	Cuts     int               `json:"cuts,omitempty"`  // of the link so far
-	Tried    int               `json:"tried,omitempty"` // rung of the ladder
+	Boots    bool              `json:"boots,omitempty"`  // the guest starts in this place: it asks by itself
+	Pooled   bool              `json:"pooled,omitempty"` // the guest waits in the pool until it is seen here
+	Cuts     int               `json:"cuts,omitempty"`   // of the link so far
+	Tried    int               `json:"tried,omitempty"`  // rung of the ladder
 
 	dirty   bool // the record doesn't have this yet
 	resumed bool // an earlier session of the agent began it
@@ -143,17 +144,18 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
-	p.run = run{Epoch: in.Current.Epoch, Step: stepCut, Boots: p.row == nil && in.Machine != nil}
+	p.run = run{Epoch: in.Current.Epoch, Step: stepCut, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled()}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have
 		// followed: it is not bounced again before it had time to prove that.
 		p.run.Step, p.run.resumed = stepDark, true
-		p.run.Tried = p.rungs.first(image(in))
+		p.run.Tried = p.rungs.first(p.climber(in))
 		p.log.Info("found in force", "place", in.Current.String())
 		return
 	case p.staged != nil && p.staged.Epoch == in.Current.Epoch:
 		p.run.Hops, p.run.From = p.staged.Hops, p.staged.From
+		p.run.Pooled = p.run.Pooled || p.staged.Pooled
 	case p.row != nil:
 		p.run.From = used(p.row)
 	}
@@ -161,7 +163,7 @@ func (p *port) begin(in *vnet.Intent) {
 		// The guest may be at either place.
 		p.run.From = append(p.run.From, old.From...)
 	}
-	p.run.Tried = p.rungs.first(image(in))
+	p.run.Tried = p.rungs.first(p.climber(in))
 }
 
 // again takes up a walk that a record knows. What was done before the flip is
@@ -177,14 +179,6 @@ func (p *port) again(in *vnet.Intent) {
 	case r.Step != stepPublish:
 		r.Step = stepDark
 	}
-}
-
-// image is what the ladder remembers a guest by.
-func image(in *vnet.Intent) string {
-	if in.Machine == nil {
-		return ""
-	}
-	return in.Machine.Image
 }
 
 func used(r *Row) []vnet.CA {

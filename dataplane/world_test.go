@@ -61,7 +61,9 @@ type guest struct {
 	downAt   time.Time
 	notices  time.Duration // shortest cut that it sees
 	asks     time.Duration // from link up to the lease
-	deaf     bool          // never asks
+	deaf     bool          // never asks when its link comes back
+	polls    bool          // waits for its document, and asks when it is told to
+	plugs    bool          // asks when its NIC is put in
 	reports  bool          // runs an agent
 	fails    bool          // reports failure
 	bounced  int

@@ -31,6 +31,8 @@ type Port struct {
 	MAC   vnet.MAC
 	Place *vnet.Place
 	MTU   uint16 // bytes of an IP packet; used where the place says nothing
+	// WireServer is where cloud-init's Azure data source reports; zero: the guest has none.
+	WireServer netip.Addr
 }
 
 // A Kind is what an answer, or a message that gets none, was.

@@ -1,6 +1,7 @@
 package dhcp_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -257,6 +258,31 @@ func TestOptionsByPlace(t *testing.T) {
 				t.Errorf("option %d (-want +got):\n%s", c.code, d)
 			}
 		})
+	}
+}
+
+// A guest whose cloud-init reports to a wire server is told where that is, unasked,
+// and has a route to it; no other guest is.
+func TestWireServer(t *testing.T) {
+	p := port()
+	p.WireServer = ip("168.63.129.16")
+	for _, c := range []struct {
+		port   dhcp.Port
+		want   []byte
+		routed bool
+	}{{p, []byte{168, 63, 129, 16}, true}, {port(), nil, false}} {
+		reply, err := dhcp.Answer(request{kind: dhcpv4.MessageTypeDiscover}.frame(), c.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := open(t, reply.Frame)
+		if got := m.GetOneOption(dhcpv4.GenericOptionCode(245)); !bytes.Equal(got, c.want) {
+			t.Errorf("option 245: %v, want %v", got, c.want)
+		}
+		routes := m.GetOneOption(dhcpv4.OptionClasslessStaticRoute)
+		if routed := bytes.Contains(routes, append([]byte{32, 168, 63, 129, 16}, p.Place.Addrs[0].Gateway.AsSlice()...)); routed != c.routed {
+			t.Errorf("routes %v: to the wire server %t, want %t", routes, routed, c.routed)
+		}
 	}
 }
 

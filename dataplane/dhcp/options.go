@@ -23,6 +23,9 @@ const (
 	fixedFields  = 236 + 4 + 1 // BOOTP fields, magic cookie, end option
 )
 
+// optWireServer is option 245, of Microsoft's: the wire server's address, 4 bytes.
+const optWireServer = dhcpv4.GenericOptionCode(245)
+
 // settings returns the options of kind, the dearest first: what does not fit
 // is left out from the end.
 func settings(req *dhcpv4.DHCPv4, kind Kind, addr vnet.Addr, port Port) []dhcpv4.Option {
@@ -40,7 +43,10 @@ func settings(req *dhcpv4.DHCPv4, kind Kind, addr vnet.Addr, port Port) []dhcpv4
 	opts = append(opts, dhcpv4.OptSubnetMask(net.CIDRMask(addr.Bits, 32)))
 	opts = append(opts, echo(req)...)
 	if addr.Gateway.Is4() {
-		opts = append(opts, dhcpv4.OptClasslessStaticRoute(routes(addr)...), dhcpv4.OptRouter(addr.Gateway.AsSlice()))
+		opts = append(opts, dhcpv4.OptClasslessStaticRoute(routes(addr, port)...), dhcpv4.OptRouter(addr.Gateway.AsSlice()))
+	}
+	if port.WireServer.Is4() {
+		opts = append(opts, dhcpv4.OptGeneric(optWireServer, port.WireServer.AsSlice())) // unasked: ISC's client doesn't ask
 	}
 	return append(opts, comforts(kind, port)...)
 }
@@ -126,15 +132,20 @@ func servers(addrs []netip.Addr) []net.IP {
 
 // routes returns what option 121 (RFC 3442) must hold: a client that reads it
 // ignores option 3, so the default route is in it. A gateway outside the subnet
-// (a /32) is first made reachable.
-func routes(addr vnet.Addr) []*dhcpv4.Route {
+// (a /32) is first made reachable. cloud-init takes a NIC for the first one by the
+// route to the wire server or to the metadata service.
+func routes(addr vnet.Addr, port Port) []*dhcpv4.Route {
 	var list []*dhcpv4.Route
 	if !addr.Prefix().Contains(addr.Gateway) {
 		list = append(list, route(netip.PrefixFrom(addr.Gateway, 32), netip.IPv4Unspecified()))
 	}
-	return append(list,
+	list = append(list,
 		route(netip.PrefixFrom(netip.IPv4Unspecified(), 0), addr.Gateway),
 		route(netip.PrefixFrom(ServerID, 32), addr.Gateway))
+	if port.WireServer.Is4() {
+		list = append(list, route(netip.PrefixFrom(port.WireServer, 32), addr.Gateway))
+	}
+	return list
 }
 
 // statics returns the network's routes as the guest can use them.

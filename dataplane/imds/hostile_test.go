@@ -23,7 +23,7 @@ import (
 // goes on.
 func TestHostile(t *testing.T) {
 	s := serve(t)
-	s.Publish(23, before, &vnet.Document{Hostname: "secret"})
+	s.Publish(23, before, &vnet.Document{Hostname: "secret"}, imds.Guest{})
 	header := func(k, v string) func(*http.Request) { return func(r *http.Request) { r.Header.Set(k, v) } }
 	host := func(h string) func(*http.Request) { return func(r *http.Request) { r.Host = h } }
 	none := func(*http.Request) {}
@@ -44,7 +44,7 @@ func TestHostile(t *testing.T) {
 		{"Forwarded", "GET", imds.PathConfig, "", header("Forwarded", "for=10.9.8.7"), 400, "forwarded request"},
 		{"foreign host", "GET", imds.PathConfig, "", host("metadata.evil.example"), 400, "foreign host"},
 		{"foreign port", "GET", imds.PathConfig, "", host("169.254.169.254:8080"), 400, "foreign host"},
-		{"unknown path", "GET", "/latest/meta-data/", "", none, 404, "unknown path"},
+		{"unknown path", "GET", "/computeMetadata/v1/", "", none, 404, "unknown path"},
 		{"path that climbs", "GET", "/replug/v1/x/../config", "", none, 404, "unknown path"},
 		{"POST to config", "POST", imds.PathConfig, "{}", none, 405, "wrong method"},
 		{"GET of report", "GET", imds.PathReport, "", none, 405, "wrong method"},

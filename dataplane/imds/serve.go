@@ -39,49 +39,74 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, 0, refusal{http.StatusForbidden, "unknown caller", "ask from a VM of this host", true})
 		return
 	}
-	if no := s.admit(who, r); no != nil {
-		s.refuse(w, who.Port, *no)
-		return
-	}
-	var no *refusal
-	switch r.URL.Path {
-	case PathConfig:
-		no = s.config(w, r, who)
-	case PathReport:
-		no = s.report(w, r, who)
-	default:
-		send(w, http.StatusOK, map[string]string{"version": "v1"})
+	d := dialectOf(r.URL.Path)
+	no := s.admit(who, d, r)
+	if no == nil {
+		no = d.answer(s, w, r, who)
 	}
 	if no != nil {
 		s.refuse(w, who.Port, *no)
 	}
 }
 
-// methods are the paths that exist, and how they are asked.
-var methods = map[string]string{
-	PathRoot:   http.MethodGet,
-	PathConfig: http.MethodGet,
-	PathReport: http.MethodPost,
+// hosts are the names under which guests ask.
+var hosts = map[string]bool{
+	"169.254.169.254": true, "169.254.169.254:80": true,
+	"168.63.129.16": true, "168.63.129.16:80": true,
+	"[fd00:ec2::254]": true, "[fd00:ec2::254]:80": true,
 }
 
-// admit refuses what is no request of a guest's own agent. The header and the
-// host keep a browser or a proxy in the guest from being used to ask.
-func (s *Server) admit(who Caller, r *http.Request) *refusal {
-	method, known := methods[r.URL.Path]
+// admit refuses what is no request of a guest's own agent. The host, and the
+// dialect's header or token, keep a browser or a proxy in the guest from being used
+// to ask.
+func (s *Server) admit(who Caller, d *dialect, r *http.Request) *refusal {
 	switch {
 	case !s.allow(who.Port):
 		return &refusal{http.StatusTooManyRequests, "too many requests", "ask less often, or poll with wait=60", true}
 	case r.Header["X-Forwarded-For"] != nil || r.Header["Forwarded"] != nil:
 		return &refusal{http.StatusBadRequest, "forwarded request", "ask without a proxy", true}
-	case r.Host != "169.254.169.254" && r.Host != "169.254.169.254:80":
+	case !hosts[r.Host]:
 		return &refusal{http.StatusBadRequest, "foreign host", "ask http://169.254.169.254", true}
-	case r.Header.Get("Metadata") != "true":
-		return &refusal{http.StatusBadRequest, "no metadata header", `send the header "Metadata: true"`, false}
 	case r.ContentLength > maxBody:
 		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
-	case !known:
-		return &refusal{http.StatusNotFound, "unknown path", "ask " + PathConfig, false}
-	case r.Method != method:
+	case d == nil:
+		return &unknownPath
+	}
+	return d.key(s, r, who)
+}
+
+var unknownPath = refusal{http.StatusNotFound, "unknown path", "ask " + PathConfig, false}
+
+// own are the paths of our own dialect, and how they are asked.
+var own = map[string]struct {
+	method string
+	answer func(*Server, http.ResponseWriter, *http.Request, Caller) *refusal
+}{
+	PathRoot:   {http.MethodGet, (*Server).version},
+	PathConfig: {http.MethodGet, (*Server).config},
+	PathReport: {http.MethodPost, (*Server).report},
+}
+
+// own answers in our own dialect.
+func (s *Server) own(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
+	path, known := own[r.URL.Path]
+	if !known {
+		return &unknownPath
+	}
+	if no := only(r, path.method); no != nil {
+		return no
+	}
+	return path.answer(s, w, r, who)
+}
+
+func (s *Server) version(w http.ResponseWriter, _ *http.Request, _ Caller) *refusal {
+	send(w, http.StatusOK, map[string]string{"version": "v1"})
+	return nil
+}
+
+// only refuses all methods but one.
+func only(r *http.Request, method string) *refusal {
+	if r.Method != method {
 		return &refusal{http.StatusMethodNotAllowed, "wrong method", "use " + method, false}
 	}
 	return nil
@@ -99,7 +124,8 @@ func (s *Server) config(w http.ResponseWriter, r *http.Request, who Caller) *ref
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
 	for {
-		doc, changed, over := s.published(who)
+		pub, over := s.published(who)
+		doc, changed := pub.doc, pub.changed
 		if over {
 			return &refusal{http.StatusGone, "epoch is over", "renew the DHCP lease, then ask on a new connection", true}
 		}
@@ -142,32 +168,51 @@ func pollOf(r *http.Request) (since vnet.Epoch, wait time.Duration, no *refusal)
 // report takes a guest's report of the document that it was served.
 func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
 	var rep vnet.GuestReport
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var large *http.MaxBytesError
+	body, no := bodyOf(w, r)
 	switch {
-	case errors.As(err, &large):
-		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
-	case err != nil:
-		return &refusal{http.StatusBadRequest, "body cut off", "send the whole body within 5 s", true}
+	case no != nil:
+		return no
 	case json.Unmarshal(body, &rep) != nil:
 		return &refusal{http.StatusBadRequest, "report can't be read", "send one JSON object", false}
 	case rep.Kind != vnet.ReportPartial && rep.Kind != vnet.ReportFinal:
 		return &refusal{http.StatusBadRequest, "unknown kind of report", `say "partial" or "final"`, false}
 	}
-	doc, _, _ := s.published(who)
+	pub, _ := s.published(who)
+	doc := pub.doc
 	if doc == nil || doc.Epoch != rep.Epoch {
 		return &refusal{http.StatusConflict, "report on another epoch", "ask " + PathConfig + " again", false}
 	}
 	if doc.Partial() != (rep.Kind == vnet.ReportPartial) {
 		return &refusal{http.StatusConflict, "kind is not the document's", "report partial on a document tagged partial, final on another", false}
 	}
+	if no := s.take(r, who, rep); no != nil {
+		return no
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// take hands a report to the parent.
+func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport) *refusal {
 	rep.At = time.Now()
 	if err := s.cfg.OnReport(r.Context(), who.Port, rep); err != nil {
 		s.cfg.Log.Warn("guest report not taken", "port", who.Port, "epoch", rep.Epoch, "err", err)
 		return &refusal{http.StatusServiceUnavailable, "report not taken", "send it again", false}
 	}
-	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// bodyOf reads a request's body, of at most maxBody bytes.
+func bodyOf(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
+	case err != nil:
+		return nil, &refusal{http.StatusBadRequest, "body cut off", "send the whole body within 5 s", true}
+	}
+	return body, nil
 }
 
 func (s *Server) refuse(w http.ResponseWriter, port vnet.PortID, no refusal) {

@@ -1,6 +1,8 @@
 // Package imds is the instance metadata service that a host serves to its
 // guests over HTTP: the document of the port's place in force, and the guest's
-// report on it.
+// report on it. Our own agent reads the document as it is; stock guests read the
+// same one in the dialects of other clouds (dialect.go), and cloud-init reports to
+// the wire server that its Azure data source knows (wireserver.go).
 //
 // A caller is known by the address that the datapath gave it, one per port and
 // epoch, asked for every request; nothing that a guest says makes it another.
@@ -27,9 +29,9 @@ const (
 	maxBody     = 8 << 10
 	maxHeader   = 8<<10 - 4096 // net/http adds 4096 to what it is told
 	maxWait     = 60 * time.Second
-	maxConns    = 16 // open connections of a port
-	ratePerSec  = 20 // requests of a port, sustained
-	rateBurst   = 40
+	maxConns    = 16               // open connections of a port
+	ratePerSec  = 20               // requests of a port, sustained
+	rateBurst   = 120              // a cloud-init that reads the EC2 tree asks for each leaf
 	slowRequest = 5 * time.Second  // to send headers, and again to send a body
 	slowAnswer  = 10 * time.Second // to take an answer
 	idle        = 30 * time.Second
@@ -52,15 +54,31 @@ type Config struct {
 // A Server serves the documents that its parent publishes. All methods may be
 // called at once.
 type Server struct {
-	cfg   Config
-	mu    sync.Mutex
-	ports map[vnet.PortID]*portState
+	cfg    Config
+	tokens tokens
+	perSec float64 // requests of a port, sustained
+	burst  float64
+	mu     sync.Mutex
+	ports  map[vnet.PortID]*portState
+}
+
+// A Guest is what the dialects of other clouds tell of a port's machine beside its
+// document.
+type Guest struct {
+	Personality vnet.Personality
+	UUID        string // SMBIOS
+	MAC         vnet.MAC
+	Addrs       []vnet.Addr
+	DNS         []netip.Addr
 }
 
 // A portState lives from the port's first connection or document until [Server.Forget].
 type portState struct {
 	epoch   vnet.Epoch     // the highest one published
 	doc     *vnet.Document // nil: nothing is published
+	guest   Guest          // that doc is for
+	ready   vnet.Epoch     // the guest has told the wire server that it is ready
+	renew   bool           // a guest that waits for its document is sent back to DHCP
 	changed chan struct{}  // closed and replaced when doc changes
 	conns   map[*conn]struct{}
 	tokens  float64
@@ -81,14 +99,14 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Server{cfg: cfg, ports: map[vnet.PortID]*portState{}}
+	return &Server{cfg: cfg, tokens: newTokens(), perSec: ratePerSec, burst: rateBurst, ports: map[vnet.PortID]*portState{}}
 }
 
 // Publish lets the port's callers of epoch, and no others, read doc from now
 // on, wakes those that wait, and cuts the connections of other epochs. The
 // document is copied, with its epoch set. An epoch older than the newest one
 // published is ignored: it lost.
-func (s *Server) Publish(port vnet.PortID, epoch vnet.Epoch, doc *vnet.Document) {
+func (s *Server) Publish(port vnet.PortID, epoch vnet.Epoch, doc *vnet.Document, guest Guest) {
 	if doc == nil {
 		s.Withdraw(port)
 		return
@@ -101,11 +119,20 @@ func (s *Server) Publish(port vnet.PortID, epoch vnet.Epoch, doc *vnet.Document)
 		s.mu.Unlock()
 		return
 	}
-	p.epoch, p.doc = epoch, &c
+	p.epoch, p.doc, p.guest, p.renew = epoch, &c, guest, false
 	p.wake()
 	old := p.cut(func(who Caller) bool { return who.Epoch != low(epoch) })
 	s.mu.Unlock()
 	reset(old)
+}
+
+// Renew sends the port's guest back to DHCP, or no longer: cloud-init gives its
+// address up and starts over when it asks for the document that it waits for and
+// is told 503, without another flap of its link. A document that is published ends it.
+func (s *Server) Renew(port vnet.PortID, on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.port(port).renew = on
 }
 
 // Withdraw stops serving the port's document and cuts its connections: they are
@@ -114,7 +141,7 @@ func (s *Server) Withdraw(port vnet.PortID) {
 	s.mu.Lock()
 	var old []*conn
 	if p, ok := s.ports[port]; ok {
-		p.doc = nil
+		p.doc, p.guest = nil, Guest{}
 		p.wake()
 		old = p.cut(func(Caller) bool { return true })
 	}
@@ -155,7 +182,7 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 func (s *Server) port(id vnet.PortID) *portState {
 	p, ok := s.ports[id]
 	if !ok {
-		p = &portState{changed: make(chan struct{}), conns: map[*conn]struct{}{}, tokens: rateBurst, filled: time.Now()}
+		p = &portState{changed: make(chan struct{}), conns: map[*conn]struct{}{}, tokens: s.burst, filled: time.Now()}
 		s.ports[id] = p
 	}
 	return p
@@ -171,7 +198,7 @@ func (s *Server) allow(id vnet.PortID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, now := s.port(id), time.Now()
-	p.tokens = min(rateBurst, p.tokens+now.Sub(p.filled).Seconds()*ratePerSec)
+	p.tokens = min(s.burst, p.tokens+now.Sub(p.filled).Seconds()*s.perSec)
 	p.filled = now
 	if p.tokens < 1 {
 		return false
@@ -180,19 +207,29 @@ func (s *Server) allow(id vnet.PortID) bool {
 	return true
 }
 
-// published returns the caller's document, or nil if there is none for its
-// epoch, and the channel that is closed when that changes. Over: a newer epoch
-// has been published, there will never be one.
-func (s *Server) published(c Caller) (doc *vnet.Document, changed <-chan struct{}, over bool) {
+// A publication is what a caller may read, as of now.
+type publication struct {
+	doc     *vnet.Document // nil: nothing yet
+	guest   Guest
+	ready   vnet.Epoch
+	renew   bool
+	changed <-chan struct{} // closed when there is something else to read
+}
+
+// published returns what the caller may read in its epoch. Over: a newer epoch
+// has been published, there will never be anything.
+func (s *Server) published(c Caller) (pub publication, over bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.port(c.Port)
+	pub.changed, pub.renew = p.changed, p.renew
 	ahead := int16(c.Epoch - low(p.epoch)) // counters are compared as they wrap
 	switch {
 	case p.epoch != 0 && ahead < 0:
-		return nil, p.changed, true
+		return pub, true
 	case ahead != 0:
-		return nil, p.changed, false
+		return pub, false
 	}
-	return p.doc, p.changed, false
+	pub.doc, pub.guest, pub.ready = p.doc, p.guest, p.ready
+	return pub, false
 }

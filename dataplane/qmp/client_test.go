@@ -247,3 +247,41 @@ func TestEventFlood(t *testing.T) {
 		t.Errorf("%d events wait, want 64", n)
 	}
 }
+
+// TestUnplug waits for the guest to let go, and takes what is so already for done.
+func TestUnplug(t *testing.T) {
+	c := dial(t, monitor(t, greeting, func(c command) string {
+		refuse := func(class, desc string) string {
+			return fmt.Sprintf(`{"error": {"class": %q, "desc": %q}, "id": %q}`+"\r\n", class, desc, c.ID)
+		}
+		deleted := func(device string) string {
+			return fmt.Sprintf(`{"event": "DEVICE_DELETED", "data": {"device": %q}, "timestamp": {"seconds": 1777, "microseconds": 1}}`+"\r\n", device)
+		}
+		switch string(c.Arguments) {
+		case `{"id":"nic7"}`:
+			return returns(c, "{}") + deleted("disk3") + deleted("nic7")
+		case `{"id":"nic8"}`:
+			return refuse("DeviceNotFound", "Device 'nic8' not found")
+		case `{"id":"nic9"}`:
+			return refuse("GenericError", "Device nic9 is already in the process of unplug") + deleted("nic9")
+		case `{"driver":"virtio-net-pci","id":"nic7"}`:
+			return refuse("GenericError", "Duplicate device ID 'nic7'")
+		}
+		return refuse("GenericError", "Bus 'slot0' does not support hotplugging")
+	}))
+	ctx := within(t, deadline)
+	for _, id := range []string{"nic7", "nic8", "nic9"} {
+		if err := c.Unplug(ctx, id); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if err := c.Unplug(ctx, "nic6"); err == nil {
+		t.Error("a bus without hotplug let go")
+	}
+	if err := c.Plug(ctx, map[string]any{"driver": "virtio-net-pci", "id": "nic7"}); err != nil {
+		t.Errorf("one that is there already: %v", err)
+	}
+	if err := c.Plug(ctx, map[string]any{"driver": "virtio-net-pci", "id": "nic6"}); err == nil {
+		t.Error("a bus without hotplug took one")
+	}
+}

@@ -2,7 +2,10 @@ package qmp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 )
 
 // SetLink moves the link of a NIC, or of the netdev behind it, named by its id.
@@ -13,6 +16,49 @@ func (c *Client) SetLink(ctx context.Context, id string, up bool) error {
 		Name string `json:"name"`
 		Up   bool   `json:"up"`
 	}{id, up}, nil)
+}
+
+// Unplug takes a device out of the machine and returns when the guest has let go
+// of it. One that isn't there is no error.
+func (c *Client) Unplug(ctx context.Context, id string) error {
+	for len(c.events) > 0 {
+		<-c.events // of before
+	}
+	err := c.Execute(ctx, "device_del", map[string]string{"id": id}, nil)
+	var no *Error
+	switch {
+	case errors.As(err, &no) && no.Class == "DeviceNotFound":
+		return nil
+	case err != nil && !(no != nil && strings.Contains(no.Desc, "in the process of unplug")):
+		return err
+	}
+	for {
+		select {
+		case e, open := <-c.events:
+			if !open {
+				return c.Err()
+			}
+			var gone struct {
+				Device string `json:"device"`
+			}
+			if e.Name == "DEVICE_DELETED" && json.Unmarshal(e.Data, &gone) == nil && gone.Device == id {
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("the guest does not let go of %s: %w", id, ctx.Err())
+		}
+	}
+}
+
+// Plug puts a device into the machine, as device_add describes it. One that is
+// there already is no error.
+func (c *Client) Plug(ctx context.Context, device map[string]any) error {
+	err := c.Execute(ctx, "device_add", device, nil)
+	var no *Error
+	if errors.As(err, &no) && strings.Contains(no.Desc, "Duplicate") {
+		return nil
+	}
+	return err
 }
 
 // Status returns the machine's run state: "running", "paused", "shutdown", ...

@@ -1,0 +1,114 @@
+package dataplane
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// TestPersonalities claims a VM of each kind out of the pool, and moves it once more
+// when it is its owner's: the first time it is cloud-init that has to be woken, the
+// second time the guest's own client.
+func TestPersonalities(t *testing.T) {
+	for _, c := range []struct {
+		personality vnet.Personality
+		guest       func(*guest)
+		rung        string
+		acts        []string
+		hops        []string
+	}{
+		{vnet.PersonalityAgent, func(*guest) {}, "bounce 20ms",
+			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInit, func(g *guest) { g.notices = 150 * time.Millisecond }, "bounce 200ms",
+			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInit, func(g *guest) { g.deaf, g.polls = true, true }, "renew", // rebooted in the pool
+			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "renew 23", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "no proof by bounce 200ms", "renew", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInitSavable, func(g *guest) { g.deaf, g.plugs = true, true }, "replug 20ms",
+			[]string{"plug 23 false", "row 23 3.8 vni 0x123457", "plug 23 true", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityPlain, func(g *guest) { g.reports = false }, "bounce 20ms",
+			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish"}},
+	} {
+		t.Run(string(c.personality)+" "+c.rung, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := intent()
+				in.Machine = machine(vnet.PowerOn)
+				in.Machine.Personality = c.personality
+				in.Current.Document.Tag = vnet.TagPartial
+				g := w.guestAt(in, "10.17.34.51")
+				w.running["vm-23"] = true
+				c.guest(g)
+				ps := w.begin()
+				in = w.move(ps, in)
+				w.inOrder(c.acts...)
+				s := w.last(in.Current.Epoch)
+				var hops []string
+				for _, h := range s.Hops {
+					hops = append(hops, h.Name)
+				}
+				if s.Rung != c.rung || !slices.Equal(hops, c.hops) || g.ca != in.Current.Addrs[0].CA {
+					t.Errorf("guest at %s by %q, hops %q, want %q", g.ca, s.Rung, hops, c.hops)
+				}
+				w.mu.Lock()
+				g.notices, g.deaf = 5*time.Millisecond, false
+				w.mu.Unlock()
+				in = w.move(ps, in)
+				if s := w.last(in.Current.Epoch); s.Rung != "bounce 20ms" {
+					t.Errorf("as its owner's it was moved by %q", s.Rung)
+				}
+			})
+		})
+	}
+}
+
+// move prepares and makes a swap to the next place.
+func (w *world) move(ps *ports, in vnet.Intent) vnet.Intent {
+	ps.set(in)
+	settle(time.Minute)
+	in = prepared(in)
+	ps.set(in)
+	settle(time.Second)
+	in = switched(in)
+	ps.set(in)
+	settle(10 * time.Second)
+	return in
+}
+
+// What was pulled out is put in again by an agent that starts in between.
+func TestRestartWhileUnplugged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		in.Machine = machine(vnet.PowerOn)
+		in.Machine.Personality = vnet.PersonalityCloudInitSavable
+		in.Current.Document.Tag = vnet.TagPartial
+		g := w.guestAt(in, "10.17.34.51")
+		g.deaf, g.plugs = true, true
+		w.running["vm-23"] = true
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		in = switched(in)
+		ps.set(in)
+		settle(time.Millisecond)
+		if g.link {
+			t.Fatal("the NIC was not pulled out yet: the test is too early")
+		}
+		w.begin().set(in)
+		settle(10 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || !g.link {
+			t.Errorf("NIC in %t, %+v", g.link, s)
+		}
+	})
+}
