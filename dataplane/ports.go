@@ -212,6 +212,13 @@ func (ps *ports) synced() {
 	}
 }
 
+// named returns the port with a name; nil: there is none.
+func (ps *ports) named(name string) *port {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.byName[name]
+}
+
 // get returns the port with an id; nil: there is none.
 func (ps *ports) get(id vnet.PortID) *port {
 	ps.mu.Lock()

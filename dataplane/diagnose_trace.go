@@ -1,0 +1,102 @@
+package dataplane
+
+import (
+	"fmt"
+	"net/netip"
+
+	"replug/directory/ask"
+	"replug/directory/frame"
+	"replug/directory/vnet"
+)
+
+// traceFromVM composes what the VM would send, as its guest has it configured, and
+// asks the datapath.
+func (d *diagnosis) traceFromVM(q ask.TraceFromVM) (ask.Trace, error) {
+	r, err := d.find(q.Port)
+	if err != nil {
+		return ask.Trace{}, err
+	}
+	s := q.Spec
+	// Every other address of the subnet has the gateway's MAC, as ARP and ND say.
+	s.SrcMAC, s.DstMAC = r.mac, vnet.GatewayMAC
+	if !s.Src.IsValid() {
+		if s.Src, err = source(r.place, s.Dst); err != nil {
+			return ask.Trace{}, fmt.Errorf("port %s: %w", q.Port, err)
+		}
+	}
+	sent, err := frame.Compose(s)
+	if err != nil {
+		return ask.Trace{}, err
+	}
+	t, err := d.witness.TraceFromVM(r.id, sent)
+	if err != nil {
+		return ask.Trace{}, fmt.Errorf("run the frame through the datapath: %w", err)
+	}
+	t.Port = r.id
+	return d.trace(t, sent), nil
+}
+
+// source is the address that a guest would choose for a destination: the one of
+// the same subnet, or the first of the family.
+func source(p *vnet.Place, dst netip.Addr) (netip.Addr, error) {
+	var first netip.Addr
+	for _, a := range p.Addrs {
+		switch {
+		case a.CA.Is4() != dst.Is4():
+		case a.Prefix().Contains(dst):
+			return a.CA.Addr, nil
+		case !first.IsValid():
+			first = a.CA.Addr
+		}
+	}
+	if !first.IsValid() {
+		return first, fmt.Errorf("it has no address of the family of %s in network %s", dst, p.Network)
+	}
+	return first, nil
+}
+
+func (d *diagnosis) traceFromWire(q ask.TraceFromWire) (ask.Trace, error) {
+	t, err := d.witness.TraceFromWire(q.Frame)
+	if err != nil {
+		return ask.Trace{}, fmt.Errorf("run the frame through the datapath: %w", err)
+	}
+	return d.trace(t, q.Frame), nil
+}
+
+// trace names what the datapath has numbers for.
+func (d *diagnosis) trace(t Traced, sent []byte) ask.Trace {
+	out := ask.Trace{
+		Verdict: t.Verdict, Drop: t.Drop, Port: d.ref(t.Port), To: d.ref(t.To),
+		RuleOut: d.rule(t.RuleOut, "passes: no rule denies it"), RuleIn: d.rule(t.RuleIn, "denied: no rule allows it"),
+		Flow: t.Flow, Service: t.Service, Backend: t.Backend, Route: t.Route, NextHop: t.NextHop, Mapping: t.Mapping,
+		MTU: t.MTU, Sent: sent, Frame: t.Frame,
+	}
+	if t.Drop != "" {
+		out.Why = d.witness.DropText(t.Drop)
+	}
+	if t.Ifindex != 0 {
+		out.Device = d.device(t.Ifindex)
+	}
+	return out
+}
+
+// rule says which rule decided, "" if none was asked.
+func (d *diagnosis) rule(id int64, otherwise string) string {
+	switch id {
+	case RuleUnasked:
+		return ""
+	case RuleNone:
+		return "passes: the port is in no group"
+	case RuleDefault:
+		return otherwise
+	}
+	return d.ruleName(id)
+}
+
+// ruleName is "group/rule".
+func (d *diagnosis) ruleName(id int64) string {
+	if n, ok := d.rules(uint32(id)); ok {
+		return n.Group + "/" + n.Rule
+	}
+	return fmt.Sprintf("rule %d, which was deleted", id)
+}
