@@ -165,7 +165,7 @@ func (g *guest) ask() {
 		row, ok := g.w.rows[g.id]
 		agent := g.w.agent
 		if ok && agent != nil && g.link {
-			g.ca = row.first()
+			time.AfterFunc(g.checks, func() { g.use(row.first()) })
 		}
 		g.w.mu.Unlock()
 		if ok && agent != nil {
@@ -175,6 +175,13 @@ func (g *guest) ask() {
 			}
 		}
 	})
+}
+
+// use takes an address for the guest's own.
+func (g *guest) use(ca vnet.CA) {
+	g.w.mu.Lock()
+	defer g.w.mu.Unlock()
+	g.ca = ca
 }
 
 type worldProber world

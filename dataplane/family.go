@@ -35,6 +35,16 @@ func families(p *vnet.Place) []family {
 	return list
 }
 
+// leasing lists the families whose addresses a guest leases at a place: it makes
+// those of SLAAC itself.
+func leasing(p *vnet.Place) []family {
+	list := families(p)
+	if a, ok := p.V6(); ok && a.SLAAC {
+		list = list[:len(list)-1] // IPv6 comes last
+	}
+	return list
+}
+
 // A moment is when something happened, and in which epoch.
 type moment struct {
 	at    time.Time

@@ -26,7 +26,8 @@ const (
 
 // A ladder is climbed until the guest is seen. Short cuts of the link are enough
 // for a guest that asks at once; some adapters and drivers sample the link, or
-// debounce it, and see only a long one. The first rung is never renew: the flip is
+// debounce it, and see only a long one: systemd-networkd (252) that takes its MTU
+// from DHCP, as netplan has it, keeps its leases through less than 5 s. The first rung is never renew: the flip is
 // made while the link is down.
 type ladder []rung
 
@@ -34,7 +35,8 @@ var (
 	bounces = ladder{
 		{bounce, 20 * time.Millisecond, time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 1200 * time.Millisecond, 4 * time.Second},
+		{bounce, 1200 * time.Millisecond, 2 * time.Second},
+		{bounce, 5500 * time.Millisecond, 4 * time.Second},
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is
@@ -69,10 +71,13 @@ const (
 	// resumePatience is for a guest that may have renewed while the agent was
 	// away: it is not bounced a second time before it is over.
 	resumePatience = time.Second
-	// slow6 is what IPv6 takes on top: a client may wait a second before it asks
-	// (RFC 8415, section 18.2.1), and its kernel again before it uses the address
+	// patience6 is the least for IPv6: a client may wait a second before it asks
+	// (RFC 8415, section 18.2.1), its kernel another before it uses an address
 	// (RFC 4862, section 5.4.2).
-	slow6 = 3 * time.Second
+	patience6 = 2 * time.Second
+	// settling is how long a client may look for others with its address before it
+	// uses it: 3 probes, and what RFC 5227 has it wait before and after (section 1.1).
+	settling = 9 * time.Second
 	// The last rung is tried for ever, less and less often.
 	patienceBound = time.Minute
 )

@@ -28,33 +28,68 @@ func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if r.dueBy.IsZero() {
 		r.dueBy = now.Add(p.patience(in))
 	}
-	if !now.Before(r.dueBy) && p.impatient(in) {
+	due := p.due(in)
+	if !now.Before(due) && p.impatient(in) {
 		return outcome{kind: again}, nil
 	}
-	return wait(min(p.probe(ctx, in), p.untilDue(now))), nil
+	left := due.Sub(now)
+	if left <= 0 {
+		left = forever // who can't be bounced is asked on
+	}
+	return wait(min(p.probe(ctx, in), left)), nil
 }
 
-// untilDue is how long the proof has time. Who can't be bounced is asked on.
-func (p *port) untilDue(now time.Time) time.Duration {
-	if d := p.run.dueBy.Sub(now); d > 0 {
-		return d
+// due is when the wait for the proof ends. A guest that has leased whatever it can
+// since its link was cut is on its way: it may be looking whether somebody else
+// has its address, and another cut would only throw it back.
+func (p *port) due(in *vnet.Intent) time.Time {
+	due := p.run.dueBy
+	leases := p.leases(in)
+	if len(leases) < len(leasing(&in.Current)) {
+		return due
 	}
-	return forever
+	for _, at := range leases {
+		if settled := at.Add(settling); settled.After(due) {
+			due = settled
+		}
+	}
+	return due
+}
+
+// leases lists when the guest last leased an address of each family, since its
+// link was cut.
+func (p *port) leases(in *vnet.Intent) []time.Time {
+	p.mu.Lock()
+	acks := p.events.acks
+	p.mu.Unlock()
+	var list []time.Time
+	for _, f := range leasing(&in.Current) {
+		if at := acks[f].in(&p.run); at.After(p.run.cutAt) {
+			list = append(list, at)
+		}
+	}
+	return list
+}
+
+// halfway reports whether the guest has leased for one family and not for the other.
+func (p *port) halfway(in *vnet.Intent) bool {
+	n := len(p.leases(in))
+	return n > 0 && n < len(leasing(&in.Current))
 }
 
 // patience is how long this rung waits for a proof.
 func (p *port) patience(in *vnet.Intent) time.Duration {
-	var more time.Duration
+	var least time.Duration
 	if _, ok := in.Current.V6(); ok {
-		more = slow6
+		least = patience6
 	}
 	switch {
 	case !p.climbs(in):
 		return noBouncePatience
 	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
-		return resumePatience + more
+		return max(least, resumePatience)
 	default:
-		return p.rung(in).patience + more
+		return max(least, p.rung(in).patience)
 	}
 }
 
@@ -139,8 +174,7 @@ func (p *port) provable(in *vnet.Intent) []family {
 // session of the agent may have answered it, unless the address alone proves
 // nothing.
 func (p *port) needsACK(in *vnet.Intent, f family) bool {
-	a, _ := in.Current.V6()
-	if !bounced(&in.Current) || in.Current.Undo || p.run.Boots || f == ipv6 && a.SLAAC {
+	if !bounced(&in.Current) || in.Current.Undo || p.run.Boots || !slices.Contains(leasing(&in.Current), f) {
 		return false
 	}
 	return !p.run.resumed || p.sameCA(in, f)

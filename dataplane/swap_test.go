@@ -176,8 +176,8 @@ func TestLadderEnds(t *testing.T) {
 		settle(time.Second)
 		in = switched(in)
 		ps.set(in)
-		settle(9 * time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 4 {
+		settle(17 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 5 {
 			t.Errorf("after the ladder: bounced %d times, %+v", g.cuts(), s)
 		}
 		settle(10 * time.Minute)

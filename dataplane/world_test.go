@@ -42,6 +42,8 @@ type world struct {
 	guests      map[vnet.PortID]*guest
 	told        []said6 // by Router Advertisements, in order
 
+	furnish func(*rooms) // puts real things in the place of fakes
+
 	countdown int // acts until the kill; 0: never
 	kill      func()
 	agent     *ports
@@ -61,6 +63,7 @@ type guest struct {
 	downAt   time.Time
 	notices  time.Duration // shortest cut that it sees
 	asks     time.Duration // from link up to the lease
+	checks   time.Duration // from the lease to the use of its address
 	deaf     bool          // never asks when its link comes back
 	polls    bool          // waits for its document, and asks when it is told to
 	plugs    bool          // asks when its NIC is put in
@@ -104,11 +107,15 @@ func (w *world) begin() *ports {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
-	ps, err := newPorts(rooms{
+	r := rooms{
 		datapath: w, taps: (*worldTaps)(w), machines: (*worldMachines)(w), links: (*worldLinks)(w), docs: (*worldDocs)(w),
 		prober: (*worldProber)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), records: worldRecords{w, recs}, rungs: newRungs(),
 		metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, report: w.report,
-	}, log)
+	}
+	if w.furnish != nil {
+		w.furnish(&r)
+	}
+	ps, err := newPorts(r, log)
 	if err != nil {
 		w.t.Fatal(err)
 	}
