@@ -14,7 +14,6 @@ import (
 	"replug/control/resource"
 	"replug/control/swap"
 	"replug/directory/store"
-	"replug/directory/vnet"
 )
 
 // claimsAtOnce bounds how many claims are served at the same time.
@@ -134,7 +133,7 @@ func (r *reign) claimPooled(ctx context.Context, c resource.Claim) (bool, error)
 		}
 		q := swap.Request{
 			ID: fmt.Sprintf("claim/%s/%d/%s", c.ID, c.Tries+1, vm), Tenant: c.Tenant, VM: vm, Network: c.Network,
-			CAs: c.CAs, Groups: c.Groups, Confirm: vnet.ConfirmGuest, Claim: c.ID, Settings: claiming{claim: c.ID, vm: vm},
+			CAs: c.CAs, Groups: c.Groups, Claim: c.ID, Settings: claiming{claim: c.ID, vm: vm},
 		}
 		_, err = r.swaps.Start(ctx, q)
 		putBack()

@@ -34,7 +34,7 @@ func (o objects) Reserve(ctx context.Context, q swap.Request, txn *store.Txn) (*
 		return nil, err
 	}
 	vm := row.Value
-	if err := swappable(&vm, q.Confirm); err != nil {
+	if err := swappable(&vm, cmp.Or(q.Confirm, vm.Confirm(false))); err != nil {
 		return nil, err
 	}
 	txn.Unchanged(row.Key, row.Revision)
@@ -49,13 +49,15 @@ func (o objects) Reserve(ctx context.Context, q swap.Request, txn *store.Txn) (*
 		return nil, err
 	}
 	rec.VM, rec.After.Document = vm.ID, vm.Document(false)
-	orDefault(&rec.Confirm, vnet.ConfirmGuest)
+	orDefault(&rec.Confirm, vm.Confirm(false))
 	return rec, nil
 }
 
 // swappable returns why a VM can't be swapped now, or nil.
 func swappable(vm *compute.VM, confirm vnet.Confirm) error {
 	switch {
+	case confirm == vnet.ConfirmGuest && vm.Confirm(false) != vnet.ConfirmGuest:
+		return fmt.Errorf("VM %s: %w: its image's personality is %q, so its guest reports on no later network; use confirm: lease or caller", nameOf(vm), ErrNotSo, vm.Personality)
 	case vm.Phase == compute.Ready, vm.Phase == compute.Stopped && confirm == vnet.ConfirmLease:
 		return nil
 	case vm.Phase == compute.Stopped:

@@ -36,11 +36,19 @@ func (o objects) reserveClaim(ctx context.Context, q swap.Request, c claiming, t
 		return nil, err
 	}
 	txn.Add(compute.Put(row, vm), name)
-	if err := o.r.putClaim(ctx, claim, claim.Value.Take(vm.ID, now), txn); err != nil {
+	if err := o.r.putClaim(ctx, claim, claim.Value.Take(vm.ID, unconfirmed(&vm), now), txn); err != nil {
 		return nil, err
 	}
-	rec.VM, rec.After.Document = vm.ID, vm.Document(false)
+	rec.VM, rec.After.Document, rec.Confirm = vm.ID, vm.Document(false), vm.Confirm(true)
 	return rec, nil
+}
+
+// unconfirmed says on a claim what nobody will say of its guest, or "".
+func unconfirmed(vm *compute.VM) string {
+	if vm.Personality.Reports() {
+		return ""
+	}
+	return fmt.Sprintf("the image's personality is %q: its lease and its traffic are the proof, whether it has taken its settings is not known", vm.Personality)
 }
 
 // associate composes that a claimed VM is the tenant's for good.

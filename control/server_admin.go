@@ -49,10 +49,17 @@ func (hostsAPI) ListHosts(ctx context.Context, _ *pb.ListHostsRequest) (*pb.List
 }
 
 func hostTo(h *vnet.HostInfo) *pb.Host {
-	return &pb.Host{
+	out := &pb.Host{
 		Name: h.Name, Address: h.Address.String(), PaPrefix: h.PAPrefix.String(), Mtu: uint32(h.MTU), Ports: int32(h.Ports),
 		MemoryMib: int32(h.Memory), Images: h.Images, Labels: h.Labels, Version: h.Version,
 	}
+	for image, p := range h.Personalities {
+		if out.Personalities == nil {
+			out.Personalities = make(map[string]string)
+		}
+		out.Personalities[image] = string(p)
+	}
+	return out
 }
 
 func (hostsAPI) DeleteHost(ctx context.Context, q *pb.DeleteHostRequest) (*pb.DeleteHostResponse, error) {

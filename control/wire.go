@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -214,7 +215,7 @@ func vmTo(vm *compute.VM, disks []storage.Disk, port *pb.Port) *pb.VM {
 	out := &pb.VM{
 		Id: vm.ID, Name: vm.Name, Tenant: vm.Tenant, Type: vm.Type, Host: vm.Host, Phase: string(vm.Phase),
 		Power: string(vm.Power), Error: vm.Error, Port: port, Settings: settingsTo(&vm.Settings), Guest: reportTo(vm.Guest),
-		Created: timeTo(vm.Created), Ready: timeTo(vm.Ready),
+		Created: timeTo(vm.Created), Ready: timeTo(vm.Ready), Personality: string(cmp.Or(vm.Personality, vnet.PersonalityAgent)),
 	}
 	for _, d := range disks {
 		out.Disks = append(out.Disks, &pb.Disk{Id: d.ID, Size: d.Size, Os: d.OS, Tenant: d.Tenant})

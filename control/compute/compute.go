@@ -54,26 +54,28 @@ type Hop struct {
 
 // A VM is a row. What its host needs is in the intent of its port.
 type VM struct {
-	ID       string            `json:"id"` // "vm-17"
-	Name     string            `json:"name,omitempty"`
-	Tenant   string            `json:"tenant"`
-	Type     string            `json:"type"`
-	CPUs     int               `json:"cpus"`
-	Memory   int               `json:"memory"` // MiB
-	Image    string            `json:"image"`
-	UUID     string            `json:"uuid"`
-	Host     string            `json:"host"`
-	Port     string            `json:"port"`
-	Pool     bool              `json:"pool,omitempty"` // was made for the pool
-	Claim    string            `json:"claim,omitempty"`
-	Phase    Phase             `json:"phase"`
-	Power    vnet.Power        `json:"power"`
-	Error    string            `json:"error,omitempty"`
-	Settings vnet.Document     `json:"settings"`        // the owner's part of it
-	Guest    *vnet.GuestReport `json:"guest,omitempty"` // the last one
-	Timeline []Hop             `json:"timeline,omitempty"`
-	Created  time.Time         `json:"created"`
-	Ready    time.Time         `json:"ready,omitzero"` // final success, or pooled: partial success
+	ID     string `json:"id"` // "vm-17"
+	Name   string `json:"name,omitempty"`
+	Tenant string `json:"tenant"`
+	Type   string `json:"type"`
+	CPUs   int    `json:"cpus"`
+	Memory int    `json:"memory"` // MiB
+	Image  string `json:"image"`
+	// Personality is that of the image on the host when the VM was made.
+	Personality vnet.Personality  `json:"personality,omitempty"`
+	UUID        string            `json:"uuid"`
+	Host        string            `json:"host"`
+	Port        string            `json:"port"`
+	Pool        bool              `json:"pool,omitempty"` // was made for the pool
+	Claim       string            `json:"claim,omitempty"`
+	Phase       Phase             `json:"phase"`
+	Power       vnet.Power        `json:"power"`
+	Error       string            `json:"error,omitempty"`
+	Settings    vnet.Document     `json:"settings"`        // the owner's part of it
+	Guest       *vnet.GuestReport `json:"guest,omitempty"` // the last one
+	Timeline    []Hop             `json:"timeline,omitempty"`
+	Created     time.Time         `json:"created"`
+	Ready       time.Time         `json:"ready,omitzero"` // final success, or pooled: partial success
 }
 
 // A Manager reads and composes changes of types and VMs.
@@ -215,7 +217,17 @@ func (vm *VM) Step(name string, at time.Time) {
 
 // Machine returns what the host is to run.
 func (vm *VM) Machine(disks []vnet.Disk) *vnet.Machine {
-	return &vnet.Machine{ID: vm.ID, UUID: vm.UUID, CPUs: vm.CPUs, Memory: vm.Memory, Image: vm.Image, Disks: disks, Power: vm.Power}
+	return &vnet.Machine{ID: vm.ID, UUID: vm.UUID, CPUs: vm.CPUs, Memory: vm.Memory, Image: vm.Image, Disks: disks, Power: vm.Power,
+		Personality: vm.Personality}
+}
+
+// Confirm returns what can prove that the guest of the VM has followed a swap. An
+// agent says so each time; cloud-init once, when it leaves the pool; others never.
+func (vm *VM) Confirm(claimed bool) vnet.Confirm {
+	if vm.Personality.Agent() || claimed && vm.Personality.CloudInit() {
+		return vnet.ConfirmGuest
+	}
+	return vnet.ConfirmLease
 }
 
 // Document returns what the guest is to be told: partial for a VM that is made for

@@ -44,13 +44,10 @@ func observeBoot(vm VM, in *vnet.Intent, s vnet.Status, now time.Time, changed b
 	}
 	g := vm.Guest
 	switch {
+	case !vm.Personality.Reports() && s.Power == vnet.PowerOn && leased(s.Phase):
+		return vm.succeed(next, s, now), true
 	case g != nil && g.Epoch == in.Current.Epoch && g.Kind == want && g.OK:
-		vm.Phase, vm.Error, vm.Ready = next, "", now
-		for _, h := range s.Hops {
-			vm.Timeline = append(vm.Timeline, Hop{Name: h.Name, At: h.At, By: "host"})
-		}
-		vm.Step(string(next), now)
-		return vm, true
+		return vm.succeed(next, s, now), true
 	case g != nil && g.Epoch == in.Current.Epoch && !g.OK:
 		return vm.fail("the guest says that it failed: " + g.Error), changed || vm.Phase != Failed
 	case s.Phase == vnet.StatusFailed && s.Power != vnet.PowerOn && vm.Phase == Creating:
@@ -60,6 +57,21 @@ func observeBoot(vm VM, in *vnet.Intent, s vnet.Status, now time.Time, changed b
 		return vm, true
 	}
 	return vm, changed
+}
+
+// leased reports whether the guest was seen on its address: all that there is to
+// know of one that says nothing.
+func leased(p vnet.StatusPhase) bool {
+	return p == vnet.StatusLeased || p == vnet.StatusPublished || p == vnet.StatusConfirmed
+}
+
+func (vm VM) succeed(next Phase, s vnet.Status, now time.Time) VM {
+	vm.Phase, vm.Error, vm.Ready = next, "", now
+	for _, h := range s.Hops {
+		vm.Timeline = append(vm.Timeline, Hop{Name: h.Name, At: h.At, By: "host"})
+	}
+	vm.Step(string(next), now)
+	return vm
 }
 
 func (vm VM) fail(why string) VM {

@@ -110,3 +110,31 @@ func TestCheckSettings(t *testing.T) {
 		}
 	}
 }
+
+// A guest that never reports has succeeded when it was seen: in the pool as well as
+// with its owner. What it might say by itself is nobody's word.
+func TestObserveSilent(t *testing.T) {
+	epoch := vnet.NewEpoch(3, 90)
+	for _, c := range []struct {
+		personality vnet.Personality
+		tag         string
+		phase       vnet.StatusPhase
+		power       vnet.Power
+		want        Phase
+	}{
+		{vnet.PersonalityPlain, vnet.TagPartial, vnet.StatusLeased, vnet.PowerOn, Pooled},
+		{vnet.PersonalityPlain, "", vnet.StatusPublished, vnet.PowerOn, Ready},
+		{vnet.PersonalityOpenStack, "", vnet.StatusLeased, vnet.PowerOn, Ready},
+		{vnet.PersonalityPlain, vnet.TagPartial, vnet.StatusFlipped, vnet.PowerOn, Creating},
+		{vnet.PersonalityPlain, vnet.TagPartial, vnet.StatusFailed, vnet.PowerOn, Creating},
+		{vnet.PersonalityPlain, vnet.TagPartial, vnet.StatusLeased, vnet.PowerOff, Creating},
+		{vnet.PersonalityCloudInit, vnet.TagPartial, vnet.StatusPublished, vnet.PowerOn, Creating},
+		{vnet.PersonalityAgent, vnet.TagPartial, vnet.StatusPublished, vnet.PowerOn, Creating},
+	} {
+		in := &vnet.Intent{Host: "h7", Current: vnet.Place{Epoch: epoch, Document: &vnet.Document{Tag: c.tag}}}
+		got, _ := Observe(VM{Phase: Creating, Personality: c.personality}, in, vnet.Status{Epoch: epoch, Phase: c.phase, Power: c.power}, time.Unix(1700000000, 0))
+		if got.Phase != c.want {
+			t.Errorf("%s, %q, %s: %s, want %s", c.personality, c.tag, c.phase, got.Phase, c.want)
+		}
+	}
+}

@@ -4010,7 +4010,8 @@ type VM struct {
 	Guest         *GuestReport           `protobuf:"bytes,12,opt,name=guest,proto3" json:"guest,omitempty"` // the last report
 	Timeline      []*Hop                 `protobuf:"bytes,13,rep,name=timeline,proto3" json:"timeline,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created,proto3" json:"created,omitempty"`
-	Ready         *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=ready,proto3" json:"ready,omitempty"` // final success, or pooled: partial success
+	Ready         *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=ready,proto3" json:"ready,omitempty"`             // final success, or pooled: partial success
+	Personality   string                 `protobuf:"bytes,20,opt,name=personality,proto3" json:"personality,omitempty"` // of its image: agent, cloud-init, cloud-init-savable, plain, ec2, openstack, nocloud
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4148,6 +4149,13 @@ func (x *VM) GetReady() *timestamppb.Timestamp {
 		return x.Ready
 	}
 	return nil
+}
+
+func (x *VM) GetPersonality() string {
+	if x != nil {
+		return x.Personality
+	}
+	return ""
 }
 
 type CreateVMRequest struct {
@@ -5067,7 +5075,7 @@ type StartSwapRequest struct {
 	Network        string                 `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`
 	Ip             string                 `protobuf:"bytes,6,opt,name=ip,proto3" json:"ip,omitempty"`                                                // empty: the next free one
 	Hostname       string                 `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`                                    // empty: unchanged
-	Confirm        string                 `protobuf:"bytes,8,opt,name=confirm,proto3" json:"confirm,omitempty"`                                      // lease, guest, caller; empty: guest for a VM of ours, lease for an attached port
+	Confirm        string                 `protobuf:"bytes,8,opt,name=confirm,proto3" json:"confirm,omitempty"`                                      // lease, guest, caller; empty: guest for a VM with an agent of ours, else lease
 	Trigger        string                 `protobuf:"bytes,9,opt,name=trigger,proto3" json:"trigger,omitempty"`                                      // bounce (default), none
 	StageBudget    *durationpb.Duration   `protobuf:"bytes,10,opt,name=stage_budget,json=stageBudget,proto3" json:"stage_budget,omitempty"`          // 5 s unless told
 	LeaseBudget    *durationpb.Duration   `protobuf:"bytes,11,opt,name=lease_budget,json=leaseBudget,proto3" json:"lease_budget,omitempty"`          // 15 s
@@ -6861,6 +6869,7 @@ type Host struct {
 	Images        []string               `protobuf:"bytes,11,rep,name=images,proto3" json:"images,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Version       string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`
+	Personalities map[string]string      `protobuf:"bytes,20,rep,name=personalities,proto3" json:"personalities,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of images, by name; none: agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6984,6 +6993,13 @@ func (x *Host) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Host) GetPersonalities() map[string]string {
+	if x != nil {
+		return x.Personalities
+	}
+	return nil
 }
 
 type ListHostsRequest struct {
@@ -7649,7 +7665,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x0e\n" +
 	"\x02os\x18\x03 \x01(\bR\x02os\x12\x16\n" +
-	"\x06tenant\x18\x04 \x01(\tR\x06tenant\"\x91\x04\n" +
+	"\x06tenant\x18\x04 \x01(\tR\x06tenant\"\xb3\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -7666,7 +7682,8 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05guest\x18\f \x01(\v2\x1e.replug.control.v1.GuestReportR\x05guest\x122\n" +
 	"\btimeline\x18\r \x03(\v2\x16.replug.control.v1.HopR\btimeline\x124\n" +
 	"\acreated\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x120\n" +
-	"\x05ready\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\"\xc8\x02\n" +
+	"\x05ready\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\x12 \n" +
+	"\vpersonality\x18\x14 \x01(\tR\vpersonality\"\xc8\x02\n" +
 	"\x0fCreateVMRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -7902,7 +7919,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"\x14\n" +
-	"\x12DetachPortResponse\"\xd9\x03\n" +
+	"\x12DetachPortResponse\"\xed\x04\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
@@ -7919,8 +7936,12 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	" \x01(\x05R\rmemoryUsedMib\x12\x16\n" +
 	"\x06images\x18\v \x03(\tR\x06images\x12;\n" +
 	"\x06labels\x18\f \x03(\v2#.replug.control.v1.Host.LabelsEntryR\x06labels\x12\x18\n" +
-	"\aversion\x18\r \x01(\tR\aversion\x1a9\n" +
+	"\aversion\x18\r \x01(\tR\aversion\x12P\n" +
+	"\rpersonalities\x18\x14 \x03(\v2*.replug.control.v1.Host.PersonalitiesEntryR\rpersonalities\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a@\n" +
+	"\x12PersonalitiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
 	"\x10ListHostsRequest\"B\n" +
@@ -8043,7 +8064,7 @@ func file_control_controlpb_control_proto_rawDescGZIP() []byte {
 	return file_control_controlpb_control_proto_rawDescData
 }
 
-var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
+var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_control_controlpb_control_proto_goTypes = []any{
 	(*Tenant)(nil),                // 0: replug.control.v1.Tenant
 	(*CreateTenantRequest)(nil),   // 1: replug.control.v1.CreateTenantRequest
@@ -8157,14 +8178,15 @@ var file_control_controlpb_control_proto_goTypes = []any{
 	(*GetClusterRequest)(nil),     // 109: replug.control.v1.GetClusterRequest
 	(*ClusterInfo)(nil),           // 110: replug.control.v1.ClusterInfo
 	nil,                           // 111: replug.control.v1.Host.LabelsEntry
-	(*durationpb.Duration)(nil),   // 112: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 113: google.protobuf.Timestamp
+	nil,                           // 112: replug.control.v1.Host.PersonalitiesEntry
+	(*durationpb.Duration)(nil),   // 113: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 114: google.protobuf.Timestamp
 }
 var file_control_controlpb_control_proto_depIdxs = []int32{
 	0,   // 0: replug.control.v1.ListTenantsResponse.tenants:type_name -> replug.control.v1.Tenant
 	6,   // 1: replug.control.v1.Network.subnets:type_name -> replug.control.v1.Subnet
 	7,   // 2: replug.control.v1.Network.routes:type_name -> replug.control.v1.Route
-	112, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
+	113, // 3: replug.control.v1.Network.lease:type_name -> google.protobuf.Duration
 	8,   // 4: replug.control.v1.Network.peers:type_name -> replug.control.v1.PeerNetwork
 	9,   // 5: replug.control.v1.CreateNetworkRequest.network:type_name -> replug.control.v1.Network
 	9,   // 6: replug.control.v1.ListNetworksResponse.networks:type_name -> replug.control.v1.Network
@@ -8178,8 +8200,8 @@ var file_control_controlpb_control_proto_depIdxs = []int32{
 	29,  // 14: replug.control.v1.ListGroupsResponse.groups:type_name -> replug.control.v1.Group
 	38,  // 15: replug.control.v1.Service.check:type_name -> replug.control.v1.Check
 	39,  // 16: replug.control.v1.Service.backends:type_name -> replug.control.v1.Backend
-	112, // 17: replug.control.v1.Check.interval:type_name -> google.protobuf.Duration
-	112, // 18: replug.control.v1.Check.timeout:type_name -> google.protobuf.Duration
+	113, // 17: replug.control.v1.Check.interval:type_name -> google.protobuf.Duration
+	113, // 18: replug.control.v1.Check.timeout:type_name -> google.protobuf.Duration
 	37,  // 19: replug.control.v1.CreateServiceRequest.service:type_name -> replug.control.v1.Service
 	38,  // 20: replug.control.v1.SetServiceRequest.check:type_name -> replug.control.v1.Check
 	39,  // 21: replug.control.v1.SetBackendRequest.backend:type_name -> replug.control.v1.Backend
@@ -8195,166 +8217,167 @@ var file_control_controlpb_control_proto_depIdxs = []int32{
 	60,  // 31: replug.control.v1.VM.settings:type_name -> replug.control.v1.Settings
 	73,  // 32: replug.control.v1.VM.guest:type_name -> replug.control.v1.GuestReport
 	84,  // 33: replug.control.v1.VM.timeline:type_name -> replug.control.v1.Hop
-	113, // 34: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
-	113, // 35: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
+	114, // 34: replug.control.v1.VM.created:type_name -> google.protobuf.Timestamp
+	114, // 35: replug.control.v1.VM.ready:type_name -> google.protobuf.Timestamp
 	60,  // 36: replug.control.v1.CreateVMRequest.settings:type_name -> replug.control.v1.Settings
 	65,  // 37: replug.control.v1.ListVMsResponse.vms:type_name -> replug.control.v1.VM
-	113, // 38: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
+	114, // 38: replug.control.v1.GuestReport.at:type_name -> google.protobuf.Timestamp
 	84,  // 39: replug.control.v1.Claim.timeline:type_name -> replug.control.v1.Hop
 	65,  // 40: replug.control.v1.Claim.view:type_name -> replug.control.v1.VM
 	60,  // 41: replug.control.v1.CreateClaimRequest.settings:type_name -> replug.control.v1.Settings
 	74,  // 42: replug.control.v1.ListClaimsResponse.claims:type_name -> replug.control.v1.Claim
-	112, // 43: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
-	112, // 44: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
-	112, // 45: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
-	112, // 46: replug.control.v1.StartSwapRequest.drain:type_name -> google.protobuf.Duration
+	113, // 43: replug.control.v1.StartSwapRequest.stage_budget:type_name -> google.protobuf.Duration
+	113, // 44: replug.control.v1.StartSwapRequest.lease_budget:type_name -> google.protobuf.Duration
+	113, // 45: replug.control.v1.StartSwapRequest.confirm_budget:type_name -> google.protobuf.Duration
+	113, // 46: replug.control.v1.StartSwapRequest.drain:type_name -> google.protobuf.Duration
 	80,  // 47: replug.control.v1.Plan.changes:type_name -> replug.control.v1.Change
 	83,  // 48: replug.control.v1.Swap.before:type_name -> replug.control.v1.SidedPlace
 	83,  // 49: replug.control.v1.Swap.after:type_name -> replug.control.v1.SidedPlace
-	112, // 50: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
+	113, // 50: replug.control.v1.Swap.blackout:type_name -> google.protobuf.Duration
 	84,  // 51: replug.control.v1.Swap.timeline:type_name -> replug.control.v1.Hop
 	73,  // 52: replug.control.v1.Swap.guest:type_name -> replug.control.v1.GuestReport
-	113, // 53: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
-	113, // 54: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
-	113, // 55: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
+	114, // 53: replug.control.v1.Swap.started:type_name -> google.protobuf.Timestamp
+	114, // 54: replug.control.v1.Swap.ended:type_name -> google.protobuf.Timestamp
+	114, // 55: replug.control.v1.Hop.at:type_name -> google.protobuf.Timestamp
 	82,  // 56: replug.control.v1.ListSwapsResponse.swaps:type_name -> replug.control.v1.Swap
 	92,  // 57: replug.control.v1.Port.limits:type_name -> replug.control.v1.Limits
 	91,  // 58: replug.control.v1.Limits.from:type_name -> replug.control.v1.Rate
 	91,  // 59: replug.control.v1.Limits.to:type_name -> replug.control.v1.Rate
 	92,  // 60: replug.control.v1.SetPortLimitsRequest.limits:type_name -> replug.control.v1.Limits
 	90,  // 61: replug.control.v1.ListPortsResponse.ports:type_name -> replug.control.v1.Port
-	113, // 62: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
+	114, // 62: replug.control.v1.Host.since:type_name -> google.protobuf.Timestamp
 	111, // 63: replug.control.v1.Host.labels:type_name -> replug.control.v1.Host.LabelsEntry
-	102, // 64: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
-	1,   // 65: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
-	2,   // 66: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
-	4,   // 67: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
-	10,  // 68: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
-	11,  // 69: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
-	12,  // 70: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
-	14,  // 71: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
-	16,  // 72: replug.control.v1.Networks.AddSubnet:input_type -> replug.control.v1.AddSubnetRequest
-	17,  // 73: replug.control.v1.Networks.AddRoute:input_type -> replug.control.v1.AddRouteRequest
-	18,  // 74: replug.control.v1.Networks.RemoveRoute:input_type -> replug.control.v1.RemoveRouteRequest
-	19,  // 75: replug.control.v1.Networks.SetFlowLog:input_type -> replug.control.v1.SetFlowLogRequest
-	20,  // 76: replug.control.v1.Networks.Peer:input_type -> replug.control.v1.PeerRequest
-	21,  // 77: replug.control.v1.Networks.Unpeer:input_type -> replug.control.v1.UnpeerRequest
-	23,  // 78: replug.control.v1.Networks.AddVTEP:input_type -> replug.control.v1.AddVTEPRequest
-	24,  // 79: replug.control.v1.Networks.ListVTEPs:input_type -> replug.control.v1.ListVTEPsRequest
-	26,  // 80: replug.control.v1.Networks.RemoveVTEP:input_type -> replug.control.v1.RemoveVTEPRequest
-	30,  // 81: replug.control.v1.Groups.CreateGroup:input_type -> replug.control.v1.CreateGroupRequest
-	31,  // 82: replug.control.v1.Groups.SetRules:input_type -> replug.control.v1.SetRulesRequest
-	32,  // 83: replug.control.v1.Groups.GetGroup:input_type -> replug.control.v1.GetGroupRequest
-	33,  // 84: replug.control.v1.Groups.ListGroups:input_type -> replug.control.v1.ListGroupsRequest
-	35,  // 85: replug.control.v1.Groups.DeleteGroup:input_type -> replug.control.v1.DeleteGroupRequest
-	40,  // 86: replug.control.v1.Services.CreateService:input_type -> replug.control.v1.CreateServiceRequest
-	41,  // 87: replug.control.v1.Services.SetService:input_type -> replug.control.v1.SetServiceRequest
-	42,  // 88: replug.control.v1.Services.SetBackend:input_type -> replug.control.v1.SetBackendRequest
-	43,  // 89: replug.control.v1.Services.RemoveBackend:input_type -> replug.control.v1.RemoveBackendRequest
-	44,  // 90: replug.control.v1.Services.GetService:input_type -> replug.control.v1.GetServiceRequest
-	45,  // 91: replug.control.v1.Services.ListServices:input_type -> replug.control.v1.ListServicesRequest
-	47,  // 92: replug.control.v1.Services.DeleteService:input_type -> replug.control.v1.DeleteServiceRequest
-	50,  // 93: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
-	51,  // 94: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
-	53,  // 95: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
-	56,  // 96: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
-	57,  // 97: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
-	58,  // 98: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
-	66,  // 99: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
-	67,  // 100: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
-	68,  // 101: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
-	67,  // 102: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
-	70,  // 103: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
-	71,  // 104: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
-	75,  // 105: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
-	76,  // 106: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
-	77,  // 107: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
-	76,  // 108: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
-	79,  // 109: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
-	79,  // 110: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
-	85,  // 111: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
-	86,  // 112: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
-	85,  // 113: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
-	88,  // 114: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
-	89,  // 115: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
-	96,  // 116: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
-	97,  // 117: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
-	98,  // 118: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
-	100, // 119: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
-	93,  // 120: replug.control.v1.Ports.SetPortGroups:input_type -> replug.control.v1.SetPortGroupsRequest
-	94,  // 121: replug.control.v1.Ports.SetPortLimits:input_type -> replug.control.v1.SetPortLimitsRequest
-	95,  // 122: replug.control.v1.Ports.SetPort:input_type -> replug.control.v1.SetPortRequest
-	103, // 123: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
-	105, // 124: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
-	107, // 125: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
-	109, // 126: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
-	0,   // 127: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
-	3,   // 128: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
-	5,   // 129: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
-	9,   // 130: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
-	9,   // 131: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
-	13,  // 132: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
-	15,  // 133: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
-	9,   // 134: replug.control.v1.Networks.AddSubnet:output_type -> replug.control.v1.Network
-	9,   // 135: replug.control.v1.Networks.AddRoute:output_type -> replug.control.v1.Network
-	9,   // 136: replug.control.v1.Networks.RemoveRoute:output_type -> replug.control.v1.Network
-	9,   // 137: replug.control.v1.Networks.SetFlowLog:output_type -> replug.control.v1.Network
-	9,   // 138: replug.control.v1.Networks.Peer:output_type -> replug.control.v1.Network
-	9,   // 139: replug.control.v1.Networks.Unpeer:output_type -> replug.control.v1.Network
-	22,  // 140: replug.control.v1.Networks.AddVTEP:output_type -> replug.control.v1.VTEP
-	25,  // 141: replug.control.v1.Networks.ListVTEPs:output_type -> replug.control.v1.ListVTEPsResponse
-	27,  // 142: replug.control.v1.Networks.RemoveVTEP:output_type -> replug.control.v1.RemoveVTEPResponse
-	29,  // 143: replug.control.v1.Groups.CreateGroup:output_type -> replug.control.v1.Group
-	29,  // 144: replug.control.v1.Groups.SetRules:output_type -> replug.control.v1.Group
-	29,  // 145: replug.control.v1.Groups.GetGroup:output_type -> replug.control.v1.Group
-	34,  // 146: replug.control.v1.Groups.ListGroups:output_type -> replug.control.v1.ListGroupsResponse
-	36,  // 147: replug.control.v1.Groups.DeleteGroup:output_type -> replug.control.v1.DeleteGroupResponse
-	37,  // 148: replug.control.v1.Services.CreateService:output_type -> replug.control.v1.Service
-	37,  // 149: replug.control.v1.Services.SetService:output_type -> replug.control.v1.Service
-	37,  // 150: replug.control.v1.Services.SetBackend:output_type -> replug.control.v1.Service
-	37,  // 151: replug.control.v1.Services.RemoveBackend:output_type -> replug.control.v1.Service
-	37,  // 152: replug.control.v1.Services.GetService:output_type -> replug.control.v1.Service
-	46,  // 153: replug.control.v1.Services.ListServices:output_type -> replug.control.v1.ListServicesResponse
-	48,  // 154: replug.control.v1.Services.DeleteService:output_type -> replug.control.v1.DeleteServiceResponse
-	49,  // 155: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
-	52,  // 156: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
-	54,  // 157: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
-	55,  // 158: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
-	55,  // 159: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
-	59,  // 160: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
-	65,  // 161: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
-	65,  // 162: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
-	69,  // 163: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
-	65,  // 164: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
-	65,  // 165: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
-	72,  // 166: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
-	74,  // 167: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
-	74,  // 168: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
-	78,  // 169: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
-	74,  // 170: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
-	81,  // 171: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
-	82,  // 172: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
-	82,  // 173: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
-	87,  // 174: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
-	82,  // 175: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
-	82,  // 176: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
-	82,  // 177: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
-	90,  // 178: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
-	90,  // 179: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
-	99,  // 180: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
-	101, // 181: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
-	90,  // 182: replug.control.v1.Ports.SetPortGroups:output_type -> replug.control.v1.Port
-	90,  // 183: replug.control.v1.Ports.SetPortLimits:output_type -> replug.control.v1.Port
-	90,  // 184: replug.control.v1.Ports.SetPort:output_type -> replug.control.v1.Port
-	104, // 185: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
-	106, // 186: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
-	108, // 187: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
-	110, // 188: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
-	127, // [127:189] is the sub-list for method output_type
-	65,  // [65:127] is the sub-list for method input_type
-	65,  // [65:65] is the sub-list for extension type_name
-	65,  // [65:65] is the sub-list for extension extendee
-	0,   // [0:65] is the sub-list for field type_name
+	112, // 64: replug.control.v1.Host.personalities:type_name -> replug.control.v1.Host.PersonalitiesEntry
+	102, // 65: replug.control.v1.ListHostsResponse.hosts:type_name -> replug.control.v1.Host
+	1,   // 66: replug.control.v1.Tenants.CreateTenant:input_type -> replug.control.v1.CreateTenantRequest
+	2,   // 67: replug.control.v1.Tenants.ListTenants:input_type -> replug.control.v1.ListTenantsRequest
+	4,   // 68: replug.control.v1.Tenants.DeleteTenant:input_type -> replug.control.v1.DeleteTenantRequest
+	10,  // 69: replug.control.v1.Networks.CreateNetwork:input_type -> replug.control.v1.CreateNetworkRequest
+	11,  // 70: replug.control.v1.Networks.GetNetwork:input_type -> replug.control.v1.GetNetworkRequest
+	12,  // 71: replug.control.v1.Networks.ListNetworks:input_type -> replug.control.v1.ListNetworksRequest
+	14,  // 72: replug.control.v1.Networks.DeleteNetwork:input_type -> replug.control.v1.DeleteNetworkRequest
+	16,  // 73: replug.control.v1.Networks.AddSubnet:input_type -> replug.control.v1.AddSubnetRequest
+	17,  // 74: replug.control.v1.Networks.AddRoute:input_type -> replug.control.v1.AddRouteRequest
+	18,  // 75: replug.control.v1.Networks.RemoveRoute:input_type -> replug.control.v1.RemoveRouteRequest
+	19,  // 76: replug.control.v1.Networks.SetFlowLog:input_type -> replug.control.v1.SetFlowLogRequest
+	20,  // 77: replug.control.v1.Networks.Peer:input_type -> replug.control.v1.PeerRequest
+	21,  // 78: replug.control.v1.Networks.Unpeer:input_type -> replug.control.v1.UnpeerRequest
+	23,  // 79: replug.control.v1.Networks.AddVTEP:input_type -> replug.control.v1.AddVTEPRequest
+	24,  // 80: replug.control.v1.Networks.ListVTEPs:input_type -> replug.control.v1.ListVTEPsRequest
+	26,  // 81: replug.control.v1.Networks.RemoveVTEP:input_type -> replug.control.v1.RemoveVTEPRequest
+	30,  // 82: replug.control.v1.Groups.CreateGroup:input_type -> replug.control.v1.CreateGroupRequest
+	31,  // 83: replug.control.v1.Groups.SetRules:input_type -> replug.control.v1.SetRulesRequest
+	32,  // 84: replug.control.v1.Groups.GetGroup:input_type -> replug.control.v1.GetGroupRequest
+	33,  // 85: replug.control.v1.Groups.ListGroups:input_type -> replug.control.v1.ListGroupsRequest
+	35,  // 86: replug.control.v1.Groups.DeleteGroup:input_type -> replug.control.v1.DeleteGroupRequest
+	40,  // 87: replug.control.v1.Services.CreateService:input_type -> replug.control.v1.CreateServiceRequest
+	41,  // 88: replug.control.v1.Services.SetService:input_type -> replug.control.v1.SetServiceRequest
+	42,  // 89: replug.control.v1.Services.SetBackend:input_type -> replug.control.v1.SetBackendRequest
+	43,  // 90: replug.control.v1.Services.RemoveBackend:input_type -> replug.control.v1.RemoveBackendRequest
+	44,  // 91: replug.control.v1.Services.GetService:input_type -> replug.control.v1.GetServiceRequest
+	45,  // 92: replug.control.v1.Services.ListServices:input_type -> replug.control.v1.ListServicesRequest
+	47,  // 93: replug.control.v1.Services.DeleteService:input_type -> replug.control.v1.DeleteServiceRequest
+	50,  // 94: replug.control.v1.VMTypes.CreateVMType:input_type -> replug.control.v1.CreateVMTypeRequest
+	51,  // 95: replug.control.v1.VMTypes.ListVMTypes:input_type -> replug.control.v1.ListVMTypesRequest
+	53,  // 96: replug.control.v1.VMTypes.DeleteVMType:input_type -> replug.control.v1.DeleteVMTypeRequest
+	56,  // 97: replug.control.v1.Pools.SetPool:input_type -> replug.control.v1.SetPoolRequest
+	57,  // 98: replug.control.v1.Pools.GetPool:input_type -> replug.control.v1.GetPoolRequest
+	58,  // 99: replug.control.v1.Pools.ListPools:input_type -> replug.control.v1.ListPoolsRequest
+	66,  // 100: replug.control.v1.VMs.CreateVM:input_type -> replug.control.v1.CreateVMRequest
+	67,  // 101: replug.control.v1.VMs.GetVM:input_type -> replug.control.v1.GetVMRequest
+	68,  // 102: replug.control.v1.VMs.ListVMs:input_type -> replug.control.v1.ListVMsRequest
+	67,  // 103: replug.control.v1.VMs.WatchVM:input_type -> replug.control.v1.GetVMRequest
+	70,  // 104: replug.control.v1.VMs.SetPower:input_type -> replug.control.v1.SetPowerRequest
+	71,  // 105: replug.control.v1.VMs.DeleteVM:input_type -> replug.control.v1.DeleteVMRequest
+	75,  // 106: replug.control.v1.Claims.CreateClaim:input_type -> replug.control.v1.CreateClaimRequest
+	76,  // 107: replug.control.v1.Claims.GetClaim:input_type -> replug.control.v1.GetClaimRequest
+	77,  // 108: replug.control.v1.Claims.ListClaims:input_type -> replug.control.v1.ListClaimsRequest
+	76,  // 109: replug.control.v1.Claims.WatchClaim:input_type -> replug.control.v1.GetClaimRequest
+	79,  // 110: replug.control.v1.Swaps.PlanSwap:input_type -> replug.control.v1.StartSwapRequest
+	79,  // 111: replug.control.v1.Swaps.StartSwap:input_type -> replug.control.v1.StartSwapRequest
+	85,  // 112: replug.control.v1.Swaps.GetSwap:input_type -> replug.control.v1.GetSwapRequest
+	86,  // 113: replug.control.v1.Swaps.ListSwaps:input_type -> replug.control.v1.ListSwapsRequest
+	85,  // 114: replug.control.v1.Swaps.WatchSwap:input_type -> replug.control.v1.GetSwapRequest
+	88,  // 115: replug.control.v1.Swaps.ConfirmSwap:input_type -> replug.control.v1.ConfirmSwapRequest
+	89,  // 116: replug.control.v1.Swaps.CancelSwap:input_type -> replug.control.v1.CancelSwapRequest
+	96,  // 117: replug.control.v1.Ports.AttachPort:input_type -> replug.control.v1.AttachPortRequest
+	97,  // 118: replug.control.v1.Ports.GetPort:input_type -> replug.control.v1.GetPortRequest
+	98,  // 119: replug.control.v1.Ports.ListPorts:input_type -> replug.control.v1.ListPortsRequest
+	100, // 120: replug.control.v1.Ports.DetachPort:input_type -> replug.control.v1.DetachPortRequest
+	93,  // 121: replug.control.v1.Ports.SetPortGroups:input_type -> replug.control.v1.SetPortGroupsRequest
+	94,  // 122: replug.control.v1.Ports.SetPortLimits:input_type -> replug.control.v1.SetPortLimitsRequest
+	95,  // 123: replug.control.v1.Ports.SetPort:input_type -> replug.control.v1.SetPortRequest
+	103, // 124: replug.control.v1.Hosts.ListHosts:input_type -> replug.control.v1.ListHostsRequest
+	105, // 125: replug.control.v1.Hosts.DeleteHost:input_type -> replug.control.v1.DeleteHostRequest
+	107, // 126: replug.control.v1.Admin.Backup:input_type -> replug.control.v1.BackupRequest
+	109, // 127: replug.control.v1.Admin.GetCluster:input_type -> replug.control.v1.GetClusterRequest
+	0,   // 128: replug.control.v1.Tenants.CreateTenant:output_type -> replug.control.v1.Tenant
+	3,   // 129: replug.control.v1.Tenants.ListTenants:output_type -> replug.control.v1.ListTenantsResponse
+	5,   // 130: replug.control.v1.Tenants.DeleteTenant:output_type -> replug.control.v1.DeleteTenantResponse
+	9,   // 131: replug.control.v1.Networks.CreateNetwork:output_type -> replug.control.v1.Network
+	9,   // 132: replug.control.v1.Networks.GetNetwork:output_type -> replug.control.v1.Network
+	13,  // 133: replug.control.v1.Networks.ListNetworks:output_type -> replug.control.v1.ListNetworksResponse
+	15,  // 134: replug.control.v1.Networks.DeleteNetwork:output_type -> replug.control.v1.DeleteNetworkResponse
+	9,   // 135: replug.control.v1.Networks.AddSubnet:output_type -> replug.control.v1.Network
+	9,   // 136: replug.control.v1.Networks.AddRoute:output_type -> replug.control.v1.Network
+	9,   // 137: replug.control.v1.Networks.RemoveRoute:output_type -> replug.control.v1.Network
+	9,   // 138: replug.control.v1.Networks.SetFlowLog:output_type -> replug.control.v1.Network
+	9,   // 139: replug.control.v1.Networks.Peer:output_type -> replug.control.v1.Network
+	9,   // 140: replug.control.v1.Networks.Unpeer:output_type -> replug.control.v1.Network
+	22,  // 141: replug.control.v1.Networks.AddVTEP:output_type -> replug.control.v1.VTEP
+	25,  // 142: replug.control.v1.Networks.ListVTEPs:output_type -> replug.control.v1.ListVTEPsResponse
+	27,  // 143: replug.control.v1.Networks.RemoveVTEP:output_type -> replug.control.v1.RemoveVTEPResponse
+	29,  // 144: replug.control.v1.Groups.CreateGroup:output_type -> replug.control.v1.Group
+	29,  // 145: replug.control.v1.Groups.SetRules:output_type -> replug.control.v1.Group
+	29,  // 146: replug.control.v1.Groups.GetGroup:output_type -> replug.control.v1.Group
+	34,  // 147: replug.control.v1.Groups.ListGroups:output_type -> replug.control.v1.ListGroupsResponse
+	36,  // 148: replug.control.v1.Groups.DeleteGroup:output_type -> replug.control.v1.DeleteGroupResponse
+	37,  // 149: replug.control.v1.Services.CreateService:output_type -> replug.control.v1.Service
+	37,  // 150: replug.control.v1.Services.SetService:output_type -> replug.control.v1.Service
+	37,  // 151: replug.control.v1.Services.SetBackend:output_type -> replug.control.v1.Service
+	37,  // 152: replug.control.v1.Services.RemoveBackend:output_type -> replug.control.v1.Service
+	37,  // 153: replug.control.v1.Services.GetService:output_type -> replug.control.v1.Service
+	46,  // 154: replug.control.v1.Services.ListServices:output_type -> replug.control.v1.ListServicesResponse
+	48,  // 155: replug.control.v1.Services.DeleteService:output_type -> replug.control.v1.DeleteServiceResponse
+	49,  // 156: replug.control.v1.VMTypes.CreateVMType:output_type -> replug.control.v1.VMType
+	52,  // 157: replug.control.v1.VMTypes.ListVMTypes:output_type -> replug.control.v1.ListVMTypesResponse
+	54,  // 158: replug.control.v1.VMTypes.DeleteVMType:output_type -> replug.control.v1.DeleteVMTypeResponse
+	55,  // 159: replug.control.v1.Pools.SetPool:output_type -> replug.control.v1.Pool
+	55,  // 160: replug.control.v1.Pools.GetPool:output_type -> replug.control.v1.Pool
+	59,  // 161: replug.control.v1.Pools.ListPools:output_type -> replug.control.v1.ListPoolsResponse
+	65,  // 162: replug.control.v1.VMs.CreateVM:output_type -> replug.control.v1.VM
+	65,  // 163: replug.control.v1.VMs.GetVM:output_type -> replug.control.v1.VM
+	69,  // 164: replug.control.v1.VMs.ListVMs:output_type -> replug.control.v1.ListVMsResponse
+	65,  // 165: replug.control.v1.VMs.WatchVM:output_type -> replug.control.v1.VM
+	65,  // 166: replug.control.v1.VMs.SetPower:output_type -> replug.control.v1.VM
+	72,  // 167: replug.control.v1.VMs.DeleteVM:output_type -> replug.control.v1.DeleteVMResponse
+	74,  // 168: replug.control.v1.Claims.CreateClaim:output_type -> replug.control.v1.Claim
+	74,  // 169: replug.control.v1.Claims.GetClaim:output_type -> replug.control.v1.Claim
+	78,  // 170: replug.control.v1.Claims.ListClaims:output_type -> replug.control.v1.ListClaimsResponse
+	74,  // 171: replug.control.v1.Claims.WatchClaim:output_type -> replug.control.v1.Claim
+	81,  // 172: replug.control.v1.Swaps.PlanSwap:output_type -> replug.control.v1.Plan
+	82,  // 173: replug.control.v1.Swaps.StartSwap:output_type -> replug.control.v1.Swap
+	82,  // 174: replug.control.v1.Swaps.GetSwap:output_type -> replug.control.v1.Swap
+	87,  // 175: replug.control.v1.Swaps.ListSwaps:output_type -> replug.control.v1.ListSwapsResponse
+	82,  // 176: replug.control.v1.Swaps.WatchSwap:output_type -> replug.control.v1.Swap
+	82,  // 177: replug.control.v1.Swaps.ConfirmSwap:output_type -> replug.control.v1.Swap
+	82,  // 178: replug.control.v1.Swaps.CancelSwap:output_type -> replug.control.v1.Swap
+	90,  // 179: replug.control.v1.Ports.AttachPort:output_type -> replug.control.v1.Port
+	90,  // 180: replug.control.v1.Ports.GetPort:output_type -> replug.control.v1.Port
+	99,  // 181: replug.control.v1.Ports.ListPorts:output_type -> replug.control.v1.ListPortsResponse
+	101, // 182: replug.control.v1.Ports.DetachPort:output_type -> replug.control.v1.DetachPortResponse
+	90,  // 183: replug.control.v1.Ports.SetPortGroups:output_type -> replug.control.v1.Port
+	90,  // 184: replug.control.v1.Ports.SetPortLimits:output_type -> replug.control.v1.Port
+	90,  // 185: replug.control.v1.Ports.SetPort:output_type -> replug.control.v1.Port
+	104, // 186: replug.control.v1.Hosts.ListHosts:output_type -> replug.control.v1.ListHostsResponse
+	106, // 187: replug.control.v1.Hosts.DeleteHost:output_type -> replug.control.v1.DeleteHostResponse
+	108, // 188: replug.control.v1.Admin.Backup:output_type -> replug.control.v1.BackupChunk
+	110, // 189: replug.control.v1.Admin.GetCluster:output_type -> replug.control.v1.ClusterInfo
+	128, // [128:190] is the sub-list for method output_type
+	66,  // [66:128] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_control_controlpb_control_proto_init() }
@@ -8371,7 +8394,7 @@ func file_control_controlpb_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_controlpb_control_proto_rawDesc), len(file_control_controlpb_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   112,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   12,
 		},

@@ -123,9 +123,11 @@ func PutClaim(row store.Row[Claim], c Claim, lease clientv3.LeaseID) *store.Txn 
 	return t.Put(row.Key, c)
 }
 
-// Take returns c with a VM of the pool on its way to it.
-func (c Claim) Take(vm string, now time.Time) Claim {
+// Take returns c with a VM of the pool on its way to it; note is what its owner is
+// to know of that.
+func (c Claim) Take(vm, note string, now time.Time) Claim {
 	c.Source, c.VM, c.Tries = FromPool, vm, c.Tries+1
+	c.note(note)
 	c.step(Swapping, now)
 	return c
 }

@@ -14,11 +14,11 @@ import (
 func TestClaimLife(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	c := Claim{ID: "claim-7", Phase: Accepted}
-	c = c.Take("vm-3", now).Again("guest: no space", now)
+	c = c.Take("vm-3", "", now).Again("guest: no space", now)
 	if c.Phase != Accepted || c.VM != "" || c.Done() {
 		t.Fatalf("after the first: %+v", c)
 	}
-	c = c.Make("vm-5", "none ready", now).Again("boot failed", now).Take("vm-9", now)
+	c = c.Make("vm-5", "none ready", now).Again("boot failed", now).Take("vm-9", "its image is plain", now)
 	if c.Source != FromPool || c.Tries != 3 || c.VM != "vm-9" {
 		t.Fatalf("third: %+v", c)
 	}
