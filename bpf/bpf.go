@@ -12,10 +12,10 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type next_hop_refresh -type port_flag -type trap_kind datapath datapath.c
+//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type captured -type flow_event -type sweep -type next_hop_refresh -type port_flag -type trap_kind -type kind_shift -type rule_id -type flow_flag -type flow_seen -type flow_timeout -type todo -type service_flag -type backend_flag -type rule_list -type rate -type flow_count -type fragment_kind datapath datapath.c
 //go:generate go tool stringer -type datapathDropReason -trimprefix datapathDropReasonDROP_ -output drop_string.go
 
 // Limits of one datapath, as vnet.h has them.
@@ -50,17 +50,22 @@ type Options struct {
 	PinDir      string       // below a bpffs; made with mode 0700 if missing
 	Uplink      int          // ifindex
 	IMDS        int          // ifindex of the device that leads to the metadata service
+	UplinkMAC   [6]byte      // of Uplink: XDP takes only what is addressed to it
 	IMDSMAC     [6]byte      // its address
 	GatewayMAC  [6]byte      // what guests see as their gateway, and as each peer
-	HostAddress netip.Addr   // the host's underlay address, IPv4
-	PAPrefix    netip.Prefix // PAs of this host; a /32 of HostAddress if all ports share it
+	HostAddress netip.Addr   // the host's underlay address, IPv4 or IPv6: the family of the underlay
+	PAPrefix    netip.Prefix // PAs of this host; HostAddress alone if all ports share it
 	UnderlayMTU int          // bytes of an outer IP packet
 
-	Mappings uint32 // capacity, 0: 65,536. About 150 bytes of kernel memory each
-	Flows    uint32 // capacity, 0: 65,536
+	// Capacities, 0: 65,536 each.
+	Mappings uint32 // about 105 bytes of kernel memory each
+	Flows    uint32 // about 220 bytes each
+	Rules    uint32 // of all ports together, 64 bytes each
 
 	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100
 	UnresolvedRate int           // frames a second and port from sources without a mapping, and the burst; 0: 1,000
+	AnswerRate     int           // ARP, ND and pings a second and port that the gateway answers, and the burst; 0: 1,000
+	FlowQuota      uint32        // flows that a port may have unless told; 0: an eighth of Flows
 	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks
 	NextHopAge     time.Duration // after it a next hop isn't trusted; 0: 60 s
 }
@@ -71,11 +76,17 @@ type Datapath struct {
 	dir  string
 	objs datapathObjects
 
-	noTCX bool // devices are hooked by filters of a clsact qdisc
+	noTCX bool   // devices are hooked by filters of a clsact qdisc
+	trace uint32 // the mark of a frame that is only looked at
 
 	mu        sync.Mutex        // guards rows, and every read-modify-write of ports
 	flips     uint64            // counts them
 	unsettled map[uint16]uint64 // port -> its last flip, if a frame may still use what that replaced
+	rules     ruleSpace         // which pieces of the rules map are taken
+
+	peers    peerTable
+	services serviceTable
+	tracing  sync.Mutex // one trace at a time
 }
 
 // Load loads the programs and makes the maps, or takes over those that are
@@ -113,6 +124,7 @@ func specOf(o Options) (*ebpf.CollectionSpec, error) {
 	}
 	spec.Maps[datapathMapMappings].MaxEntries = or(o.Mappings, 65536)
 	spec.Maps[datapathMapFlows].MaxEntries = or(o.Flows, 65536)
+	spec.Maps[datapathMapRules].MaxEntries = or(o.Rules, 65536)
 	return spec, nil
 }
 
@@ -128,6 +140,9 @@ func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 	d, err := loadBy(p, spec, dir)
 	if err != nil {
 		return nil, err
+	}
+	if err := d.readBack(); err != nil {
+		return nil, errors.Join(err, d.Close())
 	}
 	// Whoever wrote the rows before us may have died between a flip and its grace period.
 	if err := d.Settle(); err != nil {
@@ -162,7 +177,18 @@ func (d *Datapath) fill(spec *ebpf.CollectionSpec, pins string) error {
 	if err != nil {
 		return fmt.Errorf("load the datapath: %w", err)
 	}
-	return nil
+	return d.readBack()
+}
+
+// readBack learns from the maps what an earlier process has put there, and from
+// the programs what they were told.
+func (d *Datapath) readBack() error {
+	var s datapathSettings
+	if err := d.objs.Config.Get(&s); err != nil {
+		return fmt.Errorf("read the datapath's config: %w", err)
+	}
+	d.trace = s.TraceMark
+	return errors.Join(d.readRules(), d.readPeers(prefix(datapathAddr(s.PaNet), uint32(datapathAddr(s.PaMask).ones()))), d.readServices())
 }
 
 // sign signs maps that have just been made.
@@ -257,33 +283,45 @@ func (o Options) settings() (datapathSettings, error) {
 	s := datapathSettings{
 		FlowIdle:    max(ticks(or(o.FlowIdle, 10*time.Millisecond)), 2),
 		NextHopAge:  ticks(or(o.NextHopAge, time.Minute)),
+		Second:      ticks(time.Second),
 		Uplink:      uint32(o.Uplink),
 		Imds:        uint32(o.IMDS),
 		UnderlayMtu: uint32(o.UnderlayMTU),
+		FlowQuota:   or(o.FlowQuota, max(or(o.Flows, 65536)/8, 1)),
+		TraceMark:   rand.Uint32() | 1, // nothing that a guest or the fabric could set
 		GatewayMac:  o.GatewayMAC,
 		ImdsMac:     o.IMDSMAC,
+		UplinkMac:   o.UplinkMAC,
+		Host:        as16(o.HostAddress),
 	}
 	s.TrapInterval, s.TrapBurst = bucket(or(o.TrapRate, 100))
 	s.UnresolvedInterval, s.UnresolvedBurst = bucket(or(o.UnresolvedRate, 1000))
+	s.AnswerInterval, s.AnswerBurst = bucket(or(o.AnswerRate, 1000))
+	overhead := OverheadIPv4
+	if o.HostAddress.Is6() {
+		s.Underlay6, overhead = 1, OverheadIPv6
+	}
 	switch {
 	case o.Uplink <= 0:
 		return s, fmt.Errorf("%w: Uplink %d", ErrOptions, o.Uplink)
-	case !o.HostAddress.Is4():
-		return s, fmt.Errorf("%w: HostAddress %s is not IPv4", ErrOptions, o.HostAddress)
-	case !o.PAPrefix.IsValid() || !o.PAPrefix.Addr().Is4():
-		return s, fmt.Errorf("%w: PAPrefix %s is not IPv4", ErrOptions, o.PAPrefix)
-	case o.UnderlayMTU < 576+50:
+	case !o.HostAddress.IsValid():
+		return s, fmt.Errorf("%w: no HostAddress", ErrOptions)
+	case !o.PAPrefix.IsValid() || o.PAPrefix.Addr().Is4() != o.HostAddress.Is4():
+		return s, fmt.Errorf("%w: PAPrefix %s is not of the family of HostAddress %s", ErrOptions, o.PAPrefix, o.HostAddress)
+	case o.UnderlayMTU < 576+overhead:
 		return s, fmt.Errorf("%w: UnderlayMTU %d leaves a guest less than 576 bytes", ErrOptions, o.UnderlayMTU)
 	case o.GatewayMAC == [6]byte{}:
 		return s, fmt.Errorf("%w: no GatewayMAC", ErrOptions)
 	}
-	s.Host = be32(o.HostAddress.As4())
-	s.PaNet = be32(o.PAPrefix.Masked().Addr().As4())
-	mask := [4]byte{}
-	binary.BigEndian.PutUint32(mask[:], uint32(0xffffffff<<(32-uint64(o.PAPrefix.Bits()))))
-	s.PaMask = be32(mask)
+	s.PaNet, s.PaMask = as16(o.PAPrefix.Masked().Addr()), mask16(o.PAPrefix)
 	return s, nil
 }
+
+// What VXLAN adds to a guest's IP packet, bytes.
+const (
+	OverheadIPv4 = 50 // outer IPv4, UDP, VXLAN, inner Ethernet
+	OverheadIPv6 = 70
+)
 
 // bucket returns the interval between frames and how far they may run ahead, ns.
 func bucket(rate int) (interval, burst uint64) {
@@ -300,9 +338,6 @@ func ticks(d time.Duration) uint64 {
 	}
 	return uint64((d + tick - 1) / tick)
 }
-
-// be32 reads bytes that are in network order as the kernel keeps a __be32.
-func be32(b [4]byte) uint32 { return binary.NativeEndian.Uint32(b[:]) }
 
 func or[T comparable](v, otherwise T) T {
 	var zero T

@@ -122,6 +122,7 @@ func (d *Datapath) resetPort(id uint16) error {
 	return errors.Join(
 		d.ResetTimes(id),
 		d.objs.PortCounters.Put(uint32(id), make([]datapathTally, cpus)),
-		d.objs.Aggregated.Put(uint32(id), uint64(0)),
+		d.objs.FlowBudgets.Put(uint32(id), datapathFlowBudget{}),
+		d.objs.PortLimits.Put(uint32(id), datapathLimitsRow{}),
 	)
 }

@@ -3,8 +3,9 @@
 #ifndef CSUM_H
 #define CSUM_H
 
-#include <linux/ip.h>
 #include <linux/types.h>
+
+#include "vnet.h"
 
 static __always_inline __u16 csum_fold(__u32 sum)
 {
@@ -13,16 +14,21 @@ static __always_inline __u16 csum_fold(__u32 sum)
 	return ~sum;
 }
 
-/* Of bytes at words, len even and known at compile time. Their own checksum field must be 0. */
-static __always_inline __u16 csum(const void *words, __u32 len)
+/* The sum of bytes at words, len even and known at compile time; folded by csum_fold. */
+static __always_inline __u32 csum_add(__u32 sum, const void *words, __u32 len)
 {
 	const __u16 *w = words;
-	__u32 sum = 0;
 
 #pragma unroll
 	for (__u32 i = 0; i < len / 2; i++)
 		sum += w[i];
-	return csum_fold(sum);
+	return sum;
+}
+
+/* Their own checksum field must be 0. */
+static __always_inline __u16 csum(const void *words, __u32 len)
+{
+	return csum_fold(csum_add(0, words, len));
 }
 
 static __always_inline void csum_replace16(__u16 *check, __u16 from, __u16 to)

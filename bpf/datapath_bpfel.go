@@ -18,76 +18,226 @@ type datapathAddr struct {
 	B [16]uint8
 }
 
+type datapathBackend struct {
+	_     structs.HostLayout
+	Ca    datapathAddr
+	Port  uint16
+	Pad   uint16
+	Flags datapathBackendFlag
+}
+
+type datapathBackendFlag uint32
+
+const (
+	datapathBackendFlagBACKEND_USED datapathBackendFlag = 1
+	datapathBackendFlagBACKEND_DEAD datapathBackendFlag = 2
+)
+
+type datapathCaptured struct {
+	_       structs.HostLayout
+	Time    uint64
+	PortId  uint32
+	Reason  datapathDropReason
+	Point   uint32
+	Len     uint32
+	Snapped uint32
+	Frame   [256]uint8
+	Pad     uint32
+}
+
 type datapathDropReason uint32
 
 const (
-	datapathDropReasonDROP_NONE            datapathDropReason = 0
-	datapathDropReasonDROP_NO_PORT         datapathDropReason = 1
-	datapathDropReasonDROP_CLOSED          datapathDropReason = 2
-	datapathDropReasonDROP_VLAN            datapathDropReason = 3
-	datapathDropReasonDROP_TRUNCATED       datapathDropReason = 4
-	datapathDropReasonDROP_SPOOFED_MAC     datapathDropReason = 5
-	datapathDropReasonDROP_NOT_IP          datapathDropReason = 6
-	datapathDropReasonDROP_BAD_IP          datapathDropReason = 7
-	datapathDropReasonDROP_BAD_ARP         datapathDropReason = 8
-	datapathDropReasonDROP_SPOOFED_ARP     datapathDropReason = 9
-	datapathDropReasonDROP_ARP_PROBE       datapathDropReason = 10
-	datapathDropReasonDROP_ARP_OWN         datapathDropReason = 11
-	datapathDropReasonDROP_ARP_STRANGER    datapathDropReason = 12
-	datapathDropReasonDROP_ARP_UNASKED     datapathDropReason = 13
-	datapathDropReasonDROP_TRAP_RATE       datapathDropReason = 14
-	datapathDropReasonDROP_TRAP_FULL       datapathDropReason = 15
-	datapathDropReasonDROP_TRAP_SIZE       datapathDropReason = 16
-	datapathDropReasonDROP_IMDS_SOURCE     datapathDropReason = 17
-	datapathDropReasonDROP_IMDS_OTHER      datapathDropReason = 18
-	datapathDropReasonDROP_SPOOFED_CA      datapathDropReason = 19
-	datapathDropReasonDROP_BROADCAST       datapathDropReason = 20
-	datapathDropReasonDROP_MULTICAST       datapathDropReason = 21
-	datapathDropReasonDROP_ISOLATED        datapathDropReason = 22
-	datapathDropReasonDROP_TO_GATEWAY      datapathDropReason = 23
-	datapathDropReasonDROP_NO_ROUTE        datapathDropReason = 24
-	datapathDropReasonDROP_NO_MAPPING      datapathDropReason = 25
-	datapathDropReasonDROP_TOO_BIG         datapathDropReason = 26
-	datapathDropReasonDROP_NO_ROOM         datapathDropReason = 27
-	datapathDropReasonDROP_OUTER_BAD       datapathDropReason = 28
-	datapathDropReasonDROP_OUTER_FRAGMENT  datapathDropReason = 29
-	datapathDropReasonDROP_VXLAN_FLAGS     datapathDropReason = 30
-	datapathDropReasonDROP_INNER_TRUNCATED datapathDropReason = 31
-	datapathDropReasonDROP_INNER_NOT_IP    datapathDropReason = 32
-	datapathDropReasonDROP_INNER_BAD_IP    datapathDropReason = 33
-	datapathDropReasonDROP_WRONG_PA        datapathDropReason = 34
-	datapathDropReasonDROP_WRONG_SOURCE    datapathDropReason = 35
-	datapathDropReasonDROP_UNKNOWN_SOURCE  datapathDropReason = 36
-	datapathDropReasonDROP_UNRESOLVED_RATE datapathDropReason = 37
-	datapathDropReasonDROP_ECN             datapathDropReason = 38
-	datapathDropReasonDROP_UNMARKED        datapathDropReason = 39
-	datapathDropReasonDROP_CHANGED         datapathDropReason = 40
-	datapathDropReasonDROP_NOT_LOCAL       datapathDropReason = 41
-	datapathDropReasonDROP_TO_CLOSED       datapathDropReason = 42
-	datapathDropReasonDROP_TO_ISOLATED     datapathDropReason = 43
-	datapathDropReasonDROP_WRONG_CA        datapathDropReason = 44
-	datapathDropReasonDROP_TO_TOO_BIG      datapathDropReason = 45
-	datapathDropReasonDROP_NOT_METADATA    datapathDropReason = 46
-	datapathDropReasonDROP_STALE_EPOCH     datapathDropReason = 47
-	datapathDropReasonDROP_MAX             datapathDropReason = 48
+	datapathDropReasonDROP_NONE             datapathDropReason = 0
+	datapathDropReasonDROP_NO_PORT          datapathDropReason = 1
+	datapathDropReasonDROP_CLOSED           datapathDropReason = 2
+	datapathDropReasonDROP_VLAN             datapathDropReason = 3
+	datapathDropReasonDROP_TRUNCATED        datapathDropReason = 4
+	datapathDropReasonDROP_SPOOFED_MAC      datapathDropReason = 5
+	datapathDropReasonDROP_NOT_IP           datapathDropReason = 6
+	datapathDropReasonDROP_BAD_IP           datapathDropReason = 7
+	datapathDropReasonDROP_BAD_ARP          datapathDropReason = 8
+	datapathDropReasonDROP_SPOOFED_ARP      datapathDropReason = 9
+	datapathDropReasonDROP_ARP_PROBE        datapathDropReason = 10
+	datapathDropReasonDROP_ARP_OWN          datapathDropReason = 11
+	datapathDropReasonDROP_ARP_STRANGER     datapathDropReason = 12
+	datapathDropReasonDROP_ARP_UNASKED      datapathDropReason = 13
+	datapathDropReasonDROP_TRAP_RATE        datapathDropReason = 14
+	datapathDropReasonDROP_TRAP_FULL        datapathDropReason = 15
+	datapathDropReasonDROP_TRAP_SIZE        datapathDropReason = 16
+	datapathDropReasonDROP_IMDS_SOURCE      datapathDropReason = 17
+	datapathDropReasonDROP_IMDS_OTHER       datapathDropReason = 18
+	datapathDropReasonDROP_SPOOFED_CA       datapathDropReason = 19
+	datapathDropReasonDROP_BROADCAST        datapathDropReason = 20
+	datapathDropReasonDROP_MULTICAST        datapathDropReason = 21
+	datapathDropReasonDROP_ISOLATED         datapathDropReason = 22
+	datapathDropReasonDROP_TO_GATEWAY       datapathDropReason = 23
+	datapathDropReasonDROP_NO_ROUTE         datapathDropReason = 24
+	datapathDropReasonDROP_NO_MAPPING       datapathDropReason = 25
+	datapathDropReasonDROP_TOO_BIG          datapathDropReason = 26
+	datapathDropReasonDROP_NO_ROOM          datapathDropReason = 27
+	datapathDropReasonDROP_OUTER_BAD        datapathDropReason = 28
+	datapathDropReasonDROP_OUTER_FRAGMENT   datapathDropReason = 29
+	datapathDropReasonDROP_VXLAN_FLAGS      datapathDropReason = 30
+	datapathDropReasonDROP_INNER_TRUNCATED  datapathDropReason = 31
+	datapathDropReasonDROP_INNER_NOT_IP     datapathDropReason = 32
+	datapathDropReasonDROP_INNER_BAD_IP     datapathDropReason = 33
+	datapathDropReasonDROP_WRONG_PA         datapathDropReason = 34
+	datapathDropReasonDROP_WRONG_SOURCE     datapathDropReason = 35
+	datapathDropReasonDROP_UNKNOWN_SOURCE   datapathDropReason = 36
+	datapathDropReasonDROP_UNRESOLVED_RATE  datapathDropReason = 37
+	datapathDropReasonDROP_ECN              datapathDropReason = 38
+	datapathDropReasonDROP_UNMARKED         datapathDropReason = 39
+	datapathDropReasonDROP_CHANGED          datapathDropReason = 40
+	datapathDropReasonDROP_NOT_LOCAL        datapathDropReason = 41
+	datapathDropReasonDROP_TO_CLOSED        datapathDropReason = 42
+	datapathDropReasonDROP_TO_ISOLATED      datapathDropReason = 43
+	datapathDropReasonDROP_WRONG_CA         datapathDropReason = 44
+	datapathDropReasonDROP_TO_TOO_BIG       datapathDropReason = 45
+	datapathDropReasonDROP_NOT_METADATA     datapathDropReason = 46
+	datapathDropReasonDROP_STALE_EPOCH      datapathDropReason = 47
+	datapathDropReasonDROP_IP_OPTIONS       datapathDropReason = 48
+	datapathDropReasonDROP_BAD_L4           datapathDropReason = 49
+	datapathDropReasonDROP_FRAGMENT_TINY    datapathDropReason = 50
+	datapathDropReasonDROP_FRAGMENT_OVERLAP datapathDropReason = 51
+	datapathDropReasonDROP_FRAGMENT_LOST    datapathDropReason = 52
+	datapathDropReasonDROP_RULE_OUT         datapathDropReason = 53
+	datapathDropReasonDROP_RULE_IN          datapathDropReason = 54
+	datapathDropReasonDROP_NO_RULE_IN       datapathDropReason = 55
+	datapathDropReasonDROP_FLOW_QUOTA       datapathDropReason = 56
+	datapathDropReasonDROP_DRAINING         datapathDropReason = 57
+	datapathDropReasonDROP_MIDSTREAM        datapathDropReason = 58
+	datapathDropReasonDROP_RATE_FROM        datapathDropReason = 59
+	datapathDropReasonDROP_RATE_TO          datapathDropReason = 60
+	datapathDropReasonDROP_ANSWER_RATE      datapathDropReason = 61
+	datapathDropReasonDROP_NO_BACKEND       datapathDropReason = 62
+	datapathDropReasonDROP_DEAD_BACKEND     datapathDropReason = 63
+	datapathDropReasonDROP_SERVICE_CLASH    datapathDropReason = 64
+	datapathDropReasonDROP_BAD_ND           datapathDropReason = 65
+	datapathDropReasonDROP_SPOOFED_ND       datapathDropReason = 66
+	datapathDropReasonDROP_ND_PROBE         datapathDropReason = 67
+	datapathDropReasonDROP_ND_OWN           datapathDropReason = 68
+	datapathDropReasonDROP_ND_STRANGER      datapathDropReason = 69
+	datapathDropReasonDROP_ND_UNASKED       datapathDropReason = 70
+	datapathDropReasonDROP_ROGUE_RA         datapathDropReason = 71
+	datapathDropReasonDROP_ROGUE_DHCP       datapathDropReason = 72
+	datapathDropReasonDROP_LINK_SCOPE       datapathDropReason = 73
+	datapathDropReasonDROP_MAX              datapathDropReason = 74
 )
 
 type datapathFlow struct {
 	_          structs.HostLayout
-	Aggregated uint64
 	Epoch      uint64
+	Began      uint64
+	Seen       uint32
+	Aggregated uint32
+	Generation uint32
+	Rule       int32
+	Acked      [2]uint32
+	Nat        datapathAddr
+	Backend    uint32
+	NatPort    uint16
+	Flags      uint8
+	Pad        uint8
+	From       datapathFlowCount
+	To         datapathFlowCount
 }
+
+type datapathFlowBudget struct {
+	_     structs.HostLayout
+	Rows  uint32
+	Quota uint32
+}
+
+type datapathFlowCount struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+}
+
+type datapathFlowEvent struct {
+	_       structs.HostLayout
+	Time    uint64
+	Epoch   uint64
+	Key     datapathFlowKey
+	Kind    uint32
+	Reason  datapathDropReason
+	Rule    int32
+	Inbound uint32
+	Len     uint32
+	_       [4]byte
+}
+
+type datapathFlowFlag uint32
+
+const (
+	datapathFlowFlagFLOW_INBOUND  datapathFlowFlag = 1
+	datapathFlowFlagFLOW_ANSWERED datapathFlowFlag = 2
+	datapathFlowFlagFLOW_CLOSING  datapathFlowFlag = 4
+	datapathFlowFlagFLOW_RESET    datapathFlowFlag = 8
+	datapathFlowFlagFLOW_SERVICE  datapathFlowFlag = 16
+	datapathFlowFlagFLOW_BACKEND  datapathFlowFlag = 32
+)
 
 type datapathFlowKey struct {
 	_      structs.HostLayout
-	Src    datapathAddr
-	Dst    datapathAddr
+	Remote datapathAddr
+	Local  datapathAddr
 	PortId uint32
-	Sport  uint16
-	Dport  uint16
-	Proto  uint32
-	Pad    uint32
+	Rport  uint16
+	Lport  uint16
+	Proto  uint8
+	Pad    [3]uint8
+	_      [4]byte
 }
+
+type datapathFlowSeen uint32
+
+const (
+	datapathFlowSeenFLOW_NOT_ASKED datapathFlowSeen = 0
+	datapathFlowSeenFLOW_NEW       datapathFlowSeen = 1
+	datapathFlowSeenFLOW_KNOWN     datapathFlowSeen = 2
+	datapathFlowSeenFLOW_RELATED   datapathFlowSeen = 3
+)
+
+type datapathFlowTimeout uint32
+
+const (
+	datapathFlowTimeoutTCP_OPEN       datapathFlowTimeout = 7440
+	datapathFlowTimeoutTCP_OPENING    datapathFlowTimeout = 60
+	datapathFlowTimeoutTCP_CLOSING    datapathFlowTimeout = 120
+	datapathFlowTimeoutTCP_GONE       datapathFlowTimeout = 10
+	datapathFlowTimeoutOTHER_ANSWERED datapathFlowTimeout = 300
+	datapathFlowTimeoutOTHER_OPENING  datapathFlowTimeout = 60
+	datapathFlowTimeoutSWEEP_STALE    datapathFlowTimeout = 60
+)
+
+type datapathFragment struct {
+	_        structs.HostLayout
+	Sport    uint16
+	Dport    uint16
+	FirstLen uint32
+	Epoch    uint64
+}
+
+type datapathFragmentKey struct {
+	_       structs.HostLayout
+	Src     datapathAddr
+	Dst     datapathAddr
+	PortId  uint32
+	Id      uint32
+	Proto   uint8
+	Inbound uint8
+	Pad     [6]uint8
+}
+
+type datapathFragmentKind uint32
+
+const (
+	datapathFragmentKindWHOLE          datapathFragmentKind = 0
+	datapathFragmentKindFIRST_FRAGMENT datapathFragmentKind = 1
+	datapathFragmentKindLATER_FRAGMENT datapathFragmentKind = 2
+)
 
 type datapathHostKey struct {
 	_         structs.HostLayout
@@ -95,15 +245,32 @@ type datapathHostKey struct {
 	Pa        [16]uint8
 }
 
+type datapathKindShift uint32
+
+const (
+	datapathKindShiftKIND_PROTO     datapathKindShift = 0
+	datapathKindShiftKIND_ICMP_TYPE datapathKindShift = 8
+	datapathKindShiftKIND_FAMILY    datapathKindShift = 16
+)
+
 type datapathLimits uint32
 
 const (
-	datapathLimitsCONTRACT      datapathLimits = 1
-	datapathLimitsMAX_PORTS     datapathLimits = 4096
+	datapathLimitsCONTRACT      datapathLimits = 2
+	datapathLimitsMAX_PORTS     datapathLimits = 16384
 	datapathLimitsMAX_CAS       datapathLimits = 4
 	datapathLimitsMAX_NEXT_HOPS datapathLimits = 4096
+	datapathLimitsMAX_PEERS     datapathLimits = 65536
+	datapathLimitsMAX_RULES     datapathLimits = 1000
 	datapathLimitsTRAP_FRAME    datapathLimits = 1532
+	datapathLimitsSNAP          datapathLimits = 256
 )
+
+type datapathLimitsRow struct {
+	_    structs.HostLayout
+	From datapathRate
+	To   datapathRate
+}
 
 type datapathLocalKey struct {
 	_   structs.HostLayout
@@ -112,14 +279,19 @@ type datapathLocalKey struct {
 	Pad [2]uint8
 }
 
+type datapathLost struct {
+	_          structs.HostLayout
+	Captures   uint64
+	FlowEvents uint64
+}
+
 type datapathMapping struct {
-	_       structs.HostLayout
-	Key     datapathMappingKey
-	Pa      datapathAddr
-	Epoch   uint64
-	NextHop uint32
-	Mac     [6]uint8
-	Pad     [6]uint8
+	_      structs.HostLayout
+	Mac    [6]uint8
+	Peer   uint16
+	Offset uint16
+	Pad    uint16
+	Check  uint32
 }
 
 type datapathMappingKey struct {
@@ -127,6 +299,11 @@ type datapathMappingKey struct {
 	Vni uint32
 	Pad uint32
 	Ca  datapathAddr
+}
+
+type datapathMembers struct {
+	_      structs.HostLayout
+	Groups uint64
 }
 
 type datapathNextHop struct {
@@ -144,20 +321,97 @@ type datapathNextHopRefresh struct {
 	Hop   datapathNextHop
 }
 
-type datapathPort struct {
+type datapathPacket struct {
+	_        structs.HostLayout
+	Src      datapathAddr
+	Dst      datapathAddr
+	Next     datapathAddr
+	Pa       datapathAddr
+	OuterSrc datapathAddr
+	OuterDst datapathAddr
+	Nat      datapathAddr
+	Question struct {
+		_      structs.HostLayout
+		Remote datapathAddr
+		Groups uint64
+		Kind   uint32
+		Port   uint16
+		Pad    uint16
+	}
+	Quoted     datapathFlowKey
+	Row        datapathFlow
+	Key        datapathFlowKey
+	Id         uint32
+	ToId       uint32
+	Vni        uint32
+	NextHop    uint32
+	Len        uint32
+	Gso        uint32
+	Seq        uint32
+	Ack        uint32
+	FragmentId uint32
+	Payload    uint32
+	Offset     uint32
+	Backend    uint32
+	Mtu        uint32
+	RuleOut    int32
+	RuleIn     int32
+	Why        datapathDropReason
+	Todo       datapathTodo
+	Kind       datapathTrapKind
+	Sport      uint16
+	Dport      uint16
+	NatPort    uint16
+	Header     uint16
+	Mac        [6]uint8
+	Proto      uint8
+	Tos        uint8
+	V6         uint8
+	Fragment   uint8
+	TcpFlags   uint8
+	IcmpType   uint8
+	IcmpCode   uint8
+	Trace      uint8
+	FlowOut    uint8
+	FlowIn     uint8
+	Natted     uint8
+	Reset      uint8
+	Known      uint8
+	Quotes     uint8
+	Climbs     uint8
+	Here       uint8
+	OptionsLen uint8
+	Pad        uint8
+	Options    [40]uint8
+}
+
+type datapathPeer struct {
 	_       structs.HostLayout
-	Epoch   uint64
-	Pa      datapathAddr
-	Ca      [4]datapathAddr
-	Gateway datapathAddr
-	Vni     uint32
-	Ifindex uint32
-	Flags   datapathPortFlag
-	Mtu     uint16
+	Base    datapathAddr
+	NextHop uint32
 	Bits    uint8
-	Pad     uint8
-	Mac     [6]uint8
-	Pad2    [2]uint8
+	Used    uint8
+	Pad     [2]uint8
+}
+
+type datapathPort struct {
+	_          structs.HostLayout
+	Epoch      uint64
+	Pa         datapathAddr
+	Ca         [4]datapathAddr
+	Mask       [4]datapathAddr
+	Gateway    datapathAddr
+	Gateway6   datapathAddr
+	Vni        uint32
+	Ifindex    uint32
+	Flags      datapathPortFlag
+	Mtu        uint16
+	Mac        [6]uint8
+	Generation uint32
+	In         datapathRuleList
+	Out        datapathRuleList
+	Pad        uint32
+	_          [4]byte
 }
 
 type datapathPortFlag uint32
@@ -167,6 +421,14 @@ const (
 	datapathPortFlagPORT_ISOLATED datapathPortFlag = 2
 	datapathPortFlagPORT_TIMED    datapathPortFlag = 4
 	datapathPortFlagPORT_ROUTER   datapathPortFlag = 8
+	datapathPortFlagPORT_RULES    datapathPortFlag = 16
+	datapathPortFlagPORT_CAPTURED datapathPortFlag = 32
+	datapathPortFlagPORT_FLOW_LOG datapathPortFlag = 64
+	datapathPortFlagPORT_DRAINING datapathPortFlag = 128
+	datapathPortFlagPORT_STRICT   datapathPortFlag = 256
+	datapathPortFlagPORT_RESET    datapathPortFlag = 512
+	datapathPortFlagPORT_LIMITED  datapathPortFlag = 1024
+	datapathPortFlagPORT_XDP      datapathPortFlag = 2048
 )
 
 type datapathPortSlot struct {
@@ -176,9 +438,19 @@ type datapathPortSlot struct {
 	Row    [2]datapathPort
 }
 
+type datapathRate struct {
+	_           structs.HostLayout
+	ByteCost    uint64
+	ByteBurst   uint64
+	PacketCost  uint64
+	PacketBurst uint64
+}
+
 type datapathRoute struct {
 	_       structs.HostLayout
 	NextHop datapathAddr
+	Vni     uint32
+	Pad     uint32
 }
 
 type datapathRouteKey struct {
@@ -188,23 +460,98 @@ type datapathRouteKey struct {
 	Dst       datapathAddr
 }
 
+type datapathRule struct {
+	_        structs.HostLayout
+	Remote   datapathAddr
+	Mask     datapathAddr
+	Groups   uint64
+	Kind     uint32
+	KindMask uint32
+	Id       uint32
+	MinPort  uint16
+	Ports    uint16
+	Deny     uint32
+	Pad      uint32
+}
+
+type datapathRuleId int32
+
+const (
+	datapathRuleIdRULE_DEFAULT datapathRuleId = -1
+	datapathRuleIdRULE_NONE    datapathRuleId = -2
+)
+
+type datapathRuleList struct {
+	_     structs.HostLayout
+	Base  uint32
+	Count uint32
+}
+
+type datapathService struct {
+	_     structs.HostLayout
+	Base  uint32
+	Mask  uint32
+	Flags datapathServiceFlag
+	Pad   uint32
+}
+
+type datapathServiceFlag uint32
+
+const (
+	datapathServiceFlagSERVICE_AFFINITY datapathServiceFlag = 1
+)
+
+type datapathServiceKey struct {
+	_     structs.HostLayout
+	Vip   datapathAddr
+	Vni   uint32
+	Port  uint16
+	Proto uint8
+	Pad   uint8
+}
+
 type datapathSettings struct {
 	_                  structs.HostLayout
 	FlowIdle           uint64
 	NextHopAge         uint64
+	Second             uint64
 	TrapInterval       uint64
 	TrapBurst          uint64
 	UnresolvedInterval uint64
 	UnresolvedBurst    uint64
-	Uplink             uint32
-	Imds               uint32
-	Host               uint32
-	PaNet              uint32
-	PaMask             uint32
-	UnderlayMtu        uint32
-	GatewayMac         [6]uint8
-	ImdsMac            [6]uint8
-	Pad                uint32
+	AnswerInterval     uint64
+	AnswerBurst        uint64
+	DecapFlags         uint64
+	Host               struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	PaNet struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	PaMask struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Uplink      uint32
+	Imds        uint32
+	UnderlayMtu uint32
+	Underlay6   uint32
+	TraceMark   uint32
+	FlowQuota   uint32
+	GatewayMac  [6]uint8
+	ImdsMac     [6]uint8
+	UplinkMac   [6]uint8
+	Pad         [6]uint8
+}
+
+type datapathSweep struct {
+	_      structs.HostLayout
+	Now    uint64
+	Second uint64
+	Done   uint32
+	Pad    uint32
 }
 
 type datapathTally struct {
@@ -231,6 +578,20 @@ type datapathTiming struct {
 	To   datapathTimes
 }
 
+type datapathTodo uint32
+
+const (
+	datapathTodoTODO_NONE     datapathTodo = 0
+	datapathTodoTODO_TRAP     datapathTodo = 1
+	datapathTodoTODO_ANSWER   datapathTodo = 2
+	datapathTodoTODO_IMDS     datapathTodo = 3
+	datapathTodoTODO_LOCAL    datapathTodo = 4
+	datapathTodoTODO_WIRE     datapathTodo = 5
+	datapathTodoTODO_DELIVER  datapathTodo = 6
+	datapathTodoTODO_UP       datapathTodo = 7
+	datapathTodoTODO_NOT_OURS datapathTodo = 8
+)
+
 type datapathTrap struct {
 	_      structs.HostLayout
 	PortId uint32
@@ -243,36 +604,60 @@ type datapathTrap struct {
 type datapathTrapKind uint32
 
 const (
-	datapathTrapKindTRAP_DHCP      datapathTrapKind = 1
-	datapathTrapKindTRAP_ARP_REPLY datapathTrapKind = 2
+	datapathTrapKindTRAP_DHCP           datapathTrapKind = 1
+	datapathTrapKindTRAP_ARP_REPLY      datapathTrapKind = 2
+	datapathTrapKindTRAP_DHCPV6         datapathTrapKind = 3
+	datapathTrapKindTRAP_ROUTER_SOLICIT datapathTrapKind = 4
+	datapathTrapKindTRAP_NEIGH_ADVERT   datapathTrapKind = 5
+	datapathTrapKindTRAP_PROBE          datapathTrapKind = 6
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAggregated      = "aggregated"
+	datapathMapBackends        = "backends"
 	datapathMapBuckets         = "buckets"
+	datapathMapCaptures        = "captures"
 	datapathMapContract        = "contract"
+	datapathMapDropWatch       = "drop_watch"
 	datapathMapDrops           = "drops"
+	datapathMapFlowBudgets     = "flow_budgets"
+	datapathMapFlowEvents      = "flow_events"
 	datapathMapFlows           = "flows"
+	datapathMapFragments       = "fragments"
 	datapathMapHosts           = "hosts"
 	datapathMapLocals          = "locals"
+	datapathMapLosses          = "losses"
 	datapathMapMappings        = "mappings"
+	datapathMapMembers         = "members"
 	datapathMapNextHops        = "next_hops"
+	datapathMapPackets         = "packets"
+	datapathMapPeers           = "peers"
 	datapathMapPortCounters    = "port_counters"
+	datapathMapPortLimits      = "port_limits"
 	datapathMapPortTimes       = "port_times"
 	datapathMapPorts           = "ports"
 	datapathMapRoutes          = "routes"
+	datapathMapRules           = "rules"
+	datapathMapServiceSlots    = "service_slots"
+	datapathMapServices        = "services"
 	datapathMapShortcuts       = "shortcuts"
+	datapathMapSwept           = "swept"
 	datapathMapTaps            = "taps"
+	datapathMapTraced          = "traced"
 	datapathMapTraps           = "traps"
 	datapathProgFromHost       = "from_host"
+	datapathProgFromNic        = "from_nic"
 	datapathProgFromVm         = "from_vm"
 	datapathProgFromVxlan      = "from_vxlan"
 	datapathProgFromWire       = "from_wire"
+	datapathProgNoteSweep      = "note_sweep"
 	datapathProgRefreshNextHop = "refresh_next_hop"
+	datapathVarCapturedType    = "captured_type"
 	datapathVarConfig          = "config"
+	datapathVarFlowEventType   = "flow_event_type"
+	datapathVarNarrowType      = "narrow_type"
 	datapathVarTrapType        = "trap_type"
 )
 
@@ -319,9 +704,11 @@ type datapathSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
 	FromHost       *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromNic        *ebpf.ProgramSpec `ebpf:"from_nic"`
 	FromVm         *ebpf.ProgramSpec `ebpf:"from_vm"`
 	FromVxlan      *ebpf.ProgramSpec `ebpf:"from_vxlan"`
 	FromWire       *ebpf.ProgramSpec `ebpf:"from_wire"`
+	NoteSweep      *ebpf.ProgramSpec `ebpf:"note_sweep"`
 	RefreshNextHop *ebpf.ProgramSpec `ebpf:"refresh_next_hop"`
 }
 
@@ -329,21 +716,36 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	Aggregated   *ebpf.MapSpec `ebpf:"aggregated"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
+	Captures     *ebpf.MapSpec `ebpf:"captures"`
 	Contract     *ebpf.MapSpec `ebpf:"contract"`
+	DropWatch    *ebpf.MapSpec `ebpf:"drop_watch"`
 	Drops        *ebpf.MapSpec `ebpf:"drops"`
+	FlowBudgets  *ebpf.MapSpec `ebpf:"flow_budgets"`
+	FlowEvents   *ebpf.MapSpec `ebpf:"flow_events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Hosts        *ebpf.MapSpec `ebpf:"hosts"`
 	Locals       *ebpf.MapSpec `ebpf:"locals"`
+	Losses       *ebpf.MapSpec `ebpf:"losses"`
 	Mappings     *ebpf.MapSpec `ebpf:"mappings"`
+	Members      *ebpf.MapSpec `ebpf:"members"`
 	NextHops     *ebpf.MapSpec `ebpf:"next_hops"`
+	Packets      *ebpf.MapSpec `ebpf:"packets"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	PortCounters *ebpf.MapSpec `ebpf:"port_counters"`
+	PortLimits   *ebpf.MapSpec `ebpf:"port_limits"`
 	PortTimes    *ebpf.MapSpec `ebpf:"port_times"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	Routes       *ebpf.MapSpec `ebpf:"routes"`
+	Rules        *ebpf.MapSpec `ebpf:"rules"`
+	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
+	Services     *ebpf.MapSpec `ebpf:"services"`
 	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
+	Swept        *ebpf.MapSpec `ebpf:"swept"`
 	Taps         *ebpf.MapSpec `ebpf:"taps"`
+	Traced       *ebpf.MapSpec `ebpf:"traced"`
 	Traps        *ebpf.MapSpec `ebpf:"traps"`
 }
 
@@ -351,8 +753,11 @@ type datapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	Config   *ebpf.VariableSpec `ebpf:"config"`
-	TrapType *ebpf.VariableSpec `ebpf:"trap_type"`
+	CapturedType  *ebpf.VariableSpec `ebpf:"captured_type"`
+	Config        *ebpf.VariableSpec `ebpf:"config"`
+	FlowEventType *ebpf.VariableSpec `ebpf:"flow_event_type"`
+	NarrowType    *ebpf.VariableSpec `ebpf:"narrow_type"`
+	TrapType      *ebpf.VariableSpec `ebpf:"trap_type"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -375,41 +780,71 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	Aggregated   *ebpf.Map `ebpf:"aggregated"`
+	Backends     *ebpf.Map `ebpf:"backends"`
 	Buckets      *ebpf.Map `ebpf:"buckets"`
+	Captures     *ebpf.Map `ebpf:"captures"`
 	Contract     *ebpf.Map `ebpf:"contract"`
+	DropWatch    *ebpf.Map `ebpf:"drop_watch"`
 	Drops        *ebpf.Map `ebpf:"drops"`
+	FlowBudgets  *ebpf.Map `ebpf:"flow_budgets"`
+	FlowEvents   *ebpf.Map `ebpf:"flow_events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Hosts        *ebpf.Map `ebpf:"hosts"`
 	Locals       *ebpf.Map `ebpf:"locals"`
+	Losses       *ebpf.Map `ebpf:"losses"`
 	Mappings     *ebpf.Map `ebpf:"mappings"`
+	Members      *ebpf.Map `ebpf:"members"`
 	NextHops     *ebpf.Map `ebpf:"next_hops"`
+	Packets      *ebpf.Map `ebpf:"packets"`
+	Peers        *ebpf.Map `ebpf:"peers"`
 	PortCounters *ebpf.Map `ebpf:"port_counters"`
+	PortLimits   *ebpf.Map `ebpf:"port_limits"`
 	PortTimes    *ebpf.Map `ebpf:"port_times"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	Routes       *ebpf.Map `ebpf:"routes"`
+	Rules        *ebpf.Map `ebpf:"rules"`
+	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
+	Services     *ebpf.Map `ebpf:"services"`
 	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
+	Swept        *ebpf.Map `ebpf:"swept"`
 	Taps         *ebpf.Map `ebpf:"taps"`
+	Traced       *ebpf.Map `ebpf:"traced"`
 	Traps        *ebpf.Map `ebpf:"traps"`
 }
 
 func (m *datapathMaps) Close() error {
 	return _DatapathClose(
-		m.Aggregated,
+		m.Backends,
 		m.Buckets,
+		m.Captures,
 		m.Contract,
+		m.DropWatch,
 		m.Drops,
+		m.FlowBudgets,
+		m.FlowEvents,
 		m.Flows,
+		m.Fragments,
 		m.Hosts,
 		m.Locals,
+		m.Losses,
 		m.Mappings,
+		m.Members,
 		m.NextHops,
+		m.Packets,
+		m.Peers,
 		m.PortCounters,
+		m.PortLimits,
 		m.PortTimes,
 		m.Ports,
 		m.Routes,
+		m.Rules,
+		m.ServiceSlots,
+		m.Services,
 		m.Shortcuts,
+		m.Swept,
 		m.Taps,
+		m.Traced,
 		m.Traps,
 	)
 }
@@ -418,8 +853,11 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	Config   *ebpf.Variable `ebpf:"config"`
-	TrapType *ebpf.Variable `ebpf:"trap_type"`
+	CapturedType  *ebpf.Variable `ebpf:"captured_type"`
+	Config        *ebpf.Variable `ebpf:"config"`
+	FlowEventType *ebpf.Variable `ebpf:"flow_event_type"`
+	NarrowType    *ebpf.Variable `ebpf:"narrow_type"`
+	TrapType      *ebpf.Variable `ebpf:"trap_type"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.
@@ -427,18 +865,22 @@ type datapathVariables struct {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
 	FromHost       *ebpf.Program `ebpf:"from_host"`
+	FromNic        *ebpf.Program `ebpf:"from_nic"`
 	FromVm         *ebpf.Program `ebpf:"from_vm"`
 	FromVxlan      *ebpf.Program `ebpf:"from_vxlan"`
 	FromWire       *ebpf.Program `ebpf:"from_wire"`
+	NoteSweep      *ebpf.Program `ebpf:"note_sweep"`
 	RefreshNextHop *ebpf.Program `ebpf:"refresh_next_hop"`
 }
 
 func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
 		p.FromHost,
+		p.FromNic,
 		p.FromVm,
 		p.FromVxlan,
 		p.FromWire,
+		p.NoteSweep,
 		p.RefreshNextHop,
 	)
 }

@@ -3,6 +3,7 @@
 #ifndef DELIVER_H
 #define DELIVER_H
 
+#include "flow.h"
 #include "mtu.h"
 #include "spoof.h"
 
@@ -15,7 +16,7 @@ static __always_inline bool is_local(const struct port *port, __u32 vni, const _
 /* Neighbours in a network differ in the MAC's last bytes, most of all. */
 static __always_inline __u32 local_slot(__u32 vni, const __u8 *mac)
 {
-	return MAX_PORTS + ((*(const __u32 *)(mac + 2) ^ vni) * 0x9e3779b1 >> 20);
+	return MAX_PORTS + ((*(const __u32 *)(mac + 2) ^ vni) * 0x9e3779b1 >> 18);
 }
 
 /* Finds the port that a frame to (vni, mac) is for. */
@@ -45,25 +46,33 @@ static __always_inline enum drop_reason find_local(__u32 vni, const __u8 *mac, _
 	return DROP_NONE;
 }
 
+/* Whether the port takes frames, and frames for this address. */
 static __always_inline enum drop_reason admit(const struct frame *f, const struct port *port)
 {
 	if (!(port->flags & PORT_OPEN))
 		return DROP_TO_CLOSED;
 	if (port->flags & PORT_ISOLATED)
 		return DROP_TO_ISOLATED;
-	if (!has_ca(port, f->ip->daddr) && !(port->flags & PORT_ROUTER))
+	if (!has_ca(port, &f->p->dst) && !(port->flags & PORT_ROUTER))
 		return DROP_WRONG_CA;
-	if (packet_len(f) > port->mtu)
-		return DROP_TO_TOO_BIG;
 	return DROP_NONE;
 }
 
+/* Whether the port's rules and limits let it in, or out. */
+static __always_inline enum drop_reason permit(const struct frame *f, __u32 id,
+					       const struct port *port, bool inbound)
+{
+	f->p->len = f->len;
+	f->p->gso = f->gso;
+	return judge(f->p, port, id, inbound);
+}
+
 /* What a guest sees of any peer is the gateway: the neighbour that its ARP knows. */
-static __always_inline void write_delivery(struct ethhdr *eth, const struct port *port)
+static __always_inline void write_delivery(struct ethhdr *eth, const struct port *port, bool v6)
 {
 	copy_mac(eth->h_dest, port->mac);
 	copy_const_mac(eth->h_source, config.gateway_mac);
-	eth->h_proto = ETH_P_BE_IP;
+	eth->h_proto = v6 ? ETH_P_BE_IPV6 : ETH_P_BE_IP;
 }
 
 /* A frame of the old epoch may come by on another CPU after the flip: it moves `before`. */
@@ -83,39 +92,42 @@ static __always_inline void stamp(struct times *t, __u64 epoch)
 	t->last = now;
 }
 
-static __always_inline void account_from(__u32 id, const struct port *port, __u32 len)
+static __always_inline void account_from(const struct packet *p, const struct port *port, __u32 len)
 {
-	struct tally *n = bpf_map_lookup_elem(&port_counters, &id);
+	struct tally *n = bpf_map_lookup_elem(&port_counters, &p->id);
 	struct timing *times;
 
+	if (p->trace)
+		return;
 	if (n) {
 		n->from_packets++;
 		n->from_bytes += len;
 	}
 	if (!(port->flags & PORT_TIMED))
 		return;
-	times = bpf_map_lookup_elem(&port_times, &id);
+	times = bpf_map_lookup_elem(&port_times, &p->id);
 	if (times)
 		stamp(&times->from, port->epoch);
 }
 
-static __always_inline void tally_to(__u32 id, __u32 len)
+static __always_inline void tally_to(const struct packet *p, __u32 id, __u32 len)
 {
 	struct tally *n = bpf_map_lookup_elem(&port_counters, &id);
 
-	if (!n)
+	if (!n || p->trace)
 		return;
 	n->to_packets++;
 	n->to_bytes += len;
 }
 
 /* Metadata replies are tallied only: they don't show that the network is back. */
-static __always_inline void account_to(__u32 id, const struct port *port, __u32 len)
+static __always_inline void account_to(const struct packet *p, __u32 id, const struct port *port,
+				       __u32 len)
 {
 	struct timing *times;
 
-	tally_to(id, len);
-	if (!(port->flags & PORT_TIMED))
+	tally_to(p, id, len);
+	if (!(port->flags & PORT_TIMED) || p->trace)
 		return;
 	times = bpf_map_lookup_elem(&port_times, &id);
 	if (times)

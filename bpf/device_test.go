@@ -308,7 +308,7 @@ func TestMetadataKnowsTheCaller(t *testing.T) {
 		c := guest.dial(netip.AddrPortFrom(imds, 80))
 		server := <-callers
 		got := server.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		want := addr4([4]byte{0xf0, byte(m.id), byte(m.epoch >> 8), byte(m.epoch)})
+		want := callerOf(m.id, m.epoch)
 		if got != want {
 			t.Errorf("port %d calls as %s, want %s", m.id, got, want)
 		}

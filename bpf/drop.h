@@ -5,17 +5,21 @@
 
 #include "maps.h"
 
-/* id: the port that sent the frame or was to get it; 0 if none is known. */
-static __always_inline void count(enum drop_reason why, __u32 id)
+/* p->id: the port that sent the frame or was to get it; 0 if none is known. */
+static __always_inline void count(struct packet *p, enum drop_reason why)
 {
 	struct tally *port;
-	__u64 *n = bpf_map_lookup_elem(&drops, &why);
+	__u64 *n;
 
+	p->why = why;
+	if (p->trace)
+		return;
+	n = bpf_map_lookup_elem(&drops, &why);
 	if (n)
 		(*n)++;
-	if (!why || !id)
+	if (!why || !p->id)
 		return;
-	port = bpf_map_lookup_elem(&port_counters, &id);
+	port = bpf_map_lookup_elem(&port_counters, &p->id);
 	if (port)
 		port->drops++;
 }

@@ -3,6 +3,7 @@ package bpf
 import (
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,11 @@ func TestEveryDropReason(t *testing.T) {
 		"no_room": true, // TestTooBig
 		"too_big": true, // TestTooBig
 		"none":    true,
+	}
+	for _, r := range []string{ // their cases come with the tests of contract 2
+		"ip_options", "bad_l4", "fragment_tiny", "fragment_overlap", "fragment_lost", "rule_out", "rule_in", "no_rule_in", "flow_quota", "draining", "midstream", "rate_from", "rate_to", "answer_rate", "no_backend", "dead_backend", "service_clash", "bad_nd", "spoofed_nd", "nd_probe", "nd_own", "nd_stranger", "nd_unasked", "rogue_ra", "rogue_dhcp", "link_scope",
+	} {
+		seen[r] = true
 	}
 	dropsFromVM(t, seen)
 	dropsFromWire(t, seen)
@@ -55,7 +61,8 @@ func dropsFromVM(t *testing.T, seen covered) {
 		{"VLAN tag in the frame", "vlan", eth(gatewayMAC, redA.mac, etherVLAN, append([]byte{0x2f, 0x07, 8, 0}, good...))},
 		{"service VLAN tag", "vlan", eth(gatewayMAC, redA.mac, 0x88a8, append([]byte{0x2f, 0x07, 8, 0}, good...))},
 		{"another VM's MAC", "spoofed_mac", eth(gatewayMAC, redA2.mac, etherIPv4, good)},
-		{"IPv6", "not_ip", eth(gatewayMAC, redA.mac, 0x86dd, good)},
+		{"LLDP", "not_ip", eth(gatewayMAC, redA.mac, 0x88cc, good)},
+		{"IPv4 in an IPv6 frame", "bad_ip", eth(gatewayMAC, redA.mac, 0x86dd, good)},
 		{"IP options cut off", "bad_ip", from(ipv4{src: caA, dst: caB, proto: protoUDP, vihl: 0x4f, total: 60}.with(nil))[:34]},
 		{"IP version 6 in an IPv4 frame", "bad_ip", header(ipv4{vihl: 0x65})},
 		{"IP header of 16 bytes", "bad_ip", header(ipv4{vihl: 0x44})},
@@ -76,8 +83,8 @@ func dropsFromVM(t *testing.T, seen covered) {
 		{"metadata at another port", "imds_other", from(tcp4(caA, imds, 40321, 8080, payload))},
 		{"metadata over UDP", "imds_other", from(udp4(caA, imds, 40321, 80, payload))},
 		{"another link-local address", "imds_other", from(tcp4(caA, addr("169.254.17.23"), 40321, 80, payload))},
-		{"metadata without a TCP header", "imds_other", from(ipv4{src: caA, dst: imds, proto: protoTCP}.with([]byte{7, 9}))},
-		{"metadata with half a TCP header", "truncated", from(tcp4(caA, imds, 40321, 80, nil)[:20+16])[:50]},
+		{"metadata without a TCP header", "bad_l4", from(ipv4{src: caA, dst: imds, proto: protoTCP}.with([]byte{7, 9}))},
+		{"metadata with half a TCP header", "bad_l4", from(tcp4(caA, imds, 40321, 80, nil)[:20+16])[:50]},
 		{"another VM's CA", "spoofed_ca", from(udp4(caA2, caB, 5353, 7946, payload))},
 		{"no CA at all", "spoofed_ca", from(udp4(addr("0.0.0.0"), caB, 5353, 7946, payload))},
 		{"broadcast", "broadcast", eth(everyone, redA.mac, etherIPv4, udp4(caA, addr("255.255.255.255"), 5353, 7946, payload))},
@@ -226,7 +233,7 @@ func dropsToPort(t *testing.T, seen covered) {
 			t.Errorf("%s: verdict %d with the smallest MTU that fits", side.name, v)
 		}
 		moved := small
-		moved.CAs[0] = caNobody
+		moved.CAs = []netip.Prefix{netip.PrefixFrom(caNobody, 24)}
 		h.must(h.dp.SetPort(side.to.id, moved))
 		seen.refused(h, side.name, "wrong_ca", try)
 		moved.VNI = blue
@@ -237,7 +244,7 @@ func dropsToPort(t *testing.T, seen covered) {
 
 func dropsFromHost(t *testing.T, seen covered) {
 	a, _ := newWorld(t)
-	caller := addr4([4]byte{0xf0, byte(redA.id), 0x9c, 0x41})
+	caller := callerOf(redA.id, redA.epoch)
 	reply := func(packet []byte) func() uint32 {
 		return func() uint32 {
 			v, _, _ := a.run(a.dp.objs.FromHost, skb{Ifindex: 1}, eth([6]byte{}, imdsMAC, etherIPv4, packet))
@@ -253,8 +260,8 @@ func dropsFromHost(t *testing.T, seen covered) {
 		{"from another port", "not_metadata", reply(tcp4(imds, caller, 8080, 40321, text(53)))},
 		{"over UDP", "not_metadata", reply(udp4(imds, caller, 80, 40321, text(53)))},
 		{"to an address of ours", "not_metadata", reply(tcp4(imds, hostA, 80, 40321, text(53)))},
-		{"of the last epoch", "stale_epoch", reply(tcp4(imds, addr4([4]byte{0xf0, byte(redA.id), 0x9c, 0x40}), 80, 40321, text(53)))},
-		{"to a port that isn't there", "stale_epoch", reply(tcp4(imds, addr4([4]byte{0xf0, 99, 0x9c, 0x41}), 80, 40321, text(53)))},
+		{"of the last epoch", "stale_epoch", reply(tcp4(imds, callerOf(redA.id, redA.epoch-1), 80, 40321, text(53)))},
+		{"to a port that isn't there", "stale_epoch", reply(tcp4(imds, callerOf(99, redA.epoch), 80, 40321, text(53)))},
 		{"larger than the guest's MTU", "to_too_big", reply(tcp4(imds, caller, 80, 40321, text(1461)))},
 	} {
 		seen.refused(a, "metadata reply "+c.name, c.reason, c.try)

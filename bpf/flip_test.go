@@ -18,7 +18,7 @@ func TestFlip(t *testing.T) {
 	moved := redB
 	moved.vni, moved.ca, moved.epoch = blue, addr("10.17.34.142"), redB.epoch+1
 	toBlue := tunnel{src: blueA.pa, dst: moved.pa, vni: blue}.with(eth(moved.mac, blueA.mac, etherIPv4, udp4(caA, moved.ca, 5353, 7946, text(37))))
-	oldReply := eth([6]byte{}, imdsMAC, etherIPv4, tcp4(imds, addr4([4]byte{0xf0, byte(redB.id), 0x9c, 0x74}), 80, 40321, text(53)))
+	oldReply := eth([6]byte{}, imdsMAC, etherIPv4, tcp4(imds, callerOf(redB.id, redB.epoch), 80, 40321, text(53)))
 
 	before := b.drops()
 	b.receive(toRed)
@@ -73,7 +73,7 @@ func TestEpochOnlyGrows(t *testing.T) {
 func TestFlipIsNeverHalf(t *testing.T) {
 	a, _ := newWorld(t)
 	rows := [2]Port{redA.port(a.taps[redA.id]), redA2.port(a.taps[redA.id])}
-	rows[1].CAs = []netip.Addr{addr("10.99.88.77")}
+	rows[1].CAs = []netip.Prefix{netip.MustParsePrefix("10.99.88.77/24")}
 	frame := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caNobody, 5353, 7946, text(37)))
 
 	flips, stop := make(chan int), make(chan struct{})
@@ -119,7 +119,7 @@ func TestStaleKeys(t *testing.T) {
 	b.counted("a key of a network that the port isn't in", before, "not_local")
 
 	key := MappingKey{red, caB}.key()
-	torn := datapathMapping{Key: MappingKey{blue, caB}.key(), Pa: as16(blueB.pa), Mac: blueB.mac, NextHop: 7}
+	torn := datapathMapping{Mac: blueB.mac, Peer: 1, Check: MappingKey{blue, caB}.key().check()}
 	a.must(a.dp.objs.Mappings.Put(key, torn))
 	before = a.drops()
 	a.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))

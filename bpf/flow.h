@@ -1,5 +1,138 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
+ * Connections, as each port sees its own: who began, what the rules said, where
+ * a service led. A row is worth something only in the epoch that wrote it, so a
+ * port that changes networks starts with none, at once. The rules are asked for
+ * the first packet, and again when they have changed.
+ */
+#ifndef FLOW_H
+#define FLOW_H
+
+#include "fragment.h"
+#include "lb.h"
+#include "rate.h"
+#include "rules.h"
+
+static __always_inline __u32 timeout_of(const struct flow *flow, __u8 proto)
+{
+	if (proto != IPPROTO_TCP)
+		return flow->flags & FLOW_ANSWERED ? OTHER_ANSWERED : OTHER_OPENING;
+	if (flow->flags & FLOW_RESET)
+		return TCP_GONE;
+	if (flow->flags & FLOW_CLOSING)
+		return TCP_CLOSING;
+	return flow->flags & FLOW_ANSWERED ? TCP_OPEN : TCP_OPENING;
+}
+
+/* A SYN on a connection that has ended begins another one. */
+static __always_inline bool is_alive(const struct flow *flow, const struct port *port,
+				     const struct packet *p, __u32 now)
+{
+	if (flow->epoch != port->epoch ||
+	    now - flow->seen > timeout_of(flow, p->proto) * (__u32)config.second)
+		return false;
+	return !((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+		 flow->flags & (FLOW_CLOSING | FLOW_RESET));
+}
+
+static __always_inline void make_key(struct packet *p, __u32 id, bool inbound)
+{
+	struct flow_key *k = &p->key;
+
+	k->remote = inbound ? p->src : p->dst;
+	k->local = inbound ? p->dst : p->src;
+	k->rport = inbound ? p->sport : p->dport;
+	k->lport = inbound ? p->dport : p->sport;
+	k->port_id = id;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+}
+
+static __always_inline void tell_flow(const struct packet *p, const struct port *port, bool inbound,
+				      enum flow_event_kind kind, enum drop_reason why, __s32 rule)
+{
+	struct flow_event *e;
+	__u32 zero = 0;
+	struct lost *lost;
+
+	if (!(port->flags & PORT_FLOW_LOG) || p->trace)
+		return;
+	e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
+	if (!e) {
+		lost = bpf_map_lookup_elem(&losses, &zero);
+		if (lost)
+			lost->flow_events++;
+		return;
+	}
+	e->time = bpf_ktime_get_ns();
+	e->epoch = port->epoch;
+	e->key = p->key;
+	e->kind = kind;
+	e->reason = why;
+	e->rule = rule;
+	e->inbound = inbound;
+	e->len = p->len;
+	bpf_ringbuf_submit(e, 0);
+}
+
+static __always_inline void tally_flow(struct flow *flow, const struct packet *p, bool inbound)
+{
+	struct flow_count *n = inbound ? &flow->to : &flow->from;
+
+	n->packets += segments_of(p);
+	n->bytes += p->len;
+}
+
+/* Notes that a packet of the flow has passed. */
+static __always_inline void touch(struct flow *flow, const struct packet *p, bool inbound, __u32 now)
+{
+	__u8 flags = flow->flags;
+
+	if (p->trace)
+		return;
+	if (flow->seen != now)
+		flow->seen = now;
+	if (inbound != !!(flags & FLOW_INBOUND))
+		flags |= FLOW_ANSWERED;
+	if (p->proto == IPPROTO_TCP) {
+		if (p->tcp_flags & TCP_ACK)
+			flow->acked[inbound] = p->ack;
+		if (p->tcp_flags & TCP_FIN)
+			flags |= FLOW_CLOSING;
+		if (p->tcp_flags & TCP_RST)
+			flags |= FLOW_RESET;
+	}
+	if (flags != flow->flags)
+		flow->flags = flags;
+	tally_flow(flow, p, inbound);
+}
+
+/* Takes a row of the port's budget. The agent's next count puts right what two CPUs blur. */
+static __always_inline bool afford_flow(__u32 id, __u64 now)
+{
+	struct flow_budget *b = bpf_map_lookup_elem(&flow_budgets, &id);
+	const __u64 *last;
+	__u32 zero = 0, quota;
+
+	if (!b)
+		return false;
+	quota = b->quota ? b->quota : config.flow_quota;
+	if (b->rows >= quota) {
+		last = bpf_map_lookup_elem(&swept, &zero);
+		if (last && now - *last < SWEEP_STALE * config.second)
+			return false;
+	}
+	__sync_fetch_and_add(&b->rows, 1);
+	return true;
+}
+
+/* Whether the flow took the long way lately, so that it must go on to. */
+static __always_inline bool was_aggregated(const struct flow *flow, __u32 now)
+{
+	return flow->aggregated && now - flow->aggregated <= (__u32)config.flow_idle;
+}
+
+/*
  * Which of two ways a frame from the wire takes. GRO'd frames must go up the
  * kernel's VXLAN device: it alone takes the tunnel's GSO state off, without
  * which a tap cuts every superpacket in software. Small frames are faster when
@@ -7,57 +140,201 @@
  * small frame of the same flow would overtake: a flow that was aggregated keeps
  * to that way until it has been idle for config.flow_idle.
  */
-#ifndef FLOW_H
-#define FLOW_H
-
-#include "maps.h"
-#include "parse.h"
-
-static __always_inline void flow_key_of(const struct frame *f, __u32 id, struct flow_key *key)
+static __always_inline bool goes_up(const struct packet *p, struct flow *flow, __u32 now)
 {
-	set_v4(&key->src, f->ip->saddr);
-	set_v4(&key->dst, f->ip->daddr);
-	key->port_id = id;
-	key->sport = f->sport;
-	key->dport = f->dport;
-	key->proto = f->ip->protocol;
-	key->pad = 0;
-}
-
-static __always_inline void stamp_flow(const struct flow_key *key, __u64 epoch, __u64 now,
-				       struct flow *known)
-{
-	struct flow fresh = { .aggregated = now, .epoch = epoch };
-
-	if (!known) {
-		bpf_map_update_elem(&flows, key, &fresh, BPF_ANY);
-		return;
-	}
-	known->aggregated = now;
-	known->epoch = epoch;
-}
-
-/* Whether f goes up the VXLAN device. */
-static __always_inline bool goes_up(const struct frame *f, __u32 id, const struct port *port)
-{
-	__u64 *any = bpf_map_lookup_elem(&aggregated, &id);
-	struct flow_key key;
-	struct flow *known;
-	__u64 now;
-
-	if (!any || (!f->gso && !*any))
-		return f->gso;
-	now = bpf_jiffies64();
-	if (!f->gso && *any + config.flow_idle < now)
+	if (!p->gso && !was_aggregated(flow, now))
 		return false;
-	flow_key_of(f, id, &key);
-	known = bpf_map_lookup_elem(&flows, &key);
-	if (!f->gso && (!known || known->epoch != port->epoch ||
-			known->aggregated + config.flow_idle < now))
-		return false;
-	stamp_flow(&key, port->epoch, now, known);
-	*any = now;
+	if (!p->trace)
+		flow->aggregated = now ? now : 1;
 	return true;
+}
+
+/* Writes the row that turns a backend's answers into the service's: p->row, the other way round. */
+static __always_inline void remember_backend(struct packet *p)
+{
+	struct flow_key key = p->key;
+
+	key.remote = p->nat;
+	key.rport = p->nat_port;
+	p->row.flags = FLOW_BACKEND;
+	p->row.nat = p->dst;
+	p->row.nat_port = p->dport;
+	bpf_map_update_elem(&flows, &key, &p->row, BPF_ANY);
+}
+
+static __always_inline enum drop_reason remember(struct packet *p, __u32 id, const struct port *port,
+						 bool inbound, __s32 rule, __u64 now)
+{
+	struct flow *flow, *row = &p->row;
+
+	if (!afford_flow(id, now))
+		return DROP_FLOW_QUOTA;
+	__builtin_memset(row, 0, sizeof(*row));
+	row->epoch = port->epoch;
+	row->began = bpf_ktime_get_ns();
+	row->seen = now;
+	row->generation = port->generation;
+	row->rule = rule;
+	row->flags = inbound ? FLOW_INBOUND : 0;
+	if (p->natted == FLOW_SERVICE && !inbound) {
+		row->flags = FLOW_SERVICE;
+		row->nat = p->nat;
+		row->nat_port = p->nat_port;
+		row->backend = p->backend;
+	}
+	bpf_map_update_elem(&flows, &p->key, row, BPF_ANY);
+	if (row->flags & FLOW_SERVICE)
+		remember_backend(p);
+	flow = bpf_map_lookup_elem(&flows, &p->key);
+	if (!flow)
+		return DROP_NONE;
+	touch(flow, p, inbound, now);
+	if (inbound)
+		p->climbs = goes_up(p, flow, now);
+	return DROP_NONE;
+}
+
+/* An error about a flow belongs to it (RFC 5508, 4): what it quotes went the other way. */
+static __always_inline bool is_related(struct packet *p, __u32 id, const struct port *port,
+				       bool inbound, __u32 now)
+{
+	struct flow_key *k = &p->key;
+	const struct flow *flow;
+
+	if (!p->quotes)
+		return false;
+	k->local = inbound ? p->quoted.local : p->quoted.remote;
+	k->remote = inbound ? p->quoted.remote : p->quoted.local;
+	k->lport = inbound ? p->quoted.lport : p->quoted.rport;
+	k->rport = inbound ? p->quoted.rport : p->quoted.lport;
+	k->proto = p->quoted.proto;
+	k->port_id = id;
+	flow = bpf_map_lookup_elem(&flows, k);
+	return flow && flow->epoch == port->epoch &&
+	       now - flow->seen <= timeout_of(flow, k->proto) * (__u32)config.second;
+}
+
+/* The first packet of a flow, or one whose flow has been forgotten. */
+static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const struct port *port,
+					      bool inbound, __u64 now, __s32 *rule)
+{
+	enum drop_reason why;
+
+	p->climbs = p->gso != 0;
+	if (is_related(p, id, port, inbound, now))
+		return DROP_NONE;
+	make_key(p, id, inbound);
+	if (p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_SYN) && port->flags & PORT_STRICT) {
+		p->reset = port->flags & PORT_RESET && !(p->tcp_flags & TCP_RST);
+		return DROP_MIDSTREAM;
+	}
+	if (port->flags & PORT_DRAINING)
+		return DROP_DRAINING;
+	why = classify(p, port, inbound, p->icmp_type, rule);
+	if (!why && !inbound)
+		why = choose_backend(p, port);
+	if (!why && !p->trace)
+		why = remember(p, id, port, inbound, *rule, now);
+	tell_flow(p, port, inbound, why ? FLOW_DENIED : FLOW_STARTED, why, *rule);
+	return why;
+}
+
+/* The rules have changed: a flow that they wouldn't let begin any more ends. */
+static __always_inline enum drop_reason judge_again(struct packet *p, const struct port *port,
+						    struct flow *flow)
+{
+	bool inbound = flow->flags & FLOW_INBOUND;
+	__u8 echo = p->v6 ? 128 : 8;
+	enum drop_reason why;
+	__s32 rule;
+
+	if (flow->flags & FLOW_BACKEND) /* its other row is judged */
+		return DROP_NONE;
+	why = classify(p, port, inbound, echo, &rule);
+	if (!p->trace && why) {
+		bpf_map_delete_elem(&flows, &p->key);
+		tell_flow(p, port, inbound, FLOW_DENIED, why, rule);
+	}
+	if (!p->trace && !why) {
+		flow->generation = port->generation;
+		flow->rule = rule;
+	}
+	return why;
+}
+
+/* Takes over what the flow's row says of services. */
+static __always_inline enum drop_reason follow_service(struct packet *p, const struct flow *flow,
+						       bool inbound)
+{
+	if (flow->flags & FLOW_SERVICE && !inbound) {
+		if (!has_backend(flow)) {
+			p->reset = p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_RST);
+			if (!p->trace)
+				bpf_map_delete_elem(&flows, &p->key);
+			return DROP_DEAD_BACKEND;
+		}
+	} else if (flow->flags & FLOW_BACKEND) {
+		if (!inbound)
+			return DROP_SERVICE_CLASH;
+	} else {
+		return DROP_NONE;
+	}
+	p->natted = flow->flags & (FLOW_SERVICE | FLOW_BACKEND);
+	p->nat = flow->nat;
+	p->nat_port = flow->nat_port;
+	p->backend = flow->backend;
+	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
+						   const struct port *port, bool inbound)
+{
+	__u64 now = bpf_jiffies64();
+	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
+	enum drop_reason why = DROP_NONE;
+	struct flow *flow;
+
+	make_key(p, id, inbound);
+	flow = bpf_map_lookup_elem(&flows, &p->key);
+	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
+	if (!flow || !is_alive(flow, port, p, now))
+		return begin(p, id, port, inbound, now, rule);
+	*rule = flow->rule;
+	if (flow->generation != port->generation)
+		why = judge_again(p, port, flow);
+	if (!why)
+		why = follow_service(p, flow, inbound);
+	if (why)
+		return why;
+	touch(flow, p, inbound, now);
+	if (inbound)
+		p->climbs = goes_up(p, flow, now);
+	return DROP_NONE;
+}
+
+/*
+ * Judges a packet at one port: by its rate, by its flow, or as the first of one.
+ * Returns an enum drop_reason. A function of its own, so that the verifier walks
+ * it once a program and not once for each way that leads here.
+ */
+__noinline int judge(struct packet *p, const struct port *port, __u32 id, __u32 inbound)
+{
+	enum drop_reason why;
+	__u8 natted;
+
+	if (!p || !port)
+		return DROP_CLOSED;
+	natted = p->natted;
+	why = inbound ? DROP_NONE : check_rate_from(p, id, port);
+	if (!why)
+		why = match_fragment(p, id, port, inbound);
+	if (!why)
+		why = judge_flow(p, id, port, inbound);
+	if (!why && natted && p->natted != natted)
+		why = DROP_SERVICE_CLASH;
+	if (!why && inbound)
+		why = check_rate_to(p, id, port);
+	return why;
 }
 
 #endif

@@ -2,46 +2,48 @@
 
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* A frame from the host's metadata service: tcx egress of the imds device. */
+#include "capture.h"
 #include "deliver.h"
 #include "hook.h"
 #include "imds.h"
+#include "nat.h"
 
 struct reply {
 	struct frame f;
-	__u32 id;
 	const struct port *port;
 };
 
 static __always_inline enum drop_reason read_reply(struct reply *r)
 {
-	__u32 caller;
+	struct packet *p = r->f.p;
+	const struct addr *ca;
 
-	if (parse_eth(&r->f) || r->f.eth->h_proto != ETH_P_BE_IP || parse_ipv4(&r->f) ||
-	    check_imds_reply(&r->f))
+	if (parse_eth(&r->f) || parse_ip(&r->f) || check_imds_reply(p))
 		return DROP_NOT_METADATA;
-	caller = bpf_ntohl(r->f.ip->daddr);
-	r->id = caller >> 16 & 0xfff;
-	r->port = find_port(r->id);
-	if (!r->port || !r->port->ifindex || (r->port->epoch & 0xffff) != (caller & 0xffff))
+	p->id = caller_port(&p->dst, p->v6);
+	r->port = find_port(p->id);
+	if (!r->port || !r->port->ifindex || !caller_is(&p->dst, p->v6, r->port->epoch))
 		return DROP_STALE_EPOCH;
 	if (!(r->port->flags & PORT_OPEN))
 		return DROP_TO_CLOSED;
+	ca = first_ca(r->port, p->v6);
+	if (!ca)
+		return DROP_STALE_EPOCH;
+	p->nat = *ca;
 	return packet_len(&r->f) > r->port->mtu ? DROP_TO_TOO_BIG : DROP_NONE;
 }
 
 static __always_inline enum drop_reason send_reply(struct __sk_buff *skb, struct reply *r,
 						   int *verdict)
 {
-	__be32 caller = r->f.ip->daddr, ca = as_v4(&r->port->ca[0]);
-	__u32 l4 = ETH_HLEN + r->f.ip->ihl * 4;
+	struct packet *p = r->f.p;
 
-	csum_replace32(&r->f.ip->check, caller, ca);
-	r->f.ip->daddr = ca;
-	write_delivery(r->f.eth, r->port);
-	if (bpf_l4_csum_replace(skb, l4 + offsetof(struct tcphdr, check), caller, ca,
-				BPF_F_PSEUDO_HDR | sizeof(ca)))
+	write_delivery(r->f.eth, r->port, p->v6);
+	if (rewrite(skb, &r->f, END_DESTINATION, &p->nat, 0))
 		return DROP_NOT_METADATA;
-	tally_to(r->id, r->f.len);
+	tally_to(p, p->id, r->f.len);
+	if (is_captured(p, r->port))
+		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
 	*verdict = bpf_redirect(r->port->ifindex, 0);
 	return DROP_NONE;
 }
@@ -50,11 +52,16 @@ SEC("tcx/egress")
 int from_host(struct __sk_buff *skb)
 {
 	struct reply r = { .f = open_frame(skb, VM_HEADERS) };
-	enum drop_reason why = read_reply(&r);
+	struct packet *p = open_packet(false);
 	int verdict = TC_ACT_SHOT;
+	enum drop_reason why;
 
+	if (!p)
+		return TC_ACT_SHOT;
+	r.f.p = p;
+	why = read_reply(&r);
 	if (!why)
 		why = send_reply(skb, &r, &verdict);
-	count(why, r.id);
+	count(p, why);
 	return verdict;
 }

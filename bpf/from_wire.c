@@ -2,119 +2,139 @@
 
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* A frame from the underlay: tcx ingress of the uplink and of the VXLAN device. */
+#include "capture.h"
 #include "deliver.h"
-#include "flow.h"
 #include "hook.h"
-#include "trap.h"
-#include "vxlan.h"
+#include "nat.h"
+#include "received.h"
+#include "reset.h"
 
 /* skb->mark of a frame that from_wire has checked and sent up; the port id is in the rest. */
 #define MARK_UP 0x5eb70000
-#define MARK_PORT 0x0fff
-
-struct received {
-	struct frame f;
-	struct outer *outer;
-	__u32 id;
-	const struct port *port;
-};
-
-static __always_inline bool is_registered(__be32 pa)
-{
-	struct host_key key = { .prefixlen = 128, .pa = { [10] = 0xff, [11] = 0xff } };
-
-	__builtin_memcpy(key.pa + 12, &pa, sizeof(pa));
-	return bpf_map_lookup_elem(&hosts, &key);
-}
-
-/*
- * The way back must lead to where the frame came from. A source that nobody has
- * told us of yet is believed for a while if a registered host vouches for it.
- */
-static __always_inline enum drop_reason check_source(const struct received *r)
-{
-	__be32 from = r->outer->ip.saddr;
-	struct tally *n;
-	struct mapping back;
-	struct addr next;
-
-	if (!find_route(r->port, r->f.ip->saddr, &next) &&
-	    !find_mapping(r->port->vni, &next, &back))
-		return is_v4(&back.pa, from) ? DROP_NONE : DROP_WRONG_SOURCE;
-	if (!is_registered(from))
-		return DROP_UNKNOWN_SOURCE;
-	if (!spend(r->id, BUCKET_UNRESOLVED, config.unresolved_interval, config.unresolved_burst))
-		return DROP_UNRESOLVED_RATE;
-	n = bpf_map_lookup_elem(&port_counters, &r->id);
-	if (n)
-		n->unresolved++;
-	return DROP_NONE;
-}
-
-static __always_inline enum drop_reason read_inner(struct received *r)
-{
-	if (r->f.eth->h_proto != ETH_P_BE_IP)
-		return DROP_INNER_NOT_IP;
-	return as_inner(parse_ipv4(&r->f));
-}
-
-static __always_inline enum drop_reason examine(struct received *r)
-{
-	enum drop_reason why = read_outer(&r->f, &r->outer);
-	__u32 vni;
-
-	if (why)
-		return why;
-	why = read_inner(r);
-	if (why)
-		return why;
-	vni = bpf_ntohl(r->outer->vxlan.vni) >> 8;
-	why = find_local(vni, r->f.eth->h_dest, &r->id, &r->port);
-	if (why)
-		return why;
-	if (!is_v4(&r->port->pa, r->outer->ip.daddr))
-		return DROP_WRONG_PA;
-	why = admit(&r->f, r->port);
-	if (why)
-		return why;
-	return check_source(r);
-}
+#define MARK_NAT 0x8000
+#define MARK_PORT 0x3fff
 
 /*
  * Sends a frame up the stack to the VXLAN device. No PA is an address of this
  * host, so the outer destination becomes one that is. The UDP checksum goes,
- * as it covers the address; none is fine for VXLAN over IPv4 (RFC 7348, 5).
+ * as it covers the address; none is fine for VXLAN (RFC 7348, 5; RFC 6935).
  */
 static __always_inline int send_up(struct __sk_buff *skb, struct received *r)
 {
-	struct outer *o = r->outer;
+	struct packet *p = r->f.p;
+	struct addr host;
 
-	csum_replace32(&o->ip.check, o->ip.daddr, config.host);
-	o->ip.daddr = config.host;
-	o->udp.check = 0;
-	skb->mark = MARK_UP | r->id;
+	copy_const_addr(&host, &config.host);
+	if (config.underlay6) {
+		struct ipv6hdr *ip = r->outer.ip;
+
+		__builtin_memcpy(&ip->daddr, &host, sizeof(host));
+	} else {
+		struct iphdr *ip = r->outer.ip;
+
+		csum_replace32(&ip->check, ip->daddr, as_v4(&host));
+		ip->daddr = as_v4(&host);
+	}
+	r->outer.tunnel->udp.check = 0;
+	skb->mark = MARK_UP | (p->natted ? MARK_NAT : 0) | p->id;
+	p->todo = TODO_UP;
 	return TC_ACT_UNSPEC;
+}
+
+/* The answer of a backend becomes the service's. */
+static __always_inline enum drop_reason translate(struct __sk_buff *skb, struct frame *f)
+{
+	struct packet *p = f->p;
+
+	f->rest = all_of(skb);
+	if (parse_eth(f) || parse_ip(f) || rewrite(skb, f, END_SOURCE, &p->nat, p->nat_port))
+		return DROP_INNER_TRUNCATED;
+	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason hand_over(struct __sk_buff *skb, struct received *r,
+						  int *verdict)
+{
+	struct packet *p = r->f.p;
+	struct cursor c = all_of(skb);
+	struct ethhdr *eth = take(&c, sizeof(*eth));
+
+	if (!eth)
+		return DROP_NO_ROOM;
+	write_delivery(eth, r->port, p->v6);
+	account_to(p, p->id, r->port, r->f.len);
+	if (is_captured(p, r->port))
+		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
+	p->to_id = p->id;
+	*verdict = bpf_redirect(r->port->ifindex, 0);
+	return DROP_NONE;
 }
 
 static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct received *r,
 					       int *verdict)
 {
-	enum drop_reason why = merge_ecn(r->f.ip, r->outer->ip.tos);
-	struct cursor c;
-	struct ethhdr *eth;
+	enum drop_reason why = merge_ecn(&r->f, r->outer.tos);
 
 	if (why)
 		return why;
-	if (bpf_skb_adjust_room(skb, -VXLAN_OVERHEAD, BPF_ADJ_ROOM_MAC, 0))
+	if (bpf_skb_adjust_room(skb, -(__s32)OVERHEAD, BPF_ADJ_ROOM_MAC,
+				r->f.gso ? config.decap_flags : 0))
 		return DROP_NO_ROOM;
+	r->f.p->todo = TODO_DELIVER;
+	if (r->f.p->natted) {
+		why = translate(skb, &r->f);
+		if (why)
+			return why;
+	}
+	return hand_over(skb, r, verdict);
+}
+
+/*
+ * Turns a segment that no connection knows into a reset, and sends it back the
+ * way it came: to the router that brought it.
+ */
+static __always_inline int answer_reset_by_wire(struct __sk_buff *skb, struct received *r,
+						const __u32 device)
+{
+	struct packet *p = r->f.p;
+	__u32 inner = ETH_HLEN + reset_len(p), len = inner + sizeof(struct tunnel) - ETH_HLEN;
+	struct cursor c;
+	struct ethhdr *eth;
+	struct tunnel *t;
+	__u8 mac[6];
+
+	if (bpf_skb_change_tail(skb, OVERHEAD + inner, 0))
+		return TC_ACT_SHOT;
 	c = all_of(skb);
 	eth = take(&c, sizeof(*eth));
 	if (!eth)
-		return DROP_NO_ROOM;
-	write_delivery(eth, r->port);
-	account_to(r->id, r->port, r->f.len);
-	*verdict = bpf_redirect(r->port->ifindex, 0);
-	return DROP_NONE;
+		return TC_ACT_SHOT;
+	copy_mac(mac, eth->h_dest);
+	copy_mac(eth->h_dest, eth->h_source);
+	copy_mac(eth->h_source, mac);
+	p->pa = p->outer_src;
+	p->tos = 0;
+	if (config.underlay6) {
+		struct ipv6hdr *ip = take(&c, sizeof(*ip));
+
+		if (!ip)
+			return TC_ACT_SHOT;
+		write_outer6(ip, r->port, p, len, flow_hash(p));
+	} else {
+		struct iphdr *ip = take(&c, sizeof(*ip));
+
+		if (!ip)
+			return TC_ACT_SHOT;
+		write_outer4(ip, r->port, p, len);
+	}
+	t = take(&c, sizeof(*t));
+	if (!t)
+		return TC_ACT_SHOT;
+	copy_mac(p->mac, t->eth.h_source);
+	write_tunnel(t, r->port, p, inner, flow_hash(p));
+	if (!write_reset(&c, p))
+		return TC_ACT_SHOT;
+	return bpf_redirect(device, 0);
 }
 
 /* Frames that aren't ours go on as if we weren't there; those sent up are counted there. */
@@ -122,17 +142,29 @@ SEC("tcx/ingress")
 int from_wire(struct __sk_buff *skb)
 {
 	struct received r = { .f = open_frame(skb, WIRE_HEADERS) };
+	struct packet *p = open_packet(is_trace(skb));
 	int verdict = TC_ACT_SHOT;
 	enum drop_reason why;
 
-	if (skb->vlan_present || skb->pkt_type || !is_for_us(&r.f.rest))
+	if (!p || skb->vlan_present || skb->pkt_type || !is_for_us(&r.f.rest))
 		return TC_ACT_UNSPEC;
+	r.f.p = p;
 	why = examine(&r);
-	if (!why && goes_up(&r.f, r.id, r.port))
-		return send_up(skb, &r);
+	if (r.port && is_captured(p, r.port))
+		capture(skb, p, p->id, POINT_FROM_WIRE, DROP_NONE);
+	if (!why && p->climbs && !config.decap_flags) {
+		verdict = send_up(skb, &r);
+		close_packet(p);
+		return verdict;
+	}
 	if (!why)
 		why = unwrap(skb, &r, &verdict);
-	count(why, r.id);
+	if (why && is_watched(p, r.port))
+		capture(skb, p, p->id, POINT_DROP, why);
+	if (why && p->reset && r.port)
+		verdict = answer_reset_by_wire(skb, &r, config.uplink);
+	count(p, why);
+	close_packet(p);
 	return verdict;
 }
 
@@ -140,38 +172,62 @@ int from_wire(struct __sk_buff *skb)
 static __always_inline enum drop_reason check_marked(struct __sk_buff *skb, struct received *r)
 {
 	struct bpf_tunnel_key tunnel;
+	struct packet *p = r->f.p;
 	enum drop_reason why;
 
-	if ((skb->mark & ~MARK_PORT) != MARK_UP ||
+	if ((skb->mark & ~(MARK_PORT | MARK_NAT)) != MARK_UP ||
 	    bpf_skb_get_tunnel_key(skb, &tunnel, sizeof(tunnel), 0))
 		return DROP_UNMARKED;
-	r->id = skb->mark & MARK_PORT;
-	r->port = find_port(r->id);
+	p->id = skb->mark & MARK_PORT;
+	r->port = find_port(p->id);
 	why = as_inner(parse_eth(&r->f));
 	if (why)
 		return why;
-	why = read_inner(r);
+	why = as_inner(parse_ip(&r->f));
 	if (why)
 		return why;
 	if (!r->port || !r->port->ifindex || r->port->vni != tunnel.tunnel_id ||
 	    !same_mac(r->port->mac, r->f.eth->h_dest))
 		return DROP_CHANGED;
-	return admit(&r->f, r->port);
+	why = admit(&r->f, r->port);
+	return why ? why : check_size(&r->f, r->port->mtu, DROP_TO_TOO_BIG);
+}
+
+/* What from_wire found about services, once more: the row may be gone by now. */
+static __always_inline enum drop_reason translate_marked(struct __sk_buff *skb, struct received *r)
+{
+	struct packet *p = r->f.p;
+	const struct flow *flow;
+
+	make_key(p, p->id, true);
+	flow = bpf_map_lookup_elem(&flows, &p->key);
+	if (!flow || flow->epoch != r->port->epoch || !(flow->flags & FLOW_BACKEND))
+		return DROP_CHANGED;
+	p->nat = flow->nat;
+	p->nat_port = flow->nat_port;
+	return translate(skb, &r->f);
 }
 
 SEC("tcx/ingress")
 int from_vxlan(struct __sk_buff *skb)
 {
 	struct received r = { .f = open_frame(skb, VM_HEADERS) };
-	enum drop_reason why = check_marked(skb, &r);
+	struct packet *p = open_packet(false);
 	int verdict = TC_ACT_SHOT;
+	enum drop_reason why;
 
+	if (!p)
+		return TC_ACT_SHOT;
+	r.f.p = p;
+	why = check_marked(skb, &r);
+	if (!why && skb->mark & MARK_NAT)
+		why = translate_marked(skb, &r);
 	if (!why) {
-		write_delivery(r.f.eth, r.port);
-		account_to(r.id, r.port, r.f.len);
 		skb->mark = 0;
-		verdict = bpf_redirect(r.port->ifindex, 0);
+		why = hand_over(skb, &r, &verdict);
 	}
-	count(why, r.id);
+	if (why && is_watched(p, r.port))
+		capture(skb, p, p->id, POINT_DROP, why);
+	count(p, why);
 	return verdict;
 }

@@ -8,10 +8,10 @@
 #include "drop.h"
 #include "parse.h"
 
-/* Ethernet, the longest IP header, and a TCP header without options. */
-#define VM_HEADERS (ETH_HLEN + 60 + 20)
-/* The outer headers without options, then the same. */
-#define WIRE_HEADERS (ETH_HLEN + 36 + VM_HEADERS)
+/* Ethernet, IPv6, and a TCP header with a timestamp. */
+#define VM_HEADERS (ETH_HLEN + 40 + 40)
+/* The outer headers over IPv6, then the same. */
+#define WIRE_HEADERS (ETH_HLEN + 56 + VM_HEADERS)
 
 static __always_inline struct cursor all_of(struct __sk_buff *skb)
 {
@@ -33,6 +33,39 @@ static __always_inline struct frame open_frame(struct __sk_buff *skb, __u32 head
 		.len = skb->len,
 		.gso = skb->gso_size,
 	};
+}
+
+/* The packet that a hook fills in, empty. NULL can't be, but the verifier wants to hear it. */
+static __always_inline struct packet *open_packet(bool trace)
+{
+	struct packet *p;
+	__u32 zero = 0;
+
+	p = bpf_map_lookup_elem(&packets, &zero);
+	if (!p)
+		return NULL;
+	p->id = p->to_id = p->mtu = 0;
+	p->todo = TODO_NONE;
+	p->fragment = WHOLE;
+	p->natted = p->reset = p->known = p->climbs = 0;
+	p->flow_in = p->flow_out = FLOW_NOT_ASKED;
+	p->trace = trace;
+	return p;
+}
+
+/* A frame of the agent's own, put through the programs to see what would become of it. */
+static __always_inline bool is_trace(const struct __sk_buff *skb)
+{
+	return config.trace_mark && skb->mark == config.trace_mark;
+}
+
+/* Hands what is known of a traced frame to the agent. */
+static __always_inline void close_packet(const struct packet *p)
+{
+	__u32 zero = 0;
+
+	if (p->trace)
+		bpf_map_update_elem(&traced, &zero, p, BPF_ANY);
 }
 
 #endif

@@ -12,37 +12,87 @@
 #include "parse.h"
 
 #define IMDS_ADDRESS IPV4(169, 254, 169, 254)
+/* Azure's wire server: where cloud-init reports that it is ready. */
+#define WIRE_SERVER IPV4(168, 63, 129, 16)
 #define IMDS_PORT bpf_htons(80)
 #define LINK_LOCAL_NET IPV4(169, 254, 0, 0)
 #define LINK_LOCAL_MASK IPV4(255, 255, 0, 0)
 
-/* 240.0.0.0/4: the class bits, 12 bits of port id, 16 of epoch. */
-static __always_inline __be32 imds_caller(__u32 id, __u64 epoch)
+/* fd00:ec2::254 */
+static __always_inline bool is_imds6(const struct addr *a)
 {
-	return bpf_htonl(0xf0000000 | (id & 0xfff) << 16 | (epoch & 0xffff));
+	return high(a) == bpf_cpu_to_be64(0xfd000ec200000000) && low(a) == bpf_cpu_to_be64(0x254);
 }
 
-static __always_inline bool is_link_local(__be32 dst)
+static __always_inline bool is_metadata(const struct packet *p)
 {
-	return (dst & LINK_LOCAL_MASK) == LINK_LOCAL_NET;
+	if (p->v6)
+		return is_imds6(&p->dst);
+	return as_v4(&p->dst) == WIRE_SERVER || (as_v4(&p->dst) & LINK_LOCAL_MASK) == LINK_LOCAL_NET;
 }
 
 /*
- * Only the first CA may ask: the way back knows a port, not which of its CAs.
+ * IPv4: 240.0.0.0/4, 14 bits of port id, 14 of epoch. IPv6: fd52:5047::/32, the
+ * port id in bytes 6 and 7, the epoch in the last 8.
  */
-static __always_inline enum drop_reason check_imds_request(const struct frame *f,
-							   const struct port *port)
+static __always_inline void imds_caller(struct addr *a, bool v6, __u32 id, __u64 epoch)
 {
-	if (f->ip->daddr != IMDS_ADDRESS || f->ip->protocol != IPPROTO_TCP ||
-	    f->dport != IMDS_PORT)
-		return DROP_IMDS_OTHER;
-	return is_v4(&port->ca[0], f->ip->saddr) ? DROP_NONE : DROP_IMDS_SOURCE;
+	if (v6) {
+		*(__u64 *)a->b = bpf_cpu_to_be64(0xfd52504700000000 | (id & 0x3fff));
+		*(__u64 *)(a->b + 8) = bpf_cpu_to_be64(epoch);
+		return;
+	}
+	set_v4(a, bpf_htonl(0xf0000000 | (id & 0x3fff) << 14 | (epoch & 0x3fff)));
 }
 
-static __always_inline enum drop_reason check_imds_reply(const struct frame *f)
+/* Reads a caller back: the port, and whether epoch is of the port's. */
+static __always_inline __u32 caller_port(const struct addr *a, bool v6)
 {
-	if (f->ip->saddr != IMDS_ADDRESS || f->ip->protocol != IPPROTO_TCP ||
-	    f->sport != IMDS_PORT || bpf_ntohl(f->ip->daddr) >> 28 != 0xf)
+	if (v6)
+		return bpf_be64_to_cpu(high(a)) >> 16 == 0xfd5250470000
+			       ? bpf_be64_to_cpu(high(a)) & 0x3fff
+			       : 0;
+	return bpf_ntohl(as_v4(a)) >> 28 == 0xf ? bpf_ntohl(as_v4(a)) >> 14 & 0x3fff : 0;
+}
+
+static __always_inline bool caller_is(const struct addr *a, bool v6, __u64 epoch)
+{
+	if (v6)
+		return bpf_be64_to_cpu(low(a)) == epoch;
+	return (bpf_ntohl(as_v4(a)) & 0x3fff) == (epoch & 0x3fff);
+}
+
+/* The first CA of the family: the way back knows a port, not which of its CAs. */
+static __always_inline const struct addr *first_ca(const struct port *port, bool v6)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_CAS; i++) {
+		const struct addr *ca = &port->ca[i];
+		bool is_six = high(ca) || (__u32)low(ca) != 0xffff0000;
+
+		if (!is_none(ca) && is_six == v6)
+			return ca;
+	}
+	return NULL;
+}
+
+static __always_inline enum drop_reason check_imds_request(const struct packet *p,
+							   const struct port *port)
+{
+	const struct addr *ca = first_ca(port, p->v6);
+
+	if (p->proto != IPPROTO_TCP || p->dport != IMDS_PORT || p->fragment != WHOLE ||
+	    (!p->v6 && as_v4(&p->dst) != IMDS_ADDRESS && as_v4(&p->dst) != WIRE_SERVER))
+		return DROP_IMDS_OTHER;
+	return ca && same_addr(ca, &p->src) ? DROP_NONE : DROP_IMDS_SOURCE;
+}
+
+static __always_inline enum drop_reason check_imds_reply(const struct packet *p)
+{
+	bool ours = p->v6 ? is_imds6(&p->src)
+			  : as_v4(&p->src) == IMDS_ADDRESS || as_v4(&p->src) == WIRE_SERVER;
+
+	if (!ours || p->proto != IPPROTO_TCP || p->sport != IMDS_PORT || !caller_port(&p->dst, p->v6))
 		return DROP_NOT_METADATA;
 	return DROP_NONE;
 }

@@ -107,7 +107,7 @@ func TestAnswers(t *testing.T) {
 	}
 	_, request := a.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, tcp4(caA, imds, 40321, 80, text(31))))
 	caller := [4]byte(request[26:30])
-	if want := [4]byte{0xf0, 23, 0x9c, 0x41}; caller != want {
+	if want := callerOf(23, 0x9c41).As4(); caller != want {
 		t.Errorf("caller % x, want % x: class E, port id, epoch", caller, want)
 	}
 	reply := eth([6]byte{}, imdsMAC, etherIPv4, tcp4(imds, addr4(caller), 80, 40321, text(53)))
@@ -185,7 +185,7 @@ func TestTraps(t *testing.T) {
 // Routes: a static one to a peer, an on-link one to another subnet.
 func TestRoutes(t *testing.T) {
 	a, b := newWorld(t)
-	a.must(a.dp.PutRoute(Route{red, pfx("203.0.113.0/24"), caB}))
+	a.must(a.dp.PutRoute(Route{VNI: red, Prefix: pfx("203.0.113.0/24"), NextHop: caB}))
 	b.must(b.dp.SetPortFlags(redB.id, Router, 0))
 	sent := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, addr("203.0.113.79"), 5353, 7946, text(37)))
 	verdict, wire := a.send(redA, sent)
@@ -196,14 +196,14 @@ func TestRoutes(t *testing.T) {
 		t.Errorf("to the gateway VM: verdict %d; %v", verdict, b.drops())
 	}
 	// The answer comes from an address that only a route explains: the way back must match.
-	b.must(a.dp.PutRoute(Route{red, pfx("203.0.113.0/24"), caB}))
+	b.must(a.dp.PutRoute(Route{VNI: red, Prefix: pfx("203.0.113.0/24"), NextHop: caB}))
 	_, wire = b.send(redB, eth(gatewayMAC, redB.mac, etherIPv4, udp4(addr("203.0.113.79"), caA, 7946, 5353, text(37))))
 	before := a.drops()
 	a.receive(wire)
 	a.counted("back from the gateway VM", before, "none")
 
 	other := member{vni: red, mac: redB.mac, pa: redB.pa, ca: addr("10.29.61.47"), epoch: 9}
-	a.must(a.dp.PutRoute(Route{red, pfx("10.29.61.0/24"), addrNone}))
+	a.must(a.dp.PutRoute(Route{VNI: red, Prefix: pfx("10.29.61.0/24")}))
 	a.must(a.dp.PutMappings(other.mapping(7)))
 	before = a.drops()
 	a.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, other.ca, 5353, 7946, text(37))))
@@ -253,7 +253,7 @@ func TestTooBig(t *testing.T) {
 	// The underlay may take less than the port's network hands out.
 	narrow := newHost(t, "n", hostB, prefixB, func(o *Options) { o.UnderlayMTU = 1549 })
 	narrow.addPorts(redA)
-	narrow.must(narrow.dp.PutMappings(Mapping{MappingKey{red, caB}, redA2.pa, redB.mac, redB.epoch, 7}))
+	narrow.must(narrow.dp.PutMappings(Mapping{MappingKey{red, caB}, redA2.pa, redB.mac, 7}))
 	before = narrow.drops()
 	_, told = narrow.send(redA, big(1500))
 	narrow.counted("1500 bytes over an underlay of 1549", before, "too_big")

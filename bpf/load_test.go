@@ -74,12 +74,12 @@ func TestLoadRefusesOptions(t *testing.T) {
 	dir := filepath.Join(bpffs(t), "replug")
 	good := Options{PinDir: dir, Uplink: 3, GatewayMAC: gatewayMAC, HostAddress: hostA, PAPrefix: prefixA, UnderlayMTU: 1550}
 	for name, change := range map[string]func(*Options){
-		"no uplink":      func(o *Options) { o.Uplink = 0 },
-		"IPv6 host":      func(o *Options) { o.HostAddress = addr("2001:db8::7") },
-		"no PA prefix":   func(o *Options) { o.PAPrefix = netip.Prefix{} },
-		"tiny MTU":       func(o *Options) { o.UnderlayMTU = 600 },
-		"no gateway":     func(o *Options) { o.GatewayMAC = [6]byte{} },
-		"not on a bpffs": func(o *Options) { o.PinDir = t.TempDir() },
+		"no uplink":               func(o *Options) { o.Uplink = 0 },
+		"IPv6 host with IPv4 PAs": func(o *Options) { o.HostAddress = addr("2001:db8::7") },
+		"no PA prefix":            func(o *Options) { o.PAPrefix = netip.Prefix{} },
+		"tiny MTU":                func(o *Options) { o.UnderlayMTU = 600 },
+		"no gateway":              func(o *Options) { o.GatewayMAC = [6]byte{} },
+		"not on a bpffs":          func(o *Options) { o.PinDir = t.TempDir() },
 	} {
 		o := good
 		change(&o)
@@ -104,8 +104,8 @@ func TestRows(t *testing.T) {
 	a, _ := newWorld(t)
 	want := Port{
 		Ifindex: 17, VNI: red, Epoch: 0x0002_0000_0000_9d07, MAC: [6]byte{2, 0x52, 0x31, 0x42, 0x53, 0x64},
-		PA: addr("100.64.18.219"), CAs: []netip.Addr{addr("10.17.34.91"), addr("10.17.34.92"), addr("10.17.34.93"), addr("10.17.34.94")},
-		Gateway: gateway, Bits: 23, MTU: 1437, Flags: Open | Timed,
+		PA: addr("100.64.18.219"), CAs: []netip.Prefix{subnet("10.17.34.91/23"), subnet("fd17:2a::91/67"), subnet("10.17.34.93/31"), subnet("10.17.34.94/23")},
+		Gateway: gateway, MTU: 1437, Flags: Open | Timed,
 	}
 	a.must(a.dp.SetPort(53, want))
 	if got, err := a.dp.Port(53); err != nil || !reflect.DeepEqual(got, want) {
@@ -116,9 +116,8 @@ func TestRows(t *testing.T) {
 		"VNI 0":       func(p *Port) { p.VNI = 0 },
 		"25-bit VNI":  func(p *Port) { p.VNI = 1 << 24 },
 		"group MAC":   func(p *Port) { p.MAC[0] |= 1 },
-		"IPv6 PA":     func(p *Port) { p.PA = addr("2001:db8::7") },
-		"five CAs":    func(p *Port) { p.CAs = append(p.CAs, addr("10.17.34.95")) },
-		"33 bits":     func(p *Port) { p.Bits = 33 },
+		"no PA":       func(p *Port) { p.PA = netip.Addr{} },
+		"five CAs":    func(p *Port) { p.CAs = append(p.CAs, subnet("10.17.34.95/23")) },
 		"MTU too big": func(p *Port) { p.MTU = 65536 },
 	} {
 		bad := want
@@ -127,7 +126,7 @@ func TestRows(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrPort", name, err)
 		}
 	}
-	for _, id := range []uint16{0, 4095, 65535} {
+	for _, id := range []uint16{0, 16383, 65535} {
 		if err := a.dp.SetPort(id, want); !errors.Is(err, ErrPort) {
 			t.Errorf("port id %d: got %v, want ErrPort", id, err)
 		}
@@ -144,14 +143,14 @@ func TestMappingsAndRoutes(t *testing.T) {
 	if err := h.dp.PutMappings(blueA.mapping(7)); !errors.Is(err, ErrFull) {
 		t.Errorf("a fourth: got %v, want ErrFull", err)
 	}
-	if err := h.dp.PutMappings(Mapping{MappingKey: MappingKey{red, caB}, PA: addr("2001:db8::7")}); !errors.Is(err, ErrAddress) {
-		t.Errorf("IPv6 PA: got %v, want ErrAddress", err)
+	if err := h.dp.PutMappings(Mapping{MappingKey: MappingKey{red, caB}}); !errors.Is(err, ErrAddress) {
+		t.Errorf("no PA: got %v, want ErrAddress", err)
 	}
 	h.must(h.dp.DeleteMappings(MappingKey{red, caB}, MappingKey{red, caNobody}))
 	if _, ok, err := h.dp.Mapping(MappingKey{red, caB}); err != nil || ok {
 		t.Errorf("deleted, but there: %v, %v", ok, err)
 	}
-	routes := []Route{{red, pfx("203.0.113.0/26"), caB}}
+	routes := []Route{{VNI: red, Prefix: pfx("203.0.113.0/26"), NextHop: caB}}
 	h.must(h.dp.PutRoute(routes[0]))
 	if got, err := h.dp.Routes(); err != nil || !reflect.DeepEqual(got, routes) {
 		t.Errorf("routes %v, %v, want %v", got, err, routes)

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -21,8 +22,7 @@ type Mapping struct {
 	MappingKey
 	PA      netip.Addr // one of this host's: the peer is a port here
 	MAC     [6]byte    // of the peer's port
-	Epoch   uint64
-	NextHop uint32 // index for [Datapath.SetNextHop]; 0: the kernel's tables
+	NextHop uint32     // index for [Datapath.SetNextHop]; 0: the kernel's tables. The same for all PAs of one host
 }
 
 // PutMappings writes mappings in one system call. On an error some may have been
@@ -31,19 +31,40 @@ func (d *Datapath) PutMappings(mappings ...Mapping) error {
 	if len(mappings) == 0 {
 		return nil
 	}
+	d.peers.mu.Lock()
+	defer d.peers.mu.Unlock()
 	keys := make([]datapathMappingKey, len(mappings))
 	values := make([]datapathMapping, len(mappings))
 	for i, m := range mappings {
-		if !m.CA.IsValid() || !m.PA.Is4() {
+		if !m.CA.IsValid() || !m.PA.IsValid() {
 			return fmt.Errorf("mapping of %s in %d to %s: %w", m.CA, m.VNI, m.PA, ErrAddress)
 		}
+		peer, offset, err := d.peerOf(m.PA, m.NextHop)
+		if err != nil {
+			return fmt.Errorf("mapping of %s in %d: %w", m.CA, m.VNI, err)
+		}
 		keys[i] = m.MappingKey.key()
-		values[i] = datapathMapping{Key: keys[i], Pa: as16(m.PA), Epoch: m.Epoch, NextHop: m.NextHop, Mac: m.MAC}
+		values[i] = datapathMapping{Mac: m.MAC, Peer: uint16(peer), Offset: offset, Check: keys[i].check()}
 	}
 	if _, err := d.objs.Mappings.BatchUpdate(keys, values, nil); err != nil {
 		return fmt.Errorf("write %d mappings: %w", len(mappings), full(err))
 	}
 	return nil
+}
+
+// check is mapping_check in route.h.
+func (k datapathMappingKey) check() uint32 {
+	h := mix(0, k.Vni)
+	for i := 0; i < 16; i += 4 {
+		h = mix(h, binary.NativeEndian.Uint32(k.Ca.B[i:]))
+	}
+	return h
+}
+
+// mix is mix in hash.h.
+func mix(h, w uint32) uint32 {
+	h = (h ^ w) * 0x85ebca6b
+	return h ^ h>>13
 }
 
 // DeleteMappings deletes mappings; one that isn't there is no error.
@@ -63,38 +84,35 @@ func (d *Datapath) Mapping(k MappingKey) (Mapping, bool, error) {
 	if err := ignoreMissing(err); err != nil {
 		return Mapping{}, false, fmt.Errorf("read mapping of %s in %d: %w", k.CA, k.VNI, err)
 	}
-	return m.mapping(), err == nil, nil
+	d.peers.mu.Lock()
+	defer d.peers.mu.Unlock()
+	return d.mapping(k, m), err == nil, nil
+}
+
+// EachMapping reads all mappings back, in no order, without holding them all.
+func (d *Datapath) EachMapping(f func(Mapping)) error {
+	d.peers.mu.Lock()
+	defer d.peers.mu.Unlock()
+	return each(d.objs.Mappings, func(k datapathMappingKey, m datapathMapping) error {
+		f(d.mapping(MappingKey{k.Vni, k.Ca.ip()}, m))
+		return nil
+	})
 }
 
 // Mappings reads all mappings back, in no order.
 func (d *Datapath) Mappings() ([]Mapping, error) {
-	var (
-		all []Mapping
-		k   datapathMappingKey
-		m   datapathMapping
-	)
-	it := d.objs.Mappings.Iterate()
-	for it.Next(&k, &m) {
-		all = append(all, m.mapping())
-	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list mappings: %w", err)
-	}
-	return all, nil
+	var all []Mapping
+	err := d.EachMapping(func(m Mapping) { all = append(all, m) })
+	return all, err
 }
 
 func (k MappingKey) key() datapathMappingKey {
 	return datapathMappingKey{Vni: k.VNI, Ca: as16(k.CA)}
 }
 
-func (m datapathMapping) mapping() Mapping {
-	return Mapping{
-		MappingKey: MappingKey{VNI: m.Key.Vni, CA: m.Key.Ca.ip()},
-		PA:         m.Pa.ip(),
-		MAC:        m.Mac,
-		Epoch:      m.Epoch,
-		NextHop:    m.NextHop,
-	}
+func (d *Datapath) mapping(k MappingKey, m datapathMapping) Mapping {
+	pa, hop := d.peers.pa(m)
+	return Mapping{MappingKey: k, PA: pa, MAC: m.Mac, NextHop: hop}
 }
 
 // A NextHop is a neighbour on the underlay.
@@ -132,51 +150,18 @@ func (d *Datapath) ClearNextHop(index uint32) error {
 	return nil
 }
 
-// PutHost registers underlay addresses of a host: frames from there are believed
-// for a while although their source has no mapping yet.
-func (d *Datapath) PutHost(prefix netip.Prefix) error {
-	if err := d.objs.Hosts.Put(hostKey(prefix), uint32(1)); err != nil {
-		return fmt.Errorf("register host %s: %w", prefix, full(err))
-	}
-	return nil
-}
-
-// DeleteHost is the reverse of PutHost; a prefix that isn't there is no error.
-func (d *Datapath) DeleteHost(prefix netip.Prefix) error {
-	if err := ignoreMissing(d.objs.Hosts.Delete(hostKey(prefix))); err != nil {
-		return fmt.Errorf("unregister host %s: %w", prefix, err)
-	}
-	return nil
-}
-
-// Hosts reads back what PutHost registered.
-func (d *Datapath) Hosts() ([]netip.Prefix, error) {
-	var (
-		all []netip.Prefix
-		k   datapathHostKey
-		v   uint32
-	)
-	it := d.objs.Hosts.Iterate()
-	for it.Next(&k, &v) {
-		all = append(all, prefix(datapathAddr{B: k.Pa}, k.Prefixlen))
-	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list hosts: %w", err)
-	}
-	return all, nil
-}
-
-// A Route sends a prefix of a network to a CA in it. Without a next hop the
-// prefix is on-link: its addresses have mappings of their own.
+// A Route sends a prefix of a network to a CA in it, or into a peer network.
+// Without a next hop its addresses have mappings of their own.
 type Route struct {
 	VNI     uint32
 	Prefix  netip.Prefix
 	NextHop netip.Addr
+	Peer    uint32 // the network that the destination is in; 0: VNI
 }
 
 // PutRoute writes a route; the longest prefix that matches is used.
 func (d *Datapath) PutRoute(r Route) error {
-	if err := d.objs.Routes.Put(routeKey(r.VNI, r.Prefix), datapathRoute{NextHop: as16(r.NextHop)}); err != nil {
+	if err := d.objs.Routes.Put(routeKey(r.VNI, r.Prefix), datapathRoute{NextHop: as16(r.NextHop), Vni: r.Peer}); err != nil {
 		return fmt.Errorf("write route %s in %d: %w", r.Prefix, r.VNI, full(err))
 	}
 	return nil
@@ -199,7 +184,7 @@ func (d *Datapath) Routes() ([]Route, error) {
 	)
 	it := d.objs.Routes.Iterate()
 	for it.Next(&k, &r) {
-		all = append(all, Route{VNI: k.Vni, Prefix: prefix(k.Dst, k.Prefixlen-32), NextHop: r.NextHop.ip()})
+		all = append(all, Route{VNI: k.Vni, Prefix: prefix(k.Dst, k.Prefixlen-32), NextHop: r.NextHop.ip(), Peer: r.Vni})
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)

@@ -46,6 +46,25 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mappings SEC(".maps");
 
+/* Underlay prefixes that mappings lead to. Index 0 is this host. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct peer);
+	__uint(max_entries, MAX_PEERS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} peers SEC(".maps");
+
+/* Who is in which security groups; a CA in none has no row. Asked for new flows only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct mapping_key);
+	__type(value, struct members);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} members SEC(".maps");
+
 /* Underlay neighbours. Index 0 stays empty. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -88,7 +107,19 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } shortcuts SEC(".maps");
 
-/* Flows that came aggregated; losing a row costs order once, nothing else. */
+/* Lines of security groups. A port's row says which piece is its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct rule);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} rules SEC(".maps");
+
+/*
+ * Every connection of every port. What the table forgets under pressure is
+ * judged again as if it were new; flow_budgets keeps a port from pressing others out.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct flow_key);
@@ -97,14 +128,65 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
 
-/* When a port last got any aggregated frame, ticks: spares the others a flow look-up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct flow_budget);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flow_budgets SEC(".maps");
+
+/* [0]: when the agent counted flows last, ticks. Without an agent budgets don't bind. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, __u64);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} swept SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(max_entries, 8192);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_key);
+	__type(value, struct service);
+	__uint(max_entries, 8192);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} services SEC(".maps");
+
+/* The tables of all services, one behind the other; each slot is an index into backends. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} service_slots SEC(".maps");
+
+/* Index 0 stays empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct backend);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} backends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct limits_row);
 	__uint(max_entries, MAX_PORTS);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} aggregated SEC(".maps");
+} port_limits SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -131,8 +213,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } drops SEC(".maps");
 
-/* Token buckets, two a port: when the next frame is due (GCRA), ns. */
-enum bucket { BUCKET_TRAP, BUCKET_UNRESOLVED, BUCKETS };
+/* Token buckets of a port: when the next frame is due (GCRA), ns. */
+enum bucket {
+	BUCKET_TRAP,
+	BUCKET_UNRESOLVED,
+	BUCKET_ANSWER,
+	BUCKET_FROM_BYTES,
+	BUCKET_FROM_PACKETS,
+	BUCKET_TO_BYTES,
+	BUCKET_TO_PACKETS,
+	BUCKETS = 8,
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -151,6 +242,67 @@ struct {
 
 /* A ring buffer has no value type: this carries struct trap into BTF and to Go. */
 const volatile struct trap *const trap_type;
+
+/* Copies of frames for `replug capture`, struct captured each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} captures SEC(".maps");
+
+const volatile struct captured *const captured_type;
+
+/* The beginnings of flows, for the flow log, struct flow_event each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flow_events SEC(".maps");
+
+const volatile struct flow_event *const flow_event_type;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct lost);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} losses SEC(".maps");
+
+/* Enums that stand in narrower fields: this carries them into BTF and to Go. */
+const volatile struct {
+	enum kind_shift kind_shift;
+	enum rule_id rule_id;
+	enum flow_flag flow_flag;
+	enum flow_timeout flow_timeout;
+	enum flow_seen flow_seen;
+	enum fragment_kind fragment_kind;
+} *const narrow_type;
+
+/* [0]: not 0 while somebody watches what every port's frames are dropped for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} drop_watch SEC(".maps");
+
+/* The frame at hand, one a CPU: the programs' stack is too small for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct packet);
+	__uint(max_entries, 1);
+} packets SEC(".maps");
+
+/* [0]: the last frame that was traced. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct packet);
+	__uint(max_entries, 1);
+} traced SEC(".maps");
 
 /* [0]: CONTRACT of whoever made these maps; 0: just made. Its type carries the limits to Go. */
 struct {

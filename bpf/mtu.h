@@ -1,75 +1,95 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
  * How large a packet may be. A redirect of a packet that is too big vanishes in
- * the kernel without a trace, so it is refused here, by name, and a sender that
- * asked for it (DF) is told by the gateway (RFC 1191).
+ * the kernel without a trace, so it is refused here, by name, and the sender is
+ * told by the gateway (RFC 1191, RFC 4443 3.2). A TCP connection learns it
+ * sooner, from the segment size in its SYN.
  */
 #ifndef MTU_H
 #define MTU_H
 
-#include <linux/tcp.h>
-
 #include "csum.h"
 #include "maps.h"
+#include "neigh.h"
 #include "parse.h"
 
-#define VXLAN_OVERHEAD 50 /* outer IPv4, UDP, VXLAN, inner Ethernet */
-#define ICMP_QUOTE 28	  /* bytes quoted behind the quoted IP header */
-
-/* RFC 792; linux/icmp.h brings in the C library's sockets. */
-struct icmp {
-	__u8 type;
-	__u8 code;
-	__u16 checksum;
-	__be16 unused; /* the echo identifier, or zero */
-	__be16 mtu;    /* RFC 1191; the echo sequence number */
-};
+#define OVERHEAD4 50 /* outer IPv4, UDP, VXLAN, inner Ethernet */
+#define OVERHEAD6 70
+#define OVERHEAD (config.underlay6 ? OVERHEAD6 : OVERHEAD4)
+#define ICMP_QUOTE 28 /* bytes quoted behind the quoted IP header */
 
 enum icmp_type { ICMP_ECHO_REPLY = 0, ICMP_UNREACHABLE = 3, ICMP_ECHO = 8 };
 enum { ICMP_FRAG_NEEDED = 4 };
+enum icmpv6_type { ICMPV6_TOO_BIG = 2, ICMPV6_ECHO = 128, ICMPV6_ECHO_REPLY = 129 };
+enum { TCP_OPT_END, TCP_OPT_NOP, TCP_OPT_MSS };
 
 /* Returns the IP bytes of the largest packet that f becomes on a wire. */
 static __always_inline __u32 packet_len(const struct frame *f)
 {
-	__u32 header = f->ip->ihl * 4;
+	const struct packet *p = f->p;
 	const struct tcphdr *tcp = f->l4;
 
 	if (!f->gso)
 		return f->len - ETH_HLEN;
-	if (f->ip->protocol != IPPROTO_TCP)
-		return header + 8 + f->gso;
+	if (p->proto != IPPROTO_TCP)
+		return p->header + 8 + f->gso;
 	if (!tcp || (void *)(tcp + 1) > f->rest.end)
 		return f->len; /* a superpacket without a TCP header: refuse it */
-	return header + tcp->doff * 4 + f->gso;
+	return p->header + tcp->doff * 4 + f->gso;
 }
 
 /* What the sender's network and the underlay both take, bytes of IP packet. */
 static __always_inline __u32 path_mtu(const struct port *port)
 {
-	__u32 under = config.underlay_mtu - VXLAN_OVERHEAD;
+	__u32 under = config.underlay_mtu - OVERHEAD;
 
 	return port->mtu < under ? port->mtu : under;
 }
 
-/* Only a first fragment with DF, without options, that isn't ICMP itself (RFC 1122, 3.2.2). */
+/* Who asked for it: DF, or IPv6; never an answer to an error (RFC 1122, 3.2.2). */
 static __always_inline bool wants_too_big(const struct frame *f)
 {
-	return f->ip->frag_off & IP_DF_BE && !(f->ip->frag_off & IP_OFFSET_BE) &&
-	       f->ip->ihl == 5 &&
-	       (f->ip->protocol != IPPROTO_ICMP ||
-		(f->l4 && f->l4 + 1 <= f->rest.end && *(__u8 *)f->l4 == ICMP_ECHO));
+	const struct packet *p = f->p;
+	const struct iphdr *ip = ip_header(f, sizeof(*ip));
+
+	if (p->fragment == LATER_FRAGMENT || p->header > 40)
+		return false;
+	if (p->v6)
+		return p->proto != NEXT_ICMPV6 || p->icmp_type >= ICMPV6_ECHO;
+	return ip && ip->frag_off & IP_DF_BE &&
+	       (p->proto != IPPROTO_ICMP || p->icmp_type == ICMP_ECHO);
+}
+
+static __always_inline enum drop_reason check_size(const struct frame *f, __u32 mtu,
+						   enum drop_reason why)
+{
+	if (packet_len(f) <= mtu)
+		return DROP_NONE;
+	if (wants_too_big(f))
+		f->p->mtu = mtu;
+	return why;
 }
 
 /* "Fragmentation needed" in front of the packet it is about. */
-struct too_big {
+struct too_big4 {
 	struct iphdr ip;
 	struct icmp icmp;
 	struct iphdr quoted;
 	__u8 quote[ICMP_QUOTE];
 };
 
+struct too_big6 {
+	struct ipv6hdr ip;
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__be32 mtu;
+	struct ipv6hdr quoted;
+	__u8 quote[ICMP_QUOTE];
+};
+
 /* Fills in the headers before quoted; the frame was cut and grown for it. */
-static __always_inline void write_too_big(struct too_big *m, const struct port *port, __u32 mtu)
+static __always_inline void write_too_big4(struct too_big4 *m, const struct port *port, __u32 mtu)
 {
 	m->ip = (struct iphdr){
 		.version = 4,
@@ -87,6 +107,58 @@ static __always_inline void write_too_big(struct too_big *m, const struct port *
 		.mtu = bpf_htons(mtu),
 	};
 	m->icmp.checksum = csum(&m->icmp, sizeof(*m) - sizeof(m->ip));
+}
+
+static __always_inline void write_too_big6(struct too_big6 *m, const struct port *port, __u32 mtu)
+{
+	m->ip = (struct ipv6hdr){
+		.version = 6,
+		.payload_len = bpf_htons(sizeof(*m) - sizeof(m->ip)),
+		.nexthdr = NEXT_ICMPV6,
+		.hop_limit = 64,
+		.daddr = m->quoted.saddr,
+	};
+	__builtin_memcpy(&m->ip.saddr, &port->gateway6, sizeof(m->ip.saddr));
+	m->type = ICMPV6_TOO_BIG;
+	m->code = 0;
+	m->checksum = 0;
+	m->mtu = bpf_htonl(mtu);
+	m->checksum = csum_icmpv6(&m->ip.saddr, &m->type, sizeof(*m) - sizeof(m->ip));
+}
+
+/*
+ * Finds the maximum segment size among a SYN's options (RFC 9293, 3.7.1): returns
+ * where its value stands in p->options, or -1. A function of its own, so that
+ * the verifier walks the options once.
+ */
+__noinline int find_mss(const struct packet *p)
+{
+	__u32 at = 0;
+
+	if (!p)
+		return -1;
+	for (int i = 0; i < 12; i++) {
+		__u8 kind, len;
+
+		if (at + 4 > p->options_len || at > sizeof(p->options) - 4)
+			return -1;
+		kind = p->options[at];
+		len = p->options[at + 1];
+		if (kind == TCP_OPT_END)
+			return -1;
+		if (kind == TCP_OPT_MSS)
+			return len == 4 ? at + 2 : -1;
+		at += kind == TCP_OPT_NOP ? 1 : len;
+		if (kind != TCP_OPT_NOP && len < 2)
+			return -1;
+	}
+	return -1;
+}
+
+/* What a segment may be so that its packet fits mtu. */
+static __always_inline __u32 mss_of(const struct packet *p, __u32 mtu)
+{
+	return mtu - (p->v6 ? 40 : 20) - sizeof(struct tcphdr);
 }
 
 #endif

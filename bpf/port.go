@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -26,7 +27,19 @@ const (
 	Isolated = PortFlags(datapathPortFlagPORT_ISOLATED) // DHCP, ARP for the gateway and IMDS only
 	Timed    = PortFlags(datapathPortFlagPORT_TIMED)    // [Datapath.Times] are kept
 	Router   = PortFlags(datapathPortFlagPORT_ROUTER)   // a gateway VM: may send from and get for any address
+	Captured = PortFlags(datapathPortFlagPORT_CAPTURED) // its frames are copied: [Datapath.Captures]
+	FlowLog  = PortFlags(datapathPortFlagPORT_FLOW_LOG) // its flows are told: [Datapath.FlowEvents]
+	Draining = PortFlags(datapathPortFlagPORT_DRAINING) // new flows are refused
+	Strict   = PortFlags(datapathPortFlagPORT_STRICT)   // TCP in mid-stream without a flow is refused
+	Reset    = PortFlags(datapathPortFlagPORT_RESET)    // ... and answered with a reset
+	XDP      = PortFlags(datapathPortFlagPORT_XDP)      // its device takes frames that XDP redirects: a tap
+
+	limited  = PortFlags(datapathPortFlagPORT_LIMITED)
+	hasRules = PortFlags(datapathPortFlagPORT_RULES)
 )
+
+// own are the flags that follow from other calls than SetPort and SetPortFlags.
+const own = limited | hasRules
 
 // A Port is one port in one network: all that the way of its frames depends on.
 type Port struct {
@@ -34,12 +47,12 @@ type Port struct {
 	VNI     uint32
 	Epoch   uint64
 	MAC     [6]byte
-	PA      netip.Addr
-	CAs     []netip.Addr // up to MaxCAs; the first has the subnet, the gateway and IMDS
-	Gateway netip.Addr   // IPv4
-	Bits    int          // length of the subnet's IPv4 prefix
-	MTU     int          // bytes of the guest's IP packets
+	PA      netip.Addr     // of the underlay's family
+	CAs     []netip.Prefix // its addresses, each with its subnet's length; up to MaxCAs; the first of a family reaches IMDS
+	Gateway netip.Addr     // IPv4; the zero Addr: none
+	MTU     int            // bytes of the guest's IP packets
 	Flags   PortFlags
+	Rules   *RuleSet // nil: none, all passes
 }
 
 // SetPort puts the port's row in force. A frame sees either the whole old row or
@@ -62,6 +75,9 @@ func (d *Datapath) SetPort(id uint16, p Port) error {
 	if old.Ifindex != 0 && row.Epoch < old.Epoch {
 		return fmt.Errorf("port %d to epoch %#x, has %#x: %w", id, row.Epoch, old.Epoch, ErrEpoch)
 	}
+	if err := d.adopt(&row, old, p.Rules); err != nil {
+		return fmt.Errorf("port %d: %w", id, err)
+	}
 	// The keys lead to the port before its row agrees: until the flip they are refused.
 	if err := d.objs.Locals.Put(row.local(), uint32(id)); err != nil {
 		return fmt.Errorf("port %d: %w", id, full(err))
@@ -72,12 +88,28 @@ func (d *Datapath) SetPort(id uint16, p Port) error {
 	if err := d.flip(id, row); err != nil {
 		return err
 	}
+	d.rules.release(id, d.flips, old.lists()...)
 	return d.forget(old, row)
+}
+
+// adopt puts into row what doesn't come with the port's place: its rules, and
+// what stays in force however often the port is set.
+func (d *Datapath) adopt(row *datapathPort, old datapathPort, rules *RuleSet) error {
+	row.Generation = old.Generation + 1 // flows of the same epoch are judged again
+	row.Flags |= old.Flags & datapathPortFlag(limited)
+	if old.Ifindex == 0 {
+		row.Flags &^= datapathPortFlag(limited)
+	}
+	return d.placeRules(row, rules)
 }
 
 // SetPortFlags changes flags of the row in force; the rest of it stays.
 // It returns [ErrNoPort].
 func (d *Datapath) SetPortFlags(id uint16, set, clear PortFlags) error {
+	return d.setFlags(id, set&^own, clear&^own)
+}
+
+func (d *Datapath) setFlags(id uint16, set, clear PortFlags) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	slot, err := d.slot(id)
@@ -109,6 +141,7 @@ func (d *Datapath) DeletePort(id uint16) error {
 	if err := d.flip(id, datapathPort{}); err != nil {
 		return err
 	}
+	d.rules.release(id, d.flips, old.lists()...)
 	if err := d.forget(old, datapathPort{}); err != nil {
 		return err
 	}
@@ -124,23 +157,21 @@ func (d *Datapath) Port(id uint16) (Port, error) {
 	if row.Ifindex == 0 {
 		return Port{}, fmt.Errorf("port %d: %w", id, ErrNoPort)
 	}
-	return row.port(), nil
+	p := row.port()
+	if p.Rules, err = d.ruleSet(row); err != nil {
+		return Port{}, fmt.Errorf("rules of port %d: %w", id, err)
+	}
+	return p, nil
 }
 
-// Ports reads back all rows in force, by port id.
+// Ports reads back all rows in force, by port id, but for their rules.
 func (d *Datapath) Ports() (map[uint16]Port, error) {
 	ports := map[uint16]Port{}
-	for id := uint16(1); int(id) < MaxPorts-1; id++ {
-		p, err := d.Port(id)
-		if errors.Is(err, ErrNoPort) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		ports[id] = p
-	}
-	return ports, nil
+	err := d.eachRow(func(id uint16, row datapathPort) error {
+		ports[id] = row.port()
+		return nil
+	})
+	return ports, err
 }
 
 // flip writes row where no frame looks, then makes frames look there.
@@ -151,6 +182,7 @@ func (d *Datapath) flip(id uint16, row datapathPort) error {
 			return err
 		}
 		delete(d.unsettled, id)
+		d.rules.settle(id, d.flips)
 	}
 	slot, err := d.slot(id)
 	if err != nil {
@@ -216,13 +248,12 @@ func (p datapathPort) port() Port {
 		MAC:     p.Mac,
 		PA:      p.Pa.ip(),
 		Gateway: p.Gateway.ip(),
-		Bits:    int(p.Bits),
 		MTU:     int(p.Mtu),
-		Flags:   PortFlags(p.Flags),
+		Flags:   PortFlags(p.Flags) &^ own,
 	}
-	for _, ca := range p.Ca {
+	for i, ca := range p.Ca {
 		if a := ca.ip(); a.IsValid() {
-			out.CAs = append(out.CAs, a)
+			out.CAs = append(out.CAs, netip.PrefixFrom(a, p.Mask[i].bits(a)))
 		}
 	}
 	return out
@@ -230,15 +261,15 @@ func (p datapathPort) port() Port {
 
 func (p Port) row() (datapathPort, error) {
 	row := datapathPort{
-		Epoch:   p.Epoch,
-		Pa:      as16(p.PA),
-		Gateway: as16(p.Gateway),
-		Vni:     p.VNI,
-		Ifindex: uint32(p.Ifindex),
-		Flags:   datapathPortFlag(p.Flags),
-		Mtu:     uint16(p.MTU),
-		Bits:    uint8(p.Bits),
-		Mac:     p.MAC,
+		Epoch:    p.Epoch,
+		Pa:       as16(p.PA),
+		Gateway:  as16(p.Gateway),
+		Gateway6: gateway6(p.VNI),
+		Vni:      p.VNI,
+		Ifindex:  uint32(p.Ifindex),
+		Flags:    datapathPortFlag(p.Flags &^ own),
+		Mtu:      uint16(p.MTU),
+		Mac:      p.MAC,
 	}
 	switch {
 	case p.Ifindex <= 0:
@@ -247,22 +278,26 @@ func (p Port) row() (datapathPort, error) {
 		return row, fmt.Errorf("%w: VNI %d", ErrPort, p.VNI)
 	case p.MAC == [6]byte{} || p.MAC[0]&1 == 1:
 		return row, fmt.Errorf("%w: MAC %x", ErrPort, p.MAC)
-	case !p.PA.Is4():
-		return row, fmt.Errorf("%w: PA %s is not IPv4", ErrPort, p.PA)
-	case p.Bits < 0 || p.Bits > 32:
-		return row, fmt.Errorf("%w: prefix length %d", ErrPort, p.Bits)
+	case !p.PA.IsValid():
+		return row, fmt.Errorf("%w: no PA", ErrPort)
 	case p.MTU < 68 || p.MTU > 65535:
 		return row, fmt.Errorf("%w: MTU %d", ErrPort, p.MTU)
 	case len(p.CAs) > MaxCAs:
 		return row, fmt.Errorf("%w: %d CAs, at most %d", ErrPort, len(p.CAs), MaxCAs)
 	}
 	for i, ca := range p.CAs {
-		if !ca.Is4() {
-			return row, fmt.Errorf("%w: CA %s is not IPv4", ErrPort, ca)
+		if !ca.IsValid() {
+			return row, fmt.Errorf("%w: CA %d is not an address with a prefix length", ErrPort, i)
 		}
-		row.Ca[i] = as16(ca)
+		row.Ca[i], row.Mask[i] = as16(ca.Addr()), mask16(ca)
 	}
 	return row, nil
+}
+
+// gateway6 is the gateway's IPv6 link-local address, one a network: see
+// vnet.VNI.Gateway6, which this package may not import.
+func gateway6(vni uint32) datapathAddr {
+	return datapathAddr{B: [16]byte{0: 0xfe, 1: 0x80, 8: 0x52, 9: 0x50, 10: 0x4c, 13: byte(vni >> 16), 14: byte(vni >> 8), 15: byte(vni)}}
 }
 
 // as16 puts an address into the datapath's form; none is all zeros.
@@ -279,6 +314,30 @@ func (a datapathAddr) ip() netip.Addr {
 		return netip.Addr{}
 	}
 	return netip.AddrFrom16(a.B).Unmap()
+}
+
+// mask16 is the mask of a prefix in the datapath's form.
+func mask16(p netip.Prefix) datapathAddr {
+	var m datapathAddr
+	for i := range bits128(p) {
+		m.B[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
+
+// bits is the reverse of mask16, for a mask of addresses like a.
+func (m datapathAddr) bits(a netip.Addr) int {
+	if a.Is4() {
+		return m.ones() - 96
+	}
+	return m.ones()
+}
+
+func (m datapathAddr) ones() (n int) {
+	for _, b := range m.B {
+		n += bits.OnesCount8(b)
+	}
+	return n
 }
 
 func ignoreMissing(err error) error {

@@ -13,3 +13,15 @@ int refresh_next_hop(struct next_hop_refresh *r)
 	hop.refreshed = bpf_jiffies64();
 	return bpf_map_update_elem(&next_hops, &index, &hop, BPF_ANY);
 }
+
+/* Tells the time in ticks, and notes that the flows have been counted just now. */
+SEC("syscall")
+int note_sweep(struct sweep *s)
+{
+	__u64 now = bpf_jiffies64();
+	__u32 zero = 0;
+
+	s->now = now;
+	s->second = config.second;
+	return s->done ? bpf_map_update_elem(&swept, &zero, &now, BPF_ANY) : 0;
+}

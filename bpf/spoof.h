@@ -17,12 +17,12 @@ static __always_inline const struct port *find_port(__u32 id)
 	return &slot->row[*(const volatile __u32 *)&slot->active & 1];
 }
 
-static __always_inline bool has_ca(const struct port *port, __be32 ca)
+static __always_inline bool has_ca(const struct port *port, const struct addr *ca)
 {
 #pragma unroll
 	for (int i = 0; i < MAX_CAS; i++)
-		if (is_v4(&port->ca[i], ca))
-			return true;
+		if (same_addr(&port->ca[i], ca))
+			return !is_none(ca);
 	return false;
 }
 
@@ -31,32 +31,34 @@ static __always_inline bool owns_tap(const struct port *port, __u32 tap)
 	return port && port->ifindex == tap;
 }
 
-static __always_inline enum drop_reason find_owner(__u32 tap, __u32 *id, const struct port **port)
+static __always_inline enum drop_reason find_owner(struct packet *p, __u32 tap,
+						   const struct port **port)
 {
 	__u32 slot = tap % MAX_PORTS, *found, *shortcut = bpf_map_lookup_elem(&shortcuts, &slot);
 
 	if (shortcut) {
-		*id = *shortcut;
-		*port = find_port(*id);
+		p->id = *shortcut;
+		*port = find_port(p->id);
 		if (owns_tap(*port, tap))
 			return DROP_NONE;
 	}
-	*id = 0;
+	p->id = 0;
 	found = bpf_map_lookup_elem(&taps, &tap);
 	if (!found)
 		return DROP_NO_PORT;
-	*id = *found;
-	*port = find_port(*id);
+	p->id = *found;
+	*port = find_port(p->id);
 	if (!owns_tap(*port, tap))
 		return DROP_NO_PORT;
 	if (shortcut)
-		*shortcut = *id;
+		*shortcut = p->id;
 	return DROP_NONE;
 }
 
-static __always_inline enum drop_reason find_sender(__u32 tap, __u32 *id, const struct port **port)
+static __always_inline enum drop_reason find_sender(struct packet *p, __u32 tap,
+						    const struct port **port)
 {
-	enum drop_reason why = find_owner(tap, id, port);
+	enum drop_reason why = find_owner(p, tap, port);
 
 	if (why)
 		return why;
@@ -71,10 +73,13 @@ static __always_inline enum drop_reason check_source_mac(const struct frame *f,
 	return same_mac(f->eth->h_source, port->mac) ? DROP_NONE : DROP_SPOOFED_MAC;
 }
 
-static __always_inline enum drop_reason check_source_ca(const struct frame *f,
+/* A link-local address is its VM's own affair, but only towards the gateway. */
+static __always_inline enum drop_reason check_source_ca(const struct packet *p,
 							const struct port *port)
 {
-	if (has_ca(port, f->ip->saddr) || port->flags & PORT_ROUTER)
+	if (p->v6 && is_link_scope(&p->src))
+		return same_addr(&p->dst, &port->gateway6) ? DROP_NONE : DROP_LINK_SCOPE;
+	if (has_ca(port, &p->src) || port->flags & PORT_ROUTER)
 		return DROP_NONE;
 	return DROP_SPOOFED_CA;
 }

@@ -17,6 +17,11 @@ type TrapKind uint32
 const (
 	TrapDHCP     = TrapKind(datapathTrapKindTRAP_DHCP)      // a DHCP client's message
 	TrapARPReply = TrapKind(datapathTrapKindTRAP_ARP_REPLY) // the port's current CA answers the gateway
+
+	TrapDHCPv6          = TrapKind(datapathTrapKindTRAP_DHCPV6)         // a DHCPv6 client's message
+	TrapRouterSolicit   = TrapKind(datapathTrapKindTRAP_ROUTER_SOLICIT) // RFC 4861, 4.1
+	TrapNeighbourAdvert = TrapKind(datapathTrapKindTRAP_NEIGH_ADVERT)   // one of the port's CAs, or its link-local address, answers the gateway
+	TrapProbe           = TrapKind(datapathTrapKindTRAP_PROBE)          // TCP to the gateway: SYN+ACK or RST, the answer to a health probe
 )
 
 // A Trap is a guest's frame that the host agent is to answer.

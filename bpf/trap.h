@@ -3,50 +3,44 @@
 #ifndef TRAP_H
 #define TRAP_H
 
-#include "maps.h"
-#include "parse.h"
+#include "rate.h"
 
 /* DHCP passes before any address check: a guest that must renew has none, or an old one. */
-static __always_inline bool is_dhcp(const struct frame *f)
+static __always_inline bool is_dhcp(const struct packet *p)
 {
-	return f->ip->protocol == IPPROTO_UDP && f->sport == bpf_htons(68) &&
-	       f->dport == bpf_htons(67);
+	return p->proto == IPPROTO_UDP && !p->v6 && p->sport == bpf_htons(68) &&
+	       p->dport == bpf_htons(67);
 }
 
-/*
- * Takes a token (GCRA: the bucket holds when the next frame is due). Two CPUs
- * that spend at once may share a token; no lock is worth that.
- */
-static __always_inline bool spend(__u32 id, enum bucket kind, __u64 interval, __u64 burst)
+/* RFC 8415, 7.2; the relays and servers are the gateway, whatever group it is sent to. */
+static __always_inline bool is_dhcpv6(const struct packet *p)
 {
-	__u64 now = bpf_ktime_get_ns(), *due, next;
-	__u32 slot = id * BUCKETS + kind;
+	return p->proto == IPPROTO_UDP && p->v6 && p->sport == bpf_htons(546) &&
+	       p->dport == bpf_htons(547);
+}
 
-	due = bpf_map_lookup_elem(&buckets, &slot);
-	if (!due)
-		return false;
-	next = *due > now ? *due : now;
-	if (next - now > burst)
-		return false;
-	*due = next + interval;
-	return true;
+static __always_inline bool is_rogue_dhcp(const struct packet *p)
+{
+	return p->proto == IPPROTO_UDP &&
+	       (p->v6 ? p->sport == bpf_htons(547) && p->dport == bpf_htons(546)
+		      : p->sport == bpf_htons(67) && p->dport == bpf_htons(68));
 }
 
 /* Opens a trap record; the hook copies the frame into it. */
-static __always_inline enum drop_reason open_trap(__u32 id, const struct port *port, enum trap_kind kind,
+static __always_inline enum drop_reason open_trap(const struct packet *p, const struct port *port,
 						  __u32 len, struct trap **out)
 {
 	struct trap *t;
 
 	if (len > TRAP_FRAME)
 		return DROP_TRAP_SIZE;
-	if (!spend(id, BUCKET_TRAP, config.trap_interval, config.trap_burst))
+	if (!spend(p, p->id, BUCKET_TRAP, config.trap_interval, config.trap_burst))
 		return DROP_TRAP_RATE;
 	t = bpf_ringbuf_reserve(&traps, sizeof(*t), 0);
 	if (!t)
 		return DROP_TRAP_FULL;
-	t->port_id = id;
-	t->kind = kind;
+	t->port_id = p->id;
+	t->kind = p->kind;
 	t->epoch = port->epoch;
 	t->len = len;
 	*out = t;

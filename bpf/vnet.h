@@ -14,11 +14,14 @@
 #include <linux/types.h>
 
 enum limits {
-	CONTRACT = 1,
-	MAX_PORTS = 4096,   /* port ids 1..4094; 12 bits in marks and IMDS addresses */
+	CONTRACT = 2,
+	MAX_PORTS = 16384,  /* port ids 1..16382; 14 bits in marks and IMDS addresses */
 	MAX_CAS = 4,
 	MAX_NEXT_HOPS = 4096,
+	MAX_PEERS = 65536,  /* underlay prefixes that mappings lead to; 16 bits in a mapping */
+	MAX_RULES = 1000,   /* of one port and direction */
 	TRAP_FRAME = 1532,  /* bytes of a trapped frame; a longer one is refused */
+	SNAP = 256,	    /* bytes of a captured frame */
 };
 
 /* Why a frame was dropped. Append only: the value is a metrics label. */
@@ -30,7 +33,7 @@ enum drop_reason {
 	DROP_VLAN,		/* it carries a VLAN tag */
 	DROP_TRUNCATED,		/* a header runs past its end */
 	DROP_SPOOFED_MAC,	/* its source MAC isn't the port's */
-	DROP_NOT_IP,		/* neither IPv4 nor ARP */
+	DROP_NOT_IP,		/* neither IPv4, IPv6 nor ARP */
 	DROP_BAD_IP,		/* IP version, header length or total length is wrong */
 	DROP_BAD_ARP,		/* not an ARP request or reply for IPv4 over Ethernet */
 	DROP_SPOOFED_ARP,	/* ARP sender isn't the port's MAC and one of its CAs */
@@ -47,7 +50,7 @@ enum drop_reason {
 	DROP_BROADCAST,		/* to a broadcast address */
 	DROP_MULTICAST,		/* to a multicast address */
 	DROP_ISOLATED,		/* from a pooled VM, to something else than DHCP and IMDS */
-	DROP_TO_GATEWAY,	/* to the gateway's address, but not a ping */
+	DROP_TO_GATEWAY,	/* to the gateway's address, but neither a ping nor neighbour discovery */
 	DROP_NO_ROUTE,		/* outside the subnet, and no route leads there */
 	DROP_NO_MAPPING,	/* no PA is known for (VNI, destination CA) */
 	DROP_TOO_BIG,		/* larger than the way to the destination takes */
@@ -57,7 +60,7 @@ enum drop_reason {
 	DROP_OUTER_FRAGMENT,	/* a fragment of an outer packet */
 	DROP_VXLAN_FLAGS,	/* VXLAN flags other than "VNI valid", or reserved bits */
 	DROP_INNER_TRUNCATED,	/* an inner header runs past the end of the frame */
-	DROP_INNER_NOT_IP,	/* inner frame isn't IPv4 */
+	DROP_INNER_NOT_IP,	/* inner frame is neither IPv4 nor IPv6 */
 	DROP_INNER_BAD_IP,	/* inner IP version, header length or total length is wrong */
 	DROP_WRONG_PA,		/* outer destination isn't the port's PA */
 	DROP_WRONG_SOURCE,	/* the inner source's mapping names another PA than the outer source */
@@ -75,6 +78,34 @@ enum drop_reason {
 	/* a frame from the host's metadata service */
 	DROP_NOT_METADATA,	/* not a reply of the metadata service */
 	DROP_STALE_EPOCH,	/* the reply is for a network that the port has left */
+	/* since contract 2: of both directions */
+	DROP_IP_OPTIONS,	/* IPv4 options, or an IPv6 extension header that isn't Fragment */
+	DROP_BAD_L4,		/* a transport header that is cut off, or whose length lies */
+	DROP_FRAGMENT_TINY,	/* a first fragment without its whole transport header (RFC 1858) */
+	DROP_FRAGMENT_OVERLAP,	/* a fragment that would write over the first one (RFC 1858, 5722) */
+	DROP_FRAGMENT_LOST,	/* a later fragment whose first one hasn't passed here */
+	DROP_RULE_OUT,		/* a rule denies what the VM sends */
+	DROP_RULE_IN,		/* a rule denies what the VM would get */
+	DROP_NO_RULE_IN,	/* the VM has rules, and none allows this in */
+	DROP_FLOW_QUOTA,	/* the port has as many flows as it may */
+	DROP_DRAINING,		/* a new connection of a port that is about to leave its network */
+	DROP_MIDSTREAM,		/* a TCP segment of a connection that began before the port was here */
+	DROP_RATE_FROM,		/* the VM sends more than its limit */
+	DROP_RATE_TO,		/* the VM gets more than its limit */
+	DROP_ANSWER_RATE,	/* more ARP, ND and pings than the gateway answers one port */
+	DROP_NO_BACKEND,	/* to a service that has no backend to give */
+	DROP_DEAD_BACKEND,	/* its connection's backend has died or gone */
+	DROP_SERVICE_CLASH,	/* straight to a backend by the ports of a connection through the service */
+	/* IPv6 from a VM */
+	DROP_BAD_ND,		/* neighbour discovery that isn't well-formed (RFC 4861, 7.1) */
+	DROP_SPOOFED_ND,	/* its source or link-layer address isn't the port's */
+	DROP_ND_PROBE,		/* duplicate address detection (RFC 4862): nobody may answer */
+	DROP_ND_OWN,		/* it asks for its own address */
+	DROP_ND_STRANGER,	/* it asks for an address that the gateway doesn't answer for */
+	DROP_ND_UNASKED,	/* a neighbour advertisement that the gateway didn't ask for */
+	DROP_ROGUE_RA,		/* a router advertisement or redirect from a VM */
+	DROP_ROGUE_DHCP,	/* a DHCP server's message from a VM */
+	DROP_LINK_SCOPE,	/* an IPv6 link-local address, to or from anything but the gateway */
 	DROP_MAX,		/* number of reasons; not a reason */
 };
 
@@ -85,9 +116,23 @@ struct addr {
 
 enum port_flag {
 	PORT_OPEN = 1,		/* frames may pass; without it everything is dropped by name */
-	PORT_ISOLATED = 2,	/* DHCP, ARP for the gateway and IMDS only */
+	PORT_ISOLATED = 2,	/* DHCP, ARP and ND for the gateway, and IMDS only */
 	PORT_TIMED = 4,		/* keep port_times */
 	PORT_ROUTER = 8,	/* a gateway VM: may send from and receive for any address */
+	PORT_RULES = 16,	/* has security rules; without it everything passes */
+	PORT_CAPTURED = 32,	/* its frames are copied into the captures ring */
+	PORT_FLOW_LOG = 64,	/* its flows are told in the flow_events ring */
+	PORT_DRAINING = 128,	/* new flows are refused */
+	PORT_STRICT = 256,	/* TCP without a flow row is refused: the port came here by a swap */
+	PORT_RESET = 512,	/* ... and answered with a reset */
+	PORT_LIMITED = 1024,	/* see limits */
+	PORT_XDP = 2048,	/* its device takes frames that XDP redirects: a tap */
+};
+
+/* A contiguous piece of the rules map, in the order of decision. */
+struct rule_list {
+	__u32 base;
+	__u32 count;		/* 0..MAX_RULES */
 };
 
 /* One port in one network: everything a frame's way depends on. */
@@ -95,15 +140,18 @@ struct port {
 	__u64 epoch;
 	struct addr pa;		/* source of its outer frames */
 	struct addr ca[MAX_CAS];/* its addresses; unused ones are zero */
-	struct addr gateway;	/* IPv4 gateway of the subnet of ca[0] */
+	struct addr mask[MAX_CAS]; /* of each CA's subnet, as of 16 bytes */
+	struct addr gateway;	/* IPv4 gateway */
+	struct addr gateway6;	/* the gateway's IPv6 link-local address */
 	__u32 vni;		/* 24 bits */
 	__u32 ifindex;		/* of its tap; 0: there is no such port */
 	enum port_flag flags;
 	__u16 mtu;		/* bytes of the guest's IP packets */
-	__u8 bits;		/* length of the subnet's IPv4 prefix, 0..32 */
-	__u8 pad;
 	__u8 mac[6];
-	__u8 pad2[2];
+	__u32 generation;	/* of the rules: flows judged by another one are judged again */
+	struct rule_list in;
+	struct rule_list out;
+	__u32 pad;
 };
 
 /*
@@ -129,16 +177,31 @@ struct mapping_key {
 };
 
 /*
- * Where a CA is reached. key repeats the key, because the kernel may reuse the
- * element for another key while a frame reads it: read the rest first, key last.
+ * Where a CA is reached: the PA is offset after the base of a peer. check is a
+ * hash of the key, because the kernel may reuse the element for another key
+ * while a frame reads it; what a torn read lets through is refused by the
+ * receiver, who knows VNI, MAC and CA.
  */
 struct mapping {
-	struct mapping_key key;
-	struct addr pa;
-	__u64 epoch;
-	__u32 next_hop;		/* index into next_hops; 0: let the kernel find it */
 	__u8 mac[6];
-	__u8 pad[6];
+	__u16 peer;		/* index into peers; 0: this host */
+	__u16 offset;
+	__u16 pad;
+	__u32 check;
+};
+
+/* An underlay prefix, or a single address, that mappings lead to. */
+struct peer {
+	struct addr base;
+	__u32 next_hop;		/* index into next_hops; 0: let the kernel find it */
+	__u8 bits;		/* length of the prefix, as of 16 bytes */
+	__u8 used;		/* 1: this row is taken */
+	__u8 pad[2];
+};
+
+/* The security groups of a CA, a bit each. */
+struct members {
+	__u64 groups;
 };
 
 /* A neighbour on the underlay. Too old, or ifindex 0: the kernel's tables are asked. */
@@ -156,6 +219,14 @@ struct next_hop_refresh {
 	struct next_hop hop;	/* but for refreshed */
 };
 
+/* What note_sweep reads and tells. */
+struct sweep {
+	__u64 now;		/* out: ticks */
+	__u64 second;		/* out: ticks */
+	__u32 done;		/* in: 1 if the flows have been counted */
+	__u32 pad;
+};
+
 struct host_key {
 	__u32 prefixlen;	/* 0..128 */
 	__u8 pa[16];
@@ -168,22 +239,159 @@ struct route_key {
 };
 
 struct route {
-	struct addr next_hop;	/* a CA of the same network; zero: the destination itself (on-link) */
+	struct addr next_hop;	/* a CA of the same network; zero: the destination itself */
+	__u32 vni;		/* the peer network that the destination is in; 0: the same */
+	__u32 pad;
 };
 
+/*
+ * A line of a security group, made for a comparison without branches: the
+ * verifier follows a thousand of them. What a line doesn't ask for, its masks hide.
+ */
+struct rule {
+	struct addr remote;	/* masked */
+	struct addr mask;
+	__u64 groups;		/* the other end is in one of them; GROUP_ANY: whoever it is */
+	__u32 kind;		/* what it is about, see struct question; masked */
+	__u32 kind_mask;
+	__u32 id;		/* the agent's name for it */
+	__u16 min_port;		/* destination ports, host order */
+	__u16 ports;		/* how many after min_port match, too; 0xffff: all */
+	__u32 deny;
+	__u32 pad;
+};
+
+/* Everybody is in the group of the highest bit. */
+#define GROUP_ANY (1ULL << 63)
+
+enum kind_shift { KIND_PROTO = 0, KIND_ICMP_TYPE = 8, KIND_FAMILY = 16 };
+
+/* A flow as its port sees it, whoever began it. For ICMP echo both ports are the identifier. */
 struct flow_key {
-	struct addr src;
-	struct addr dst;
+	struct addr remote;
+	struct addr local;
 	__u32 port_id;
-	__be16 sport;
-	__be16 dport;
-	__u32 proto;
-	__u32 pad;		/* zero */
+	__be16 rport;
+	__be16 lport;
+	__u8 proto;
+	__u8 pad[3];		/* zero */
+};
+
+enum flow_flag {
+	FLOW_INBOUND = 1,	/* the other end began it */
+	FLOW_ANSWERED = 2,	/* both ends have spoken */
+	FLOW_CLOSING = 4,	/* TCP: a FIN has passed */
+	FLOW_RESET = 8,		/* TCP: a reset has passed */
+	FLOW_SERVICE = 16,	/* to a service: nat is the backend that it goes to */
+	FLOW_BACKEND = 32,	/* its answers: nat is the service that they come from */
+};
+
+/* How long an idle flow is remembered, in seconds (RFC 5382, RFC 4787, RFC 5508). */
+enum flow_timeout {
+	TCP_OPEN = 7440,
+	TCP_OPENING = 60,
+	TCP_CLOSING = 120,
+	TCP_GONE = 10,
+	OTHER_ANSWERED = 300,
+	OTHER_OPENING = 60,
+	/* After it an agent counts as dead, and budgets as unknown. */
+	SWEEP_STALE = 60,
+};
+
+struct flow_count {
+	__u64 packets;		/* as on a wire */
+	__u64 bytes;		/* Ethernet */
 };
 
 struct flow {
-	__u64 aggregated;	/* when its last frame went up; ticks */
 	__u64 epoch;		/* of the port then: older rows count for nothing */
+	__u64 began;		/* CLOCK_MONOTONIC, ns */
+	__u32 seen;		/* ticks, the low half */
+	__u32 aggregated;	/* when its last merged frame went up; ticks, 0: never */
+	__u32 generation;	/* of the rules that judged it */
+	__s32 rule;		/* that allowed it: an id, or RULE_* */
+	__u32 acked[2];		/* TCP: the last number that the local end, the other end acknowledged */
+	struct addr nat;
+	__u32 backend;		/* index into backends, with FLOW_SERVICE */
+	__be16 nat_port;
+	__u8 flags;		/* enum flow_flag */
+	__u8 pad;
+	struct flow_count from;	/* what the local end sent */
+	struct flow_count to;
+};
+
+enum rule_id {
+	RULE_DEFAULT = -1,	/* no rule matched */
+	RULE_NONE = -2,		/* the port has no rules */
+};
+
+/* How many flows a port has, and may have. The agent counts anew now and then. */
+struct flow_budget {
+	__u32 rows;
+	__u32 quota;		/* 0: config.flow_quota */
+};
+
+/* Fragments after the first have no ports: they share the fate of the first. */
+struct fragment_key {
+	struct addr src;
+	struct addr dst;
+	__u32 port_id;
+	__u32 id;
+	__u8 proto;
+	__u8 inbound;
+	__u8 pad[6];
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+	__u32 first_len;	/* bytes of payload that the first fragment carried */
+	__u64 epoch;
+};
+
+struct service_key {
+	struct addr vip;
+	__u32 vni;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+enum service_flag {
+	SERVICE_AFFINITY = 1,	/* by the client's address only */
+};
+
+/* Slots base..base+mask lead to its backends; the table is filled by rendezvous hashing. */
+struct service {
+	__u32 base;
+	__u32 mask;		/* a power of 2, less 1 */
+	enum service_flag flags;
+	__u32 pad;
+};
+
+enum backend_flag {
+	BACKEND_USED = 1,
+	BACKEND_DEAD = 2,
+};
+
+struct backend {
+	struct addr ca;
+	__be16 port;
+	__u16 pad;
+	enum backend_flag flags;
+};
+
+/* A bound in one direction: what a byte and a packet cost, in time. 0: no bound. */
+struct rate {
+	__u64 byte_cost;	/* ns << 16 */
+	__u64 byte_burst;	/* ns that it may run ahead */
+	__u64 packet_cost;	/* ns << 16 */
+	__u64 packet_burst;
+};
+
+struct limits_row {
+	struct rate from;
+	struct rate to;
 };
 
 struct tally {
@@ -214,6 +422,10 @@ struct timing {
 enum trap_kind {
 	TRAP_DHCP = 1,		/* UDP 68 -> 67, whatever its source address */
 	TRAP_ARP_REPLY = 2,	/* the current CA answers the gateway's ARP request */
+	TRAP_DHCPV6 = 3,	/* UDP 546 -> 547, from a link-local address */
+	TRAP_ROUTER_SOLICIT = 4,
+	TRAP_NEIGH_ADVERT = 5,	/* one of the port's CAs answers the gateway's solicitation */
+	TRAP_PROBE = 6,		/* TCP to the gateway: the answer to the host's health probe */
 };
 
 struct trap {
@@ -224,6 +436,133 @@ struct trap {
 	__u8 frame[TRAP_FRAME];
 };
 
+enum capture_point {
+	POINT_FROM_VM = 1,	/* as the VM sent it */
+	POINT_TO_VM = 2,	/* as the VM gets it */
+	POINT_FROM_WIRE = 3,	/* with its outer headers */
+	POINT_TO_WIRE = 4,
+	POINT_DROP = 5,		/* as it was when it was refused */
+};
+
+struct captured {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u32 port_id;
+	enum drop_reason reason;/* of POINT_DROP */
+	enum capture_point point;
+	__u32 len;		/* of the whole frame */
+	__u32 snapped;		/* bytes of frame that are valid */
+	__u8 frame[SNAP];
+	__u32 pad;
+};
+
+enum flow_event_kind {
+	FLOW_STARTED = 1,
+	FLOW_DENIED = 2,
+};
+
+struct flow_event {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 epoch;
+	struct flow_key key;
+	enum flow_event_kind kind;
+	enum drop_reason reason;/* of FLOW_DENIED */
+	__s32 rule;
+	__u32 inbound;
+	__u32 len;		/* Ethernet bytes of the frame */
+};
+
+/* What a ring was too full for. */
+struct lost {
+	__u64 captures;
+	__u64 flow_events;
+};
+
+/* Where a frame goes if nobody refuses it. */
+enum todo {
+	TODO_NONE,
+	TODO_TRAP,
+	TODO_ANSWER,		/* the gateway answers: ARP, ND, ping */
+	TODO_IMDS,
+	TODO_LOCAL,		/* to another port of this host */
+	TODO_WIRE,
+	TODO_DELIVER,		/* from the wire to its port */
+	TODO_UP,		/* from the wire to the VXLAN device */
+	TODO_NOT_OURS,
+};
+
+/* What rules ask of the first packet of a flow. */
+struct question {
+	struct addr remote;
+	__u64 groups;	/* that remote is in, GROUP_ANY among them */
+	__u32 kind;	/* protocol, ICMP type, family (4 or 6): see enum kind_shift */
+	__u16 port;	/* destination, host order */
+	__u16 pad;
+};
+
+enum fragment_kind { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
+
+/*
+ * What is known of the frame at hand: no pointers into it, so that it may stand
+ * in a map. A trace reads it back when the program has run.
+ */
+struct packet {
+	struct addr src;
+	struct addr dst;
+	struct addr next;	/* the CA that it is routed to */
+	struct addr pa;		/* of that CA */
+	struct addr outer_src;	/* from the wire: the PAs that it came by */
+	struct addr outer_dst;
+	struct addr nat;	/* what its destination (to the wire) or source (to a VM) becomes */
+	struct question question;
+	struct flow_key quoted;	/* of the packet that an ICMP error is about, as it was sent: local is its source */
+	struct flow row;	/* as a new flow begins */
+	struct flow_key key;	/* at the port of this hook; then, on the same host, at the other's */
+	__u32 id;		/* the port of this hook; 0: not known */
+	__u32 to_id;		/* the port of this host that gets it; 0: none */
+	__u32 vni;		/* of the network that it is carried in */
+	__u32 next_hop;
+	__u32 len;		/* bytes of the frame, without outer headers */
+	__u32 gso;		/* payload bytes of each segment; 0: it is one packet */
+	__u32 seq;
+	__u32 ack;
+	__u32 fragment_id;
+	__u32 payload;		/* bytes behind the IP headers, as said there */
+	__u32 offset;		/* of a fragment */
+	__u32 backend;
+	__u32 mtu;		/* what it was too big for; 0: nobody is to be told */
+	__s32 rule_out;
+	__s32 rule_in;
+	enum drop_reason why;
+	enum todo todo;
+	enum trap_kind kind;
+	__be16 sport;
+	__be16 dport;
+	__be16 nat_port;
+	__u16 header;		/* bytes of IP headers */
+	__u8 mac[6];		/* of the next port */
+	__u8 proto;
+	__u8 tos;
+	__u8 v6;
+	__u8 fragment;		/* enum fragment_kind */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 trace;		/* look only: count nothing, change nothing */
+	__u8 flow_out;		/* enum flow_seen at the sender's port */
+	__u8 flow_in;		/* ... at the receiver's */
+	__u8 natted;		/* nat and nat_port are to be written */
+	__u8 reset;		/* the sender is to be told by a TCP reset */
+	__u8 known;		/* the outer source is what the directory says */
+	__u8 quotes;		/* quoted is filled in */
+	__u8 climbs;		/* it must go up the VXLAN device */
+	__u8 here;		/* next is on this host */
+	__u8 options_len;	/* of a SYN's options */
+	__u8 pad;
+	__u8 options[40];
+};
+
+enum flow_seen { FLOW_NOT_ASKED, FLOW_NEW, FLOW_KNOWN, FLOW_RELATED };
+
 /*
  * Set by Go before load; constant afterwards. A tick is a jiffy: the program
  * reads that clock for nothing, and only the program compares it.
@@ -231,19 +570,27 @@ struct trap {
 struct settings {
 	__u64 flow_idle;	/* ticks after which an aggregated flow may take the short way again */
 	__u64 next_hop_age;	/* ticks after which a next hop isn't trusted */
+	__u64 second;		/* ticks */
 	__u64 trap_interval;	/* ns per trapped frame of a port */
 	__u64 trap_burst;	/* ns that a port's traps may run ahead */
 	__u64 unresolved_interval;
 	__u64 unresolved_burst;
+	__u64 answer_interval;
+	__u64 answer_burst;
+	__u64 decap_flags;	/* of bpf_skb_adjust_room, for merged frames; 0: the kernel has none */
+	struct addr host;	/* the host's own underlay address */
+	struct addr pa_net;	/* PA prefix of this host */
+	struct addr pa_mask;
 	__u32 uplink;		/* ifindex */
 	__u32 imds;		/* ifindex */
-	__be32 host;		/* the host's own underlay address */
-	__be32 pa_net;		/* PA prefix of this host */
-	__be32 pa_mask;
 	__u32 underlay_mtu;
+	__u32 underlay6;	/* 1: the underlay is IPv6 */
+	__u32 trace_mark;	/* a frame with this mark is a trace; 0: there are none */
+	__u32 flow_quota;	/* of a port that has none of its own */
 	__u8 gateway_mac[6];
 	__u8 imds_mac[6];
-	__u32 pad;
+	__u8 uplink_mac[6];
+	__u8 pad[6];
 };
 
 #endif

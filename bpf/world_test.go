@@ -62,12 +62,12 @@ type member struct {
 func (m member) port(ifindex int) Port {
 	return Port{
 		Ifindex: ifindex, VNI: m.vni, Epoch: m.epoch, MAC: m.mac, PA: m.pa,
-		CAs: []netip.Addr{m.ca}, Gateway: gateway, Bits: 24, MTU: 1500, Flags: Open,
+		CAs: []netip.Prefix{netip.PrefixFrom(m.ca, 24)}, Gateway: gateway, MTU: 1500, Flags: Open,
 	}
 }
 
 func (m member) mapping(nextHop uint32) Mapping {
-	return Mapping{MappingKey{m.vni, m.ca}, m.pa, m.mac, m.epoch, nextHop}
+	return Mapping{MappingKey{m.vni, m.ca}, m.pa, m.mac, nextHop}
 }
 
 // A host is one load of the datapath with devices for its ports.
@@ -128,7 +128,7 @@ func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, chang
 	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As4()[3]})
 	h.options = Options{
 		PinDir: filepath.Join(bpffs(t), "replug"), Uplink: h.uplink.Attrs().Index, IMDS: 1, IMDSMAC: imdsMAC,
-		GatewayMAC: gatewayMAC, HostAddress: addr, PAPrefix: pas, UnderlayMTU: 1550,
+		UplinkMAC: [6]byte(h.uplink.Attrs().HardwareAddr), GatewayMAC: gatewayMAC, HostAddress: addr, PAPrefix: pas, UnderlayMTU: 1550,
 	}
 	if change != nil {
 		change(&h.options)
@@ -249,4 +249,13 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+func subnet(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// callerOf is the address by which the metadata service knows a port over IPv4:
+// class E, 14 bits of port id, 14 of epoch.
+func callerOf(id uint16, epoch uint64) netip.Addr {
+	v := 0xf0000000 | uint32(id)<<14 | uint32(epoch)&0x3fff
+	return addr4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"replug/bpf"
@@ -54,7 +53,7 @@ func (m *maps) Rows() ([]Row, error) {
 			Isolated: p.Flags&bpf.Isolated != 0, Timed: p.Flags&bpf.Timed != 0, Router: p.Flags&bpf.Router != 0,
 		}
 		for i, ca := range p.CAs {
-			r.CAs[i] = netip.PrefixFrom(ca, p.Bits)
+			r.CAs[i] = ca
 		}
 		rows = append(rows, r)
 	}
@@ -78,9 +77,8 @@ func (m *maps) SetPort(r Row) error {
 		}
 	}
 	for _, ca := range r.CAs {
-		if ca.Addr().Is4() { // the datapath carries IPv4 as yet
-			p.CAs = append(p.CAs, ca.Addr())
-			p.Bits = max(p.Bits, ca.Bits())
+		if ca.IsValid() {
+			p.CAs = append(p.CAs, ca)
 		}
 	}
 	err := m.bpf.SetPort(uint16(r.Port), p)

@@ -13,7 +13,7 @@ func (m *maps) SetMappings(rows []MappingRow) error {
 	for i, r := range rows {
 		out[i] = bpf.Mapping{
 			MappingKey: bpf.MappingKey{VNI: uint32(r.VNI), CA: r.CA.Addr},
-			PA:         r.PA.Addr, MAC: r.MAC, Epoch: uint64(r.Epoch), NextHop: r.NextHop,
+			PA:         r.PA.Addr, MAC: r.MAC, NextHop: r.NextHop,
 		}
 	}
 	return m.bpf.PutMappings(out...)
@@ -28,13 +28,11 @@ func (m *maps) DeleteMappings(keys []MappingKey) error {
 }
 
 func (m *maps) EachMapping(f func(MappingRow)) error {
-	all, err := m.bpf.Mappings()
-	for _, b := range all {
+	return m.bpf.EachMapping(func(b bpf.Mapping) {
 		f(MappingRow{NextHop: b.NextHop, Mapping: vnet.Mapping{
-			VNI: vnet.VNI(b.VNI), CA: vnet.CA{Addr: b.CA}, PA: vnet.PA{Addr: b.PA}, MAC: b.MAC, Epoch: vnet.Epoch(b.Epoch),
+			VNI: vnet.VNI(b.VNI), CA: vnet.CA{Addr: b.CA}, PA: vnet.PA{Addr: b.PA}, MAC: b.MAC,
 		}})
-	}
-	return err
+	})
 }
 
 func (m *maps) PutHost(p netip.Prefix) error    { return m.bpf.PutHost(p) }
@@ -52,11 +50,8 @@ func (m *maps) SetNextHop(index uint32, n NextHop) error {
 func (m *maps) SetRoutes(vni vnet.VNI, routes []vnet.Route) error {
 	keep := map[netip.Prefix]bool{}
 	for _, r := range routes {
-		if r.Peer != 0 {
-			return errNotYet
-		}
 		keep[r.Prefix.Masked()] = true
-		if err := m.bpf.PutRoute(bpf.Route{VNI: uint32(vni), Prefix: r.Prefix, NextHop: r.NextHop}); err != nil {
+		if err := m.bpf.PutRoute(bpf.Route{VNI: uint32(vni), Prefix: r.Prefix, NextHop: r.NextHop, Peer: uint32(r.Peer)}); err != nil {
 			return err
 		}
 	}

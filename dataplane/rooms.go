@@ -10,7 +10,7 @@ import (
 )
 
 // MaxCAs bounds the addresses of a port.
-const MaxCAs = 8
+const MaxCAs = 4
 
 // A Row is what the datapath holds of one port: all that a frame's way depends on.
 type Row struct {

@@ -129,7 +129,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no server":        func(c *Config) { c.Servers = nil },
 		"bad name":         func(c *Config) { c.Name = "h 9" },
 		"relative path":    func(c *Config) { c.StateDir = "s" },
-		"too many ports":   func(c *Config) { c.MaxPorts = 4095 },
+		"too many ports":   func(c *Config) { c.MaxPorts = 16383 },
 		"no ports":         func(c *Config) { c.MaxPorts = 0 },
 		"negative memory":  func(c *Config) { c.Memory = -5 },
 		"no key":           func(c *Config) { c.Key = "" },

@@ -23,7 +23,7 @@ func (o *options) flags(f flagSet) {
 	f.StringVar(&o.BPFFS, "bpffs", "/sys/fs/bpf", "bpf filesystem; the datapath is pinned in its directory replug")
 	f.StringVar(&o.Images, "images", "/var/lib/replug-host/images", "images: NAME/{vmlinuz,initrd.img,cmdline,disk.qcow2}")
 	f.IntVar(&o.Memory, "memory", 0, "MiB that VMs may use; 0: only attached ports")
-	f.IntVar(&o.MaxPorts, "max-ports", 256, "ports that may be placed here, at most 4094")
+	f.IntVar(&o.MaxPorts, "max-ports", 256, "ports that may be placed here, at most 16382")
 	f.IntVar(&o.MaxMappings, "max-mappings", 65536, "addresses of all networks with ports here; 150 bytes of kernel memory each")
 	f.StringVar(&o.CA, "ca", "", "certificate authority of the cluster")
 	f.StringVar(&o.Cert, "cert", "", "certificate of this host")

@@ -281,7 +281,7 @@ func TestPAs(t *testing.T) {
 		prefix string
 		ports  int
 		want   int
-	}{{"100.64.7.0/24", 4000, 254}, {"100.64.0.0/16", 0, 4094}, {"100.64.7.0/24", 97, 97}, {"172.31.7.2/32", 0, 4094}} {
+	}{{"100.64.7.0/24", 4000, 254}, {"100.64.0.0/16", 0, 16382}, {"100.64.7.0/24", 97, 97}, {"172.31.7.2/32", 0, 16382}} {
 		if got := Capacity(vnet.HostInfo{PAPrefix: netip.MustParsePrefix(c.prefix), Ports: c.ports}); got != c.want {
 			t.Errorf("%s, %d ports: %d, want %d", c.prefix, c.ports, got, c.want)
 		}

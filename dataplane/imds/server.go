@@ -223,7 +223,7 @@ func (s *Server) published(c Caller) (pub publication, over bool) {
 	defer s.mu.Unlock()
 	p := s.port(c.Port)
 	pub.changed, pub.renew = p.changed, p.renew
-	ahead := int16(c.Epoch - low(p.epoch)) // counters are compared as they wrap
+	ahead := c.ahead(p.epoch)
 	switch {
 	case p.epoch != 0 && ahead < 0:
 		return pub, true

@@ -359,15 +359,21 @@ func TestReport(t *testing.T) {
 }
 
 func TestCallerAddr(t *testing.T) {
-	a := imds.CallerAddr(0xabc, vnet.NewEpoch(3, 0x9876_5432_10fe))
-	if want := netip.MustParseAddr("250.188.16.254"); a != want {
-		t.Errorf("got %s, want %s", a, want)
+	epoch := vnet.NewEpoch(3, 0x9876_5432_d0fe)
+	for want, a := range map[string]netip.Addr{
+		"250.175.16.254":                    imds.CallerAddr(0x2abc, epoch),
+		"fd52:5047:0:2abc:3:9876:5432:d0fe": imds.CallerAddr6(0x2abc, epoch),
+	} {
+		if a.String() != want {
+			t.Errorf("got %s, want %s", a, want)
+		}
+		got, ok := imds.CallerOf(netip.AddrPortFrom(a, 4567))
+		if want := (imds.Caller{Port: 0x2abc, Epoch: 0x10fe}); !ok || got != want {
+			t.Errorf("%s: got %+v, %v", a, got, ok)
+		}
 	}
-	got, ok := imds.CallerOf(netip.AddrPortFrom(a, 4567))
-	if want := (imds.Caller{Port: 0xabc, Epoch: 0x10fe}); !ok || got != want {
-		t.Errorf("got %+v, %v", got, ok)
-	}
-	for _, s := range []string{"10.188.16.254:9", "[fd00::9]:9", "255.255.16.254:9", "240.0.16.254:9"} {
+	for _, s := range []string{"10.188.16.254:9", "[fd00::9]:9", "255.255.240.254:9", "240.0.16.254:9",
+		"[fd52:5047:0:0:3::9]:9", "[fd52:5047:0:3fff:3::9]:9", "[fd52:5047:1:2abc:3::9]:9"} {
 		if c, ok := imds.CallerOf(netip.MustParseAddrPort(s)); ok {
 			t.Errorf("%s is %+v", s, c)
 		}

@@ -11,7 +11,7 @@ import (
 // Bounds of what one port or network carries. The datapath's tables have them.
 const (
 	MaxRules  = 1000 // of one port and direction, those of all its groups together
-	MaxGroups = 64   // of one network
+	MaxGroups = 63   // of one network
 	MaxWeight = 1000 // of a backend
 )
 

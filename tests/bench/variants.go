@@ -131,7 +131,7 @@ func load(s, other *side) error {
 	for j, n := range s.nics {
 		peer := other.nics[j]
 		err := errors.Join(plug(d, j, n, n.host, 7),
-			d.PutMappings(bpf.Mapping{MappingKey: bpf.MappingKey{VNI: vni(j), CA: peer.addr}, PA: peer.pa, MAC: [6]byte(peer.mac), Epoch: 7, NextHop: 1}))
+			d.PutMappings(bpf.Mapping{MappingKey: bpf.MappingKey{VNI: vni(j), CA: peer.addr}, PA: peer.pa, MAC: [6]byte(peer.mac), NextHop: 1}))
 		if err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func plug(d *bpf.Datapath, j int, n nic, device string, epoch uint64) error {
 		return err
 	}
 	return errors.Join(d.AttachTap(dev.Index), d.SetPort(uint16(11+j), bpf.Port{Ifindex: dev.Index, VNI: vni(j), Epoch: epoch, MAC: [6]byte(n.mac),
-		PA: n.pa, CAs: []netip.Addr{n.addr}, Gateway: gateway(n.addr), Bits: 24, MTU: guestMTU, Flags: bpf.Open}))
+		PA: n.pa, CAs: []netip.Prefix{netip.PrefixFrom(n.addr, 24)}, Gateway: gateway(n.addr), MTU: guestMTU, Flags: bpf.Open}))
 }
 
 // gateway is the last address of the guest's subnet.

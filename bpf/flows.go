@@ -1,0 +1,177 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// A Flow is one connection of a port, as the port sees it.
+type Flow struct {
+	Port     uint16
+	Epoch    uint64
+	Protocol uint8
+	Local    netip.AddrPort // the VM's end; ports are 0 where the protocol has none, the identifier for ICMP echo
+	Remote   netip.AddrPort
+	Inbound  bool           // the other end began it
+	Answered bool           // both ends have spoken
+	Closing  bool           // TCP: a FIN or a reset has passed
+	Service  netip.AddrPort // the other side of a service's translation: the backend, or for Answers the service
+	Answers  bool           // the row that turns a backend's answers back; not a flow of its own
+	Rule     int32          // that let it begin: an ID, [RuleDefault] or [RuleNone]
+	Began    time.Duration  // by the clock that [Now] reads
+	Idle     time.Duration
+	From, To Count // what the VM sent and got
+
+	// TCP: the last number that each end acknowledged, which is where the other
+	// one's sequence stands.
+	LocalAck, RemoteAck uint32
+}
+
+// A Count is packets, as on a wire, and Ethernet bytes.
+type Count struct{ Packets, Bytes uint64 }
+
+// EachFlow calls f with every flow, dead ones too, in no order.
+func (d *Datapath) EachFlow(f func(Flow)) error {
+	clock, err := d.clock(false)
+	if err != nil {
+		return err
+	}
+	return each(d.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+		f(clock.flow(k, v))
+		return nil
+	})
+}
+
+// A Swept says what a sweep has found.
+type Swept struct {
+	Alive int
+	Ended int
+	Ports map[uint16]uint32 // flows of each port that has any
+}
+
+// Sweep deletes the flows that have ended, or that belong to an epoch that has
+// passed, and calls ended with each; then it counts the flows of each port anew,
+// so that budgets hold again. quota is what a port may have from now on; 0: the
+// default. Call it every few seconds: after a minute without, budgets don't bind.
+func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func(Flow)) (Swept, error) {
+	clock, err := d.clock(false)
+	if err != nil {
+		return Swept{}, err
+	}
+	epochs := map[uint16]uint64{}
+	if err := d.eachRow(func(id uint16, row datapathPort) error { epochs[id] = row.Epoch; return nil }); err != nil {
+		return Swept{}, err
+	}
+	s := Swept{Ports: map[uint16]uint32{}}
+	var dead []datapathFlowKey
+	err = each(d.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+		port := uint16(k.PortId)
+		if v.Epoch == epochs[port] && clock.idle(v) <= timeout(v, k.Proto) {
+			s.Alive++
+			if v.Flags&uint8(datapathFlowFlagFLOW_BACKEND) == 0 {
+				s.Ports[port]++
+			}
+			return nil
+		}
+		s.Ended++
+		dead = append(dead, k)
+		if ended != nil {
+			ended(clock.flow(k, v))
+		}
+		return nil
+	})
+	if err != nil {
+		return s, err
+	}
+	for _, k := range dead {
+		if err := ignoreMissing(d.objs.Flows.Delete(k)); err != nil {
+			return s, fmt.Errorf("delete a flow: %w", err)
+		}
+	}
+	for id := range epochs {
+		b := datapathFlowBudget{Rows: s.Ports[id]}
+		if quota != nil {
+			b.Quota = quota(id, b.Rows)
+		}
+		if err := d.objs.FlowBudgets.Put(uint32(id), b); err != nil {
+			return s, fmt.Errorf("write the flow budget of port %d: %w", id, err)
+		}
+	}
+	_, err = d.clock(true)
+	return s, err
+}
+
+// Connections returns the port's TCP connections of an epoch that are open.
+func (d *Datapath) Connections(port uint16, epoch uint64) ([]Flow, error) {
+	var open []Flow
+	err := d.EachFlow(func(f Flow) {
+		if f.Port == port && f.Epoch == epoch && f.Protocol == 6 && f.Answered && !f.Closing && !f.Answers {
+			open = append(open, f)
+		}
+	})
+	return open, err
+}
+
+// A tickClock turns the datapath's ticks into time.
+type tickClock struct {
+	now    uint32
+	second uint64
+}
+
+func (d *Datapath) clock(swept bool) (tickClock, error) {
+	ctx := datapathSweep{}
+	if swept {
+		ctx.Done = 1
+	}
+	out := datapathSweep{}
+	failed, err := d.objs.NoteSweep.Run(&ebpf.RunOptions{Context: ctx, ContextOut: &out})
+	if err != nil || failed != 0 || out.Second == 0 {
+		return tickClock{}, fmt.Errorf("read the datapath's clock: %w (%d)", err, int32(failed))
+	}
+	return tickClock{now: uint32(out.Now), second: out.Second}, nil
+}
+
+func (c tickClock) idle(v datapathFlow) time.Duration {
+	return time.Duration(uint64(c.now-v.Seen)) * time.Second / time.Duration(c.second)
+}
+
+func (c tickClock) flow(k datapathFlowKey, v datapathFlow) Flow {
+	has := func(f datapathFlowFlag) bool { return v.Flags&uint8(f) != 0 }
+	out := Flow{
+		Port: uint16(k.PortId), Epoch: v.Epoch, Protocol: k.Proto,
+		Local:   netip.AddrPortFrom(k.Local.ip(), swap16(k.Lport)),
+		Remote:  netip.AddrPortFrom(k.Remote.ip(), swap16(k.Rport)),
+		Inbound: has(datapathFlowFlagFLOW_INBOUND), Answered: has(datapathFlowFlagFLOW_ANSWERED),
+		Closing: has(datapathFlowFlagFLOW_CLOSING) || has(datapathFlowFlagFLOW_RESET),
+		Answers: has(datapathFlowFlagFLOW_BACKEND),
+		Rule:    v.Rule, Began: time.Duration(v.Began), Idle: c.idle(v),
+		From: Count{v.From.Packets, v.From.Bytes}, To: Count{v.To.Packets, v.To.Bytes},
+		LocalAck: v.Acked[0], RemoteAck: v.Acked[1],
+	}
+	if has(datapathFlowFlagFLOW_SERVICE) || out.Answers {
+		out.Service = netip.AddrPortFrom(v.Nat.ip(), swap16(v.NatPort))
+	}
+	return out
+}
+
+// timeout is timeout_of in flow.h.
+func timeout(v datapathFlow, proto uint8) time.Duration {
+	has := func(f datapathFlowFlag) bool { return v.Flags&uint8(f) != 0 }
+	seconds := datapathFlowTimeoutTCP_OPENING
+	switch {
+	case proto != 6 && has(datapathFlowFlagFLOW_ANSWERED):
+		seconds = datapathFlowTimeoutOTHER_ANSWERED
+	case proto != 6:
+		seconds = datapathFlowTimeoutOTHER_OPENING
+	case has(datapathFlowFlagFLOW_RESET):
+		seconds = datapathFlowTimeoutTCP_GONE
+	case has(datapathFlowFlagFLOW_CLOSING):
+		seconds = datapathFlowTimeoutTCP_CLOSING
+	case has(datapathFlowFlagFLOW_ANSWERED):
+		seconds = datapathFlowTimeoutTCP_OPEN
+	}
+	return time.Duration(seconds) * time.Second
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Writes one end of a packet anew, with its checksums: for services and for metadata. */
+#ifndef NAT_H
+#define NAT_H
+
+#include "csum.h"
+#include "parse.h"
+
+enum end { END_SOURCE, END_DESTINATION };
+
+static __always_inline void write_addr4(struct iphdr *ip, enum end end, const struct addr *to,
+					struct addr *from)
+{
+	__be32 *at = end == END_SOURCE ? &ip->saddr : &ip->daddr;
+
+	set_v4(from, *at);
+	csum_replace32(&ip->check, *at, as_v4(to));
+	*at = as_v4(to);
+}
+
+static __always_inline void write_addr6(struct ipv6hdr *ip, enum end end, const struct addr *to,
+					struct addr *from)
+{
+	void *at = end == END_SOURCE ? &ip->saddr : &ip->daddr;
+
+	set_v6(from, at);
+	__builtin_memcpy(at, to, sizeof(*to));
+}
+
+/* Where the checksum stands in a transport header that covers the addresses; 0: in none. */
+static __always_inline __u32 checksum_at(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return offsetof(struct udphdr, check);
+	case NEXT_ICMPV6:
+		return offsetof(struct icmp, checksum);
+	default:
+		return 0;
+	}
+}
+
+/*
+ * By the helper, because a guest may have left its checksum to a device to
+ * finish. All pointers into the frame are void afterwards.
+ */
+static __always_inline int fix_checksum(struct __sk_buff *skb, const struct packet *p,
+					const struct addr *from, const struct addr *to,
+					__be16 old_port, __be16 new_port)
+{
+	__u32 at = checksum_at(p->proto), udp = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__s64 diff;
+
+	if (!at || p->fragment == LATER_FRAGMENT)
+		return 0;
+	at += ETH_HLEN + p->header;
+	if (old_port != new_port &&
+	    bpf_l4_csum_replace(skb, at, old_port, new_port, udp | sizeof(new_port)))
+		return -1;
+	diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
+	return bpf_l4_csum_replace(skb, at, 0, diff, udp | BPF_F_PSEUDO_HDR);
+}
+
+/* Makes one end of the packet in skb `to` and port, unless port is 0. f: its headers. */
+static __always_inline int rewrite(struct __sk_buff *skb, struct frame *f, enum end end,
+				   const struct addr *to, __be16 port)
+{
+	struct packet *p = f->p;
+	void *ip = ip_header(f, p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	__be16 *ports = f->l4, old = 0;
+	struct addr from;
+
+	if (!ip)
+		return -1;
+	if (p->v6)
+		write_addr6(ip, end, to, &from);
+	else
+		write_addr4(ip, end, to, &from);
+	if (port && p->fragment != LATER_FRAGMENT) {
+		if (!ports || (void *)(ports + 2) > f->rest.end)
+			return -1;
+		ports += end == END_DESTINATION;
+		old = *ports;
+		*ports = port;
+	}
+	return fix_checksum(skb, p, &from, to, old, port ? port : old);
+}
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Token buckets (GCRA: a bucket holds when the next frame is due). Pacing by
+ * departure time would need a queueing discipline that keeps it on each device;
+ * a tap has none, and a policer costs no queue and no memory.
+ */
+#ifndef RATE_H
+#define RATE_H
+
+#include "maps.h"
+#include "parse.h"
+
+/*
+ * Takes cost ns from a bucket that may run burst ns ahead. Two CPUs that spend
+ * at once may share a token; no lock is worth that.
+ */
+static __always_inline bool spend_at(__u32 id, enum bucket kind, __u64 now, __u64 cost, __u64 burst)
+{
+	__u32 slot = id * BUCKETS + kind;
+	__u64 *due = bpf_map_lookup_elem(&buckets, &slot), next;
+
+	if (!due)
+		return false;
+	next = *due > now ? *due : now;
+	if (next - now > burst)
+		return false;
+	*due = next + cost;
+	return true;
+}
+
+/* A trace spends nothing: it goes where a frame in its turn would go. */
+static __always_inline bool spend(const struct packet *p, __u32 id, enum bucket kind, __u64 interval,
+				  __u64 burst)
+{
+	return p->trace || spend_at(id, kind, bpf_ktime_get_ns(), interval, burst);
+}
+
+/* Whether a frame of len bytes, which become so many packets on a wire, keeps to the rate. */
+static __always_inline bool keeps(const struct rate *r, __u32 id, enum bucket bytes,
+				  enum bucket packets, __u32 len, __u32 segments)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (r->packet_cost &&
+	    !spend_at(id, packets, now, r->packet_cost * segments >> 16, r->packet_burst))
+		return false;
+	return !r->byte_cost || spend_at(id, bytes, now, r->byte_cost * len >> 16, r->byte_burst);
+}
+
+/* How many packets a frame is on a wire. */
+static __always_inline __u32 segments_of(const struct packet *p)
+{
+	__u32 size = p->gso;
+
+	return size ? (p->len + size - 1) / size : 1;
+}
+
+static __always_inline enum drop_reason check_rate_from(const struct packet *p, __u32 id,
+							const struct port *port)
+{
+	const struct limits_row *l;
+
+	if (!(port->flags & PORT_LIMITED) || p->trace)
+		return DROP_NONE;
+	l = bpf_map_lookup_elem(&port_limits, &id);
+	if (!l || keeps(&l->from, id, BUCKET_FROM_BYTES, BUCKET_FROM_PACKETS, p->len, segments_of(p)))
+		return DROP_NONE;
+	return DROP_RATE_FROM;
+}
+
+static __always_inline enum drop_reason check_rate_to(const struct packet *p, __u32 id,
+						      const struct port *port)
+{
+	const struct limits_row *l;
+
+	if (!(port->flags & PORT_LIMITED) || p->trace)
+		return DROP_NONE;
+	l = bpf_map_lookup_elem(&port_limits, &id);
+	if (!l || keeps(&l->to, id, BUCKET_TO_BYTES, BUCKET_TO_PACKETS, p->len, segments_of(p)))
+		return DROP_NONE;
+	return DROP_RATE_TO;
+}
+
+#endif

@@ -1,0 +1,314 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"net/netip"
+	"sync"
+)
+
+// ErrService says that a service can't be held by the datapath.
+var ErrService = errors.New("not a service that the datapath can hold")
+
+// A ServiceKey is the address that clients of a service use.
+type ServiceKey struct {
+	VNI      uint32
+	VIP      netip.Addr
+	Port     uint16
+	Protocol uint8 // TCP, UDP or SCTP
+}
+
+// A Service leads from its address to backends of the same network. Flows stay
+// with their backend; new ones are spread by weighted rendezvous hashing, so that
+// when a backend goes only its own share of new flows changes hands.
+type Service struct {
+	ServiceKey
+	Affinity bool // a client's flows go to one backend, whatever their ports
+	Backends []Backend
+}
+
+// A Backend is a VM behind a service.
+type Backend struct {
+	CA       netip.Addr
+	Port     uint16
+	Weight   uint16 // 0: as if Draining
+	Draining bool   // keeps its flows, gets no new ones
+	Dead     bool   // its flows are reset, none is sent there
+}
+
+// Slots a backend, at the least: the share of each is right to some 10%.
+const slotsPerBackend = 100
+
+// A serviceTable knows where each service's table stands and which backend has
+// which number.
+type serviceTable struct {
+	mu    sync.Mutex
+	rows  map[ServiceKey]serviceRow
+	slots ruleSpace // the same first fit, over service_slots
+	used  map[uint32]bool
+	next  uint32
+	flips uint64
+}
+
+type serviceRow struct {
+	table    datapathRuleList
+	backends map[backendKey]uint32
+}
+
+type backendKey struct {
+	ca   netip.Addr
+	port uint16
+}
+
+// SetService puts a service in force, or replaces it in one step. It returns
+// [ErrService] or [ErrFull].
+func (d *Datapath) SetService(s Service) error {
+	if err := s.check(); err != nil {
+		return fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err)
+	}
+	t := &d.services
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.rows[s.ServiceKey]
+	row, err := d.placeService(s, old)
+	if err != nil {
+		return fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err)
+	}
+	t.rows[s.ServiceKey] = row
+	return d.retireService(old, row)
+}
+
+// DeleteService takes a service out of force: its flows are reset as they go on.
+// One that isn't there is no error.
+func (d *Datapath) DeleteService(k ServiceKey) error {
+	t := &d.services
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := ignoreMissing(d.objs.Services.Delete(k.key())); err != nil {
+		return fmt.Errorf("delete service %s:%d in %d: %w", k.VIP, k.Port, k.VNI, err)
+	}
+	old := t.rows[k]
+	delete(t.rows, k)
+	return d.retireService(old, serviceRow{})
+}
+
+// Services lists the services in force.
+func (d *Datapath) Services() []ServiceKey {
+	d.services.mu.Lock()
+	defer d.services.mu.Unlock()
+	var all []ServiceKey
+	for k := range d.services.rows {
+		all = append(all, k)
+	}
+	return all
+}
+
+func (s Service) check() error {
+	const sctp = 132
+	switch {
+	case !s.VIP.IsValid() || s.Port == 0:
+		return fmt.Errorf("%w: no address or port", ErrService)
+	case s.Protocol != 6 && s.Protocol != 17 && s.Protocol != sctp:
+		return fmt.Errorf("%w: protocol %d has no ports", ErrService, s.Protocol)
+	}
+	seen := map[backendKey]bool{}
+	for _, b := range s.Backends {
+		k := backendKey{b.CA, b.Port}
+		switch {
+		case b.CA.Is4() != s.VIP.Is4() || b.Port == 0:
+			return fmt.Errorf("%w: backend %s:%d", ErrService, b.CA, b.Port)
+		case s.Protocol == sctp && b.Port != s.Port:
+			return fmt.Errorf("%w: backend %s listens on %d: SCTP's checksum covers the port, so it can't change", ErrService, b.CA, b.Port)
+		case seen[k]:
+			return fmt.Errorf("%w: backend %s:%d comes twice", ErrService, b.CA, b.Port)
+		}
+		seen[k] = true
+	}
+	return nil
+}
+
+// placeService writes backends, then a table where none points, then the row
+// that points there.
+func (d *Datapath) placeService(s Service, old serviceRow) (serviceRow, error) {
+	row := serviceRow{backends: map[backendKey]uint32{}}
+	for _, b := range s.Backends {
+		k := backendKey{b.CA, b.Port}
+		index, known := old.backends[k]
+		if !known {
+			var err error
+			if index, err = d.services.number(); err != nil {
+				return row, err
+			}
+		}
+		row.backends[k] = index
+		v := datapathBackend{Ca: as16(b.CA), Port: swap16(b.Port), Flags: datapathBackendFlagBACKEND_USED}
+		if b.Dead {
+			v.Flags |= datapathBackendFlagBACKEND_DEAD
+		}
+		if err := d.objs.Backends.Put(index, v); err != nil {
+			return row, fmt.Errorf("write backend %s: %w", b.CA, err)
+		}
+	}
+	slots := s.table(row.backends)
+	list, err := d.services.takeTable(uint32(len(slots)))
+	if err != nil {
+		return row, err
+	}
+	row.table = list
+	keys := make([]uint32, len(slots))
+	for i := range keys {
+		keys[i] = list.Base + uint32(i)
+	}
+	if _, err := d.objs.ServiceSlots.BatchUpdate(keys, slots, nil); err != nil {
+		return row, fmt.Errorf("write its table: %w", err)
+	}
+	v := datapathService{Base: list.Base, Mask: uint32(len(slots) - 1)}
+	if s.Affinity {
+		v.Flags = datapathServiceFlagSERVICE_AFFINITY
+	}
+	if err := d.objs.Services.Put(s.key(), v); err != nil {
+		return row, fmt.Errorf("write its row: %w", full(err))
+	}
+	return row, nil
+}
+
+// table fills the slots: each goes to the backend with the highest score for it
+// (Thaler and Ravishankar, "Using name-based mappings to increase hit rates",
+// 1998; with weights as Schindelhauer and Schomaker, 2005). A slot of 0 leads nowhere.
+func (s Service) table(numbers map[backendKey]uint32) []uint32 {
+	var live []Backend
+	for _, b := range s.Backends {
+		if b.Weight > 0 && !b.Draining && !b.Dead {
+			live = append(live, b)
+		}
+	}
+	slots := make([]uint32, slotCount(len(s.Backends)))
+	if len(live) == 0 {
+		return slots
+	}
+	seeds := make([]uint64, len(live))
+	for i, b := range live {
+		seeds[i] = b.seed()
+	}
+	for i := range slots {
+		best, highest := 0, math.Inf(-1)
+		for j, b := range live {
+			if score := score(seeds[j], uint64(i), b.Weight); score > highest {
+				best, highest = j, score
+			}
+		}
+		slots[i] = numbers[backendKey{live[best].CA, live[best].Port}]
+	}
+	return slots
+}
+
+// slotCount is a power of 2 that depends on how many backends there are only by
+// its order, so that one more or less rarely moves every flow.
+func slotCount(backends int) int {
+	return 1 << bits.Len(uint(max(backends, 2)*slotsPerBackend-1))
+}
+
+// seed is the same on every host: a flow that comes in by two of them is spread alike.
+func (b Backend) seed() uint64 {
+	a := b.CA.As16()
+	return mix64(binary.BigEndian.Uint64(a[:8]) ^ mix64(binary.BigEndian.Uint64(a[8:])^uint64(b.Port)<<48))
+}
+
+func score(seed, slot uint64, weight uint16) float64 {
+	u := (float64(mix64(seed^mix64(slot+0x9e3779b97f4a7c15))>>11) + 1) / (1 << 53)
+	return float64(weight) / -math.Log(u)
+}
+
+// mix64 is the finalizer of SplitMix64.
+func mix64(z uint64) uint64 {
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// number finds an index of backends that nobody uses.
+func (t *serviceTable) number() (uint32, error) {
+	const most = 65536
+	for range most {
+		t.next = t.next%(most-1) + 1
+		if !t.used[t.next] {
+			t.used[t.next] = true
+			return t.next, nil
+		}
+	}
+	return 0, fmt.Errorf("%d backends: %w", most-1, ErrFull)
+}
+
+func (t *serviceTable) takeTable(n uint32) (datapathRuleList, error) {
+	list, err := t.slots.take(n)
+	if errors.Is(err, ErrFull) && len(t.slots.left) > 0 {
+		if err := gracePeriod(); err != nil {
+			return list, err
+		}
+		t.slots.settleAll(t.flips)
+		list, err = t.slots.take(n)
+	}
+	return list, err
+}
+
+// retireService gives back what the old row had and the new one has not.
+func (d *Datapath) retireService(old, row serviceRow) error {
+	t := &d.services
+	t.flips++
+	t.slots.release(0, t.flips, old.table)
+	var errs []error
+	for k, index := range old.backends {
+		if _, kept := row.backends[k]; !kept {
+			errs = append(errs, d.objs.Backends.Put(index, datapathBackend{}))
+			delete(t.used, index)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readServices learns what an earlier process has put in force. Their backends
+// are known again when the directory names the services.
+func (d *Datapath) readServices() error {
+	t := &d.services
+	*t = serviceTable{rows: map[ServiceKey]serviceRow{}, used: map[uint32]bool{}, slots: ruleSpace{size: d.objs.ServiceSlots.MaxEntries()}}
+	numbers := map[uint32]backendKey{}
+	err := each(d.objs.Backends, func(i uint32, b datapathBackend) error {
+		if b.Flags != 0 {
+			numbers[i] = backendKey{b.Ca.ip(), swap16(b.Port)}
+			t.used[i] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return each(d.objs.Services, func(k datapathServiceKey, s datapathService) error {
+		row := serviceRow{table: datapathRuleList{Base: s.Base, Count: s.Mask + 1}, backends: map[backendKey]uint32{}}
+		t.slots.occupy(row.table)
+		for i := range row.table.Count {
+			var n uint32
+			if err := d.objs.ServiceSlots.Lookup(s.Base+i, &n); err != nil {
+				return fmt.Errorf("read the table of a service: %w", err)
+			}
+			if b, ok := numbers[n]; ok {
+				row.backends[b] = n
+			}
+		}
+		t.rows[k.service()] = row
+		return nil
+	})
+}
+
+func (k ServiceKey) key() datapathServiceKey {
+	return datapathServiceKey{Vip: as16(k.VIP), Vni: k.VNI, Port: swap16(k.Port), Proto: k.Protocol}
+}
+
+func (k datapathServiceKey) service() ServiceKey {
+	return ServiceKey{VNI: k.Vni, VIP: k.Vip.ip(), Port: swap16(k.Port), Protocol: k.Proto}
+}
+
+// swap16 turns a port number into a __be16 on a little-endian machine, and back.
+func swap16(p uint16) uint16 { return bits.ReverseBytes16(p) }
