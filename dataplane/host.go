@@ -38,9 +38,6 @@ import (
 	"replug/directory/vnet"
 )
 
-// metadataAddress is where guests find the metadata service.
-const metadataAddress = "169.254.169.254:80"
-
 // A Host is the agent, made by [New].
 type Host struct {
 	config   Config
@@ -218,15 +215,17 @@ func (h *Host) Run(ctx context.Context) error {
 		return errors.Join(err, h.Close())
 	}
 	context.AfterFunc(ctx, stop)
-	listener, err := imds.Listen(ctx, h.underlay.imds.Near.Name, metadataAddress)
+	listeners, err := h.listenMetadata(ctx)
 	if err != nil {
 		stop()
-		return errors.Join(fmt.Errorf("serve metadata: %w", err), h.Close())
+		return errors.Join(err, h.Close())
 	}
 	h.ports.begin(ctx)
 	h.running.Store(h.ports)
 	g.Go(read)
-	g.Go(func() error { return h.imds.Run(ctx, listener) })
+	for _, l := range listeners {
+		g.Go(func() error { return h.imds.Run(ctx, l) })
+	}
 	g.Go(func() error { h.networks.run(ctx); return nil })
 	g.Go(func() error { return netdev.Watch(ctx, h.log, h.networks.changed) })
 	g.Go(func() error { return h.client.Run(ctx) })
