@@ -28,6 +28,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"replug/dataplane/channel"
 	"replug/dataplane/compute"
 	"replug/dataplane/imds"
 	"replug/dataplane/netdev"
@@ -51,6 +52,7 @@ type Host struct {
 	qemu     *compute.QEMU // nil: no machines
 	sender   *trap.Sender
 	imds     *imds.Server
+	channel  *channel.Server
 	ports    *ports
 	networks *networks
 	client   *client.Client
@@ -154,20 +156,14 @@ func (h *Host) openPorts(context.Context) error {
 		return err
 	}
 	h.close = append(h.close, h.sender.Close)
-	h.imds = imds.New(imds.Config{
-		OnReport: func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
-			return h.ports.guestReport(ctx, id, r)
-		},
-		Refused: func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() },
-		Log:     h.log,
-	})
+	h.openMetadata()
 	var driver compute.Driver
 	if h.qemu != nil {
 		driver = h.qemu
 	}
 	ps, err := newPorts(rooms{
-		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: h.imds,
-		prober: prober{h.sender}, router: routers{h.sender}, networks: h.networks, records: recs, rungs: newRungs(), metrics: h.metrics,
+		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: documents{h.imds, h.channel},
+		prober: prober{h.sender}, router: routers{h.sender}, networks: h.networks, agents: agents{h.channel, driver}, records: recs, rungs: newRungs(), metrics: h.metrics,
 		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
 	}, h.log)
 	if err != nil {
@@ -175,6 +171,17 @@ func (h *Host) openPorts(context.Context) error {
 	}
 	h.networks.kick, h.networks.kickIn, h.ports = ps.kick, ps.kickIn, ps
 	return nil
+}
+
+// openMetadata makes the two ways by which guests get documents and report on them.
+func (h *Host) openMetadata() {
+	report := func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+		return h.ports.guestReport(ctx, id, r)
+	}
+	refused := func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() }
+	h.imds = imds.New(imds.Config{OnReport: report, Refused: refused, Log: h.log})
+	h.channel = channel.New(channel.Config{OnReport: report, Refused: refused, Log: h.log})
+	h.close = append(h.close, h.channel.Shut)
 }
 
 func (h *Host) openClient(context.Context) error {
