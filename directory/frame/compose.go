@@ -25,7 +25,9 @@ type Spec struct {
 	Protocol vnet.Protocol `json:"protocol"`
 	SrcPort  uint16        `json:"src_port,omitempty"`
 	DstPort  uint16        `json:"dst_port,omitempty"`
-	Flags    Flags         `json:"flags,omitempty"`     // of TCP
+	Flags    Flags         `json:"flags,omitempty"` // of TCP
+	Seq      uint32        `json:"seq,omitempty"`   // of TCP; 0: 1
+	Ack      uint32        `json:"ack,omitempty"`
 	ICMPType *uint8        `json:"icmp_type,omitempty"` // nil: an echo request
 	Size     int           `json:"size,omitempty"`      // bytes of the IP packet; 0: no payload
 }
@@ -142,7 +144,8 @@ func (s *Spec) transport() (head []byte, sum int) {
 	switch s.Protocol {
 	case vnet.TCP:
 		head = append(ports, make([]byte, 16)...)
-		binary.BigEndian.PutUint32(head[4:], 1)
+		binary.BigEndian.PutUint32(head[4:], max(s.Seq, 1))
+		binary.BigEndian.PutUint32(head[8:], s.Ack)
 		head[12], head[13] = 5<<4, byte(s.Flags)
 		binary.BigEndian.PutUint16(head[14:], 0xffff)
 		return head, 16
