@@ -90,9 +90,9 @@ func (taps) Ensure(id vnet.PortID, mtu int) (int, error) {
 	return d.Ifindex, err
 }
 
-func (taps) Find(name string) (int, error) {
+func (taps) Find(name string) (int, bool, error) {
 	d, err := netdev.Find(name)
-	return d.Ifindex, err
+	return d.Ifindex, d.Tap, err
 }
 
 func (taps) Delete(id vnet.PortID) error { return netdev.Delete(netdev.TapName(id)) }

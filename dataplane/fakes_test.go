@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"replug/dataplane/imds"
@@ -28,14 +29,14 @@ func (f *worldTaps) Ensure(id vnet.PortID, _ int) (int, error) {
 	return w.taps[name], nil
 }
 
-func (f *worldTaps) Find(name string) (int, error) {
+func (f *worldTaps) Find(name string) (int, bool, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.taps[name] == 0 {
-		return 0, errNoDevice
+		return 0, false, errNoDevice
 	}
-	return w.taps[name], nil
+	return w.taps[name], true, nil
 }
 
 func (f *worldTaps) Delete(id vnet.PortID) error {
@@ -300,6 +301,34 @@ func (f *worldNetworks) Rules(place *vnet.Place) (*Ruleset, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.groups.rules(place)
+}
+
+func (f *worldNetworks) Way(place *vnet.Place, to netip.Addr) (Way, bool) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Way{VNI: place.VNI, MAC: vnet.PortMAC(0x5e6f7081), Ifindex: 55}, w.loaded[place.VNI] && to != lost
+}
+
+type worldResetter world
+
+func (f *worldResetter) Guest(ifindex int, _ vnet.MAC, c Connection) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, row := range w.rows {
+		if row.Ifindex == ifindex && row.Epoch != w.connected {
+			w.t.Errorf("guest %d at epoch %s hears of a connection of %s", id, row.Epoch, w.connected)
+		}
+	}
+	return w.act("guest hears %s is gone", c.Remote)
+}
+
+func (f *worldResetter) Peer(from vnet.PA, _ Way, c Connection) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.act("%s hears from %s that %s is gone", c.Peer, from, c.Local)
 }
 
 func (f *worldNetworks) Use(vnet.PortID, ...*vnet.Place) error { return nil }

@@ -16,6 +16,7 @@ import (
 // to probes, reports.
 type guests struct {
 	ports   *ports
+	checks  *checks
 	sender  *trap.Sender
 	metrics *Metrics
 	mtu     uint16
@@ -40,6 +41,8 @@ func (g *guests) take(t trapped) {
 		p.answered(ipv4, t.epoch)
 	case t.said == saidNeighbour:
 		g.neighbour(p, place, t.frame)
+	case t.said == saidProbe:
+		g.checks.answer(p.id, t.frame)
 	case t.said == saidSolicit:
 		g.solicited(p, place, ifindex, mac, t.frame)
 	default:

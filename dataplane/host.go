@@ -17,9 +17,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	stdmaps "maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,17 +30,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
-	"replug/dataplane/channel"
 	"replug/dataplane/compute"
 	"replug/dataplane/imds"
 	"replug/dataplane/netdev"
 	"replug/dataplane/qmp"
 	"replug/dataplane/trap"
 	"replug/directory/client"
+	"replug/directory/frame"
 	"replug/directory/pki"
 	"replug/directory/vnet"
 )
+
+// metadataPort is where guests find the metadata service.
+const metadataPort = 80
 
 // A Host is the agent, made by [New].
 type Host struct {
@@ -52,9 +59,10 @@ type Host struct {
 	qemu     *compute.QEMU // nil: no machines
 	sender   *trap.Sender
 	imds     *imds.Server
-	channel  *channel.Server
 	ports    *ports
 	networks *networks
+	checks   *checks
+	sweeper  *sweeper
 	client   *client.Client
 	running  atomic.Pointer[ports] // for callbacks that may come before
 	close    []func() error        // in reverse order
@@ -156,32 +164,38 @@ func (h *Host) openPorts(context.Context) error {
 		return err
 	}
 	h.close = append(h.close, h.sender.Close)
-	h.openMetadata()
+	h.imds = imds.New(imds.Config{
+		OnReport: func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+			return h.ports.guestReport(ctx, id, r)
+		},
+		Refused: func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() },
+		Log:     h.log,
+	})
 	var driver compute.Driver
 	if h.qemu != nil {
 		driver = h.qemu
 	}
+	h.checks = newChecks(h.log)
+	accounts := newAccounts(h.registry)
+	accounts.tally = h.maps.Tally
 	ps, err := newPorts(rooms{
-		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: documents{h.imds, h.channel},
-		prober: prober{h.sender}, router: routers{h.sender}, networks: h.networks, agents: agents{h.channel, driver}, records: recs, rungs: newRungs(), metrics: h.metrics,
+		accounts: accounts, moved: h.checks.changed,
+		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: h.imds,
+		prober: prober{h.sender}, router: routers{h.sender}, resetter: resets{h.sender}, networks: h.networks, records: recs, rungs: newRungs(), metrics: h.metrics,
 		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
 	}, h.log)
 	if err != nil {
 		return err
 	}
-	h.networks.kick, h.networks.kickIn, h.ports = ps.kick, ps.kickIn, ps
+	h.networks.kick, h.networks.kickIn, h.networks.tapOf, h.ports = ps.kick, ps.kickIn, ps.tapOf, ps
+	accounts.here = ps.networksOf
+	accounts.begin(slices.Collect(stdmaps.Keys(ps.found)))
+	h.sweeper = newSweeper(h.maps, accounts, h.registry, h.log)
+	h.checks.services, h.checks.find, h.checks.send = h.networks.services.list, ps.find, h.probe
+	h.checks.report = func(v vnet.Health) { h.client.ReportHealth(v) }
+	h.checks.forget = func(v vnet.Health) { h.client.ForgetHealth(v.VNI, v.Service, v.Member) }
+	h.networks.services.changed = h.checks.changed
 	return nil
-}
-
-// openMetadata makes the two ways by which guests get documents and report on them.
-func (h *Host) openMetadata() {
-	report := func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
-		return h.ports.guestReport(ctx, id, r)
-	}
-	refused := func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() }
-	h.imds = imds.New(imds.Config{OnReport: report, Refused: refused, Log: h.log})
-	h.channel = channel.New(channel.Config{OnReport: report, Refused: refused, Log: h.log})
-	h.close = append(h.close, h.channel.Shut)
 }
 
 func (h *Host) openClient(context.Context) error {
@@ -216,16 +230,16 @@ func version() string {
 // Run works until ctx is done, and then lets go of everything as Close does.
 func (h *Host) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	guests := &guests{ports: h.ports, sender: h.sender, metrics: h.metrics, mtu: h.underlay.mtu, log: h.log}
+	guests := &guests{ports: h.ports, checks: h.checks, sender: h.sender, metrics: h.metrics, mtu: h.underlay.mtu, log: h.log}
 	read, stop, err := h.maps.traps(guests.take, guests.lost)
 	if err != nil {
 		return errors.Join(err, h.Close())
 	}
 	context.AfterFunc(ctx, stop)
-	listeners, err := h.listenMetadata(ctx)
+	listeners, err := h.listen(ctx)
 	if err != nil {
 		stop()
-		return errors.Join(err, h.Close())
+		return errors.Join(fmt.Errorf("serve metadata: %w", err), h.Close())
 	}
 	h.ports.begin(ctx)
 	h.running.Store(h.ports)
@@ -234,6 +248,8 @@ func (h *Host) Run(ctx context.Context) error {
 		g.Go(func() error { return h.imds.Run(ctx, l) })
 	}
 	g.Go(func() error { h.networks.run(ctx); return nil })
+	g.Go(func() error { h.checks.run(ctx); return nil })
+	g.Go(func() error { h.sweeper.run(ctx); return nil })
 	g.Go(func() error { return netdev.Watch(ctx, h.log, h.networks.changed) })
 	g.Go(func() error { return h.client.Run(ctx) })
 	g.Go(func() error { return h.serveMetrics(ctx) })
@@ -243,6 +259,35 @@ func (h *Host) Run(ctx context.Context) error {
 	err = g.Wait()
 	h.ports.wg.Wait()
 	return errors.Join(err, h.Close())
+}
+
+// listen opens the metadata service's sockets. A kernel without IPv6 has one less.
+func (h *Host) listen(ctx context.Context) ([]net.Listener, error) {
+	var all []net.Listener
+	for _, a := range netdev.MetadataAddresses {
+		l, err := imds.Listen(ctx, h.underlay.imds.Near.Name, netip.AddrPortFrom(a, metadataPort).String())
+		switch {
+		case err == nil:
+			all = append(all, l)
+		case a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)):
+			h.log.Warn("no metadata over IPv6: this kernel has none", "err", err)
+		default:
+			for _, l := range all {
+				_ = l.Close()
+			}
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// probe sends a segment of a health check to a port's guest.
+func (h *Host) probe(to target, s frame.Spec) error {
+	f, err := frame.Compose(s)
+	if err != nil {
+		return err
+	}
+	return h.sender.Answer(to.id, to.place.Epoch, to.ifindex, f)
 }
 
 // connected reports whether the stream to a server is open.

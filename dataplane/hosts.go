@@ -107,12 +107,7 @@ func (ns *networks) hopFor(prefix netip.Prefix) uint32 {
 }
 
 // changed asks for the next hops to be looked up again.
-func (ns *networks) changed() {
-	select {
-	case ns.refresh <- struct{}{}:
-	default:
-	}
-}
+func (ns *networks) changed() { signal(ns.refresh) }
 
 // resolve writes the next hop of every host, with the time. What isn't known
 // yet is left to the kernel; its answer to the question comes as a change.

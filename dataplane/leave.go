@@ -49,6 +49,7 @@ func (p *port) unplug(in vnet.Intent) error {
 	if err := p.datapath.DeletePort(p.id); err != nil {
 		return err
 	}
+	p.accounts.gone(p.id)
 	p.row, p.limited = nil, nil
 	if in.Tap != "" {
 		return nil

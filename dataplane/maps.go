@@ -50,29 +50,31 @@ func (m *maps) Rows() ([]Row, error) {
 		r := Row{
 			Port: vnet.PortID(id), Epoch: vnet.Epoch(p.Epoch), VNI: vnet.VNI(p.VNI), MAC: p.MAC, PA: vnet.PA{Addr: p.PA},
 			Gateway: p.Gateway, MTU: uint16(p.MTU), Ifindex: p.Ifindex,
-			Isolated: p.Flags&bpf.Isolated != 0, Timed: p.Flags&bpf.Timed != 0, Router: p.Flags&bpf.Router != 0,
 		}
-		for i, ca := range p.CAs {
-			r.CAs[i] = ca
+		for flag, on := range r.flags() {
+			*on = p.Flags&flag != 0
 		}
+		copy(r.CAs[:], p.CAs)
 		rows = append(rows, r)
 	}
 	return rows, err
 }
 
-// errNotYet is what this datapath can't carry.
-var errNotYet = errors.New("this datapath carries no rules, services and limits as yet")
+// flags are where a row has what the datapath keeps as flags.
+func (r *Row) flags() map[bpf.PortFlags]*bool {
+	return map[bpf.PortFlags]*bool{
+		bpf.Isolated: &r.Isolated, bpf.Timed: &r.Timed, bpf.Router: &r.Router, bpf.FlowLog: &r.Logged,
+		bpf.Draining: &r.Draining, bpf.Strict: &r.Strict, bpf.Reset: &r.Reset, bpf.XDP: &r.Tap,
+	}
+}
 
 func (m *maps) SetPort(r Row) error {
-	if err := m.SetRules(r.Port, r.Rules); err != nil {
-		return err
-	}
 	p := bpf.Port{
 		Ifindex: r.Ifindex, VNI: uint32(r.VNI), Epoch: uint64(r.Epoch), MAC: r.MAC, PA: r.PA.Addr,
 		Gateway: r.Gateway, MTU: int(r.MTU), Flags: bpf.Open,
 	}
-	for flag, on := range map[bpf.PortFlags]bool{bpf.Isolated: r.Isolated, bpf.Timed: r.Timed, bpf.Router: r.Router} {
-		if on {
+	for flag, on := range r.flags() {
+		if *on {
 			p.Flags |= flag
 		}
 	}
@@ -81,29 +83,22 @@ func (m *maps) SetPort(r Row) error {
 			p.CAs = append(p.CAs, ca)
 		}
 	}
-	err := m.bpf.SetPort(uint16(r.Port), p)
+	var err error
+	if p.Rules, err = m.rulesFor(r); err != nil {
+		return err
+	}
+	err = m.bpf.SetPort(uint16(r.Port), p)
+	m.unsettled()
+	return err
+}
+
+// unsettled has the grace period after a flip waited for.
+func (m *maps) unsettled() {
 	select {
 	case m.settle <- struct{}{}:
 	default:
 	}
-	return err
 }
-
-func (m *maps) SetRules(_ vnet.PortID, r *Ruleset) error {
-	if r != nil && !r.Open {
-		return errNotYet
-	}
-	return nil
-}
-
-func (m *maps) SetLimits(_ vnet.PortID, l vnet.Limits) error {
-	if l != (vnet.Limits{}) {
-		return errNotYet
-	}
-	return nil
-}
-
-func (m *maps) SetDraining(vnet.PortID, bool) error { return errNotYet }
 
 func (m *maps) SetTimed(id vnet.PortID, on bool) error {
 	if !on {
@@ -133,6 +128,11 @@ func (m *maps) Times(id vnet.PortID) (Times, error) {
 	return t, err
 }
 
+func (m *maps) Tally(id vnet.PortID) (Tally, error) {
+	c, err := m.bpf.PortCounters(uint16(id))
+	return Tally{c.FromPackets, c.FromBytes, c.ToPackets, c.ToBytes, c.Drops}, err
+}
+
 // A trapped is a guest's frame that the datapath handed up.
 type trapped struct {
 	port  vnet.PortID
@@ -149,11 +149,16 @@ const (
 	saidARP       said = 2 // an ARP reply from the port's current CA
 	saidSolicit   said = 3 // a Router Solicitation
 	saidNeighbour said = 4 // a Neighbour Advertisement to the gateway
+	saidProbe     said = 5 // TCP to the gateway: the answer to a health check
 )
 
 var saidBy = map[bpf.TrapKind]said{
-	bpf.TrapDHCP:     saidDHCP,
-	bpf.TrapARPReply: saidARP,
+	bpf.TrapDHCP:            saidDHCP,
+	bpf.TrapDHCPv6:          saidDHCP,
+	bpf.TrapARPReply:        saidARP,
+	bpf.TrapRouterSolicit:   saidSolicit,
+	bpf.TrapNeighbourAdvert: saidNeighbour,
+	bpf.TrapProbe:           saidProbe,
 }
 
 // traps reads what the datapath hands up until stop is called; then it returns

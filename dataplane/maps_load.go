@@ -14,7 +14,7 @@ import (
 // loadMaps puts the datapath in force, or takes over the one that is.
 func loadMaps(u *underlay, pins string, mappings int, log *slog.Logger) (*maps, error) {
 	d, err := bpf.Load(bpf.Options{
-		PinDir: pins, Uplink: u.uplink.Ifindex, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
+		PinDir: pins, Uplink: u.uplink.Ifindex, UplinkMAC: u.uplink.MAC, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
 		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(mappings),
 	})
 	if errors.Is(err, bpf.ErrShape) {

@@ -31,7 +31,7 @@ func (p *port) device(in *vnet.Intent) error {
 	if err := p.datapath.Detach(p.id, row.Ifindex); err != nil {
 		return err
 	}
-	row.Ifindex = ifindex
+	row.Ifindex, row.Tap = ifindex, p.isTap
 	if err := p.datapath.SetPort(row); err != nil {
 		return err
 	}
@@ -47,9 +47,11 @@ func (p *port) tap(in *vnet.Intent) (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("make the port's tap: %w", err)
 		}
+		p.isTap = true
 		return ifindex, nil
 	}
-	ifindex, err := p.taps.Find(in.Tap)
+	ifindex, isTap, err := p.taps.Find(in.Tap)
+	p.isTap = isTap
 	if err != nil {
 		return 0, fmt.Errorf("attached port needs the tap %s on host %s: create it there, or detach the port: %w", in.Tap, in.Host, err)
 	}
@@ -73,6 +75,7 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) (Row, error
 	r := Row{
 		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
 		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed, Router: place.Router, Logged: place.FlowLog,
+		Tap: p.isTap, Strict: place.Swap != "", Reset: place.Swap != "" && place.OldConnections != vnet.SilenceConnections,
 	}
 	if v4, ok := place.V4(); ok {
 		r.Gateway = v4.Gateway
@@ -107,7 +110,7 @@ func (p *port) refresh(in *vnet.Intent) error {
 	if err != nil {
 		return err
 	}
-	row.Ifindex, row.Draining = p.row.Ifindex, p.row.Draining
+	row.Ifindex, row.Tap, row.Draining = p.row.Ifindex, p.row.Tap, p.row.Draining
 	same := row
 	same.Rules = p.row.Rules // these have a way of their own, see keepRules
 	if same != *p.row {
@@ -149,7 +152,7 @@ func (p *port) keepRules(in *vnet.Intent) error {
 
 // keepLimits makes the port's rates those of the intent.
 func (p *port) keepLimits(in *vnet.Intent) error {
-	if p.limited != nil && *p.limited == in.Limits {
+	if p.row == nil || p.limited != nil && *p.limited == in.Limits {
 		return nil
 	}
 	if err := p.datapath.SetLimits(p.id, in.Limits); err != nil {
@@ -228,9 +231,6 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	p.turned()
 	switch {
 	case running == (m.Power == vnet.PowerOn):
-		if running {
-			p.agents.Open(p.id, *m)
-		}
 		if running && time.Since(p.startAt) > time.Minute {
 			p.startWait = 0
 		}

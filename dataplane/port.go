@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -43,8 +44,11 @@ type port struct {
 	recorded  bool // run is what an earlier session wrote
 	staged    *run // of Next; nil: nothing is staged
 	refused   vnet.Epoch
-	since     time.Time // Next's mappings are waited for
-	attached  int       // ifindex that the datapath has attached
+	since     time.Time          // Next's mappings are waited for
+	drained   time.Time          // until then the port drains; zero: it doesn't
+	ways      map[netip.Addr]Way // to the other ends of the connections that a flip will end
+	attached  int                // ifindex that the datapath has attached
+	isTap     bool               // it is a tap, not another kind of device
 	link      Link
 	power     vnet.Power
 	startAt   time.Time // the machine is not started again before
@@ -141,8 +145,11 @@ func (p *port) inForce() (place *vnet.Place, ifindex int, mac vnet.MAC, ok bool)
 
 func (p *port) setPlace(place *vnet.Place, ifindex int) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.place, p.ifindex = place, ifindex
+	p.mu.Unlock()
+	if p.moved != nil {
+		p.moved()
+	}
 }
 
 // work reconciles until ctx is done, or the port is gone for good.
@@ -192,11 +199,11 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 	if !fresh {
 		return p.serve(ctx, in)
 	}
-	if err := p.keepLimits(&in); err != nil {
-		return 0, err
-	}
 	swap, err := p.advance(ctx, in)
 	if err != nil {
+		return 0, err
+	}
+	if err := p.keepLimits(&in); err != nil {
 		return 0, err
 	}
 	power, err1 := p.drive(ctx, in)

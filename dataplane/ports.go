@@ -226,6 +226,31 @@ func (ps *ports) get(id vnet.PortID) *port {
 	return ps.byID[id]
 }
 
+// find returns a port by its name, as it is in force.
+func (ps *ports) find(name string) (target, bool) {
+	ps.mu.Lock()
+	p := ps.byName[name]
+	ps.mu.Unlock()
+	if p == nil {
+		return target{}, false
+	}
+	place, ifindex, mac, ok := p.inForce()
+	return target{p.id, place, ifindex, mac}, ok
+}
+
+// networksOf returns where each port is.
+func (ps *ports) networksOf() map[vnet.PortID]vnet.Moniker {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	all := make(map[vnet.PortID]vnet.Moniker, len(ps.byID))
+	for id, p := range ps.byID {
+		if place, _, _, ok := p.inForce(); ok {
+			all[id] = place.Network
+		}
+	}
+	return all
+}
+
 // kick lets all ports look again.
 func (ps *ports) kick() {
 	ps.mu.Lock()

@@ -28,6 +28,9 @@ type Row struct {
 	Router   bool // a gateway VM: sends from and gets for any address
 	Logged   bool // its flows are logged
 	Draining bool // begins no new flows: it is about to leave
+	Strict   bool // came by a swap: refuses TCP that began before
+	Reset    bool // ... and answers it with a reset
+	Tap      bool // Ifindex is one: it takes frames from XDP
 	// Rules come into force with the row. Nil, as they are when rows are read back:
 	// those in force stay.
 	Rules *Ruleset
@@ -56,14 +59,17 @@ type Datapath interface {
 
 	// SetRules replaces the rules of the row in force, all at once.
 	SetRules(vnet.PortID, *Ruleset) error
-	// SetLimits bounds the port's rates from now on, also before it has a row.
+	// SetLimits bounds the rates of a port that has a row, from now on.
 	SetLimits(vnet.PortID, vnet.Limits) error
+	// Connections lists the open TCP connections that the port has in an epoch.
+	Connections(vnet.PortID, vnet.Epoch) ([]Connection, error)
 	// SetDraining lets the port begin no new flows, or lets it again.
 	SetDraining(id vnet.PortID, on bool) error
 
 	// SetTimed starts or stops the stopwatch of a port whose row is in force.
 	SetTimed(id vnet.PortID, on bool) error
 	Times(vnet.PortID) (Times, error)
+	Tally(vnet.PortID) (Tally, error)
 }
 
 // A Directory is what the datapath knows of everybody else.
@@ -71,6 +77,7 @@ type Directory interface {
 	SetMappings([]MappingRow) error
 	DeleteMappings([]MappingKey) error // absent ones are no error
 	EachMapping(func(MappingRow)) error
+	Mapping(MappingKey) (MappingRow, bool, error)
 
 	// PutHost believes frames from a registered host's prefix.
 	PutHost(netip.Prefix) error
@@ -80,9 +87,10 @@ type Directory interface {
 	// a minute. The zero NextHop lets the kernel find out.
 	SetNextHop(index uint32, n NextHop) error
 
-	// SetRoutes replaces the routes of a network; none removes them.
-	SetRoutes(vnet.VNI, []vnet.Route) error
-	RouteNetworks() ([]vnet.VNI, error) // that have routes
+	// SetRoute puts a route of a network in force, or replaces that of its prefix.
+	SetRoute(vnet.VNI, vnet.Route) error
+	DeleteRoute(vnet.VNI, netip.Prefix) error // an absent one is no error
+	EachRoute(func(vnet.VNI, vnet.Route)) error
 
 	SetMembers([]Member) error
 	EachMember(func(Member)) error
@@ -125,8 +133,8 @@ type Neighbours interface {
 type Taps interface {
 	// Ensure makes the port's own tap, or adopts the one that is there.
 	Ensure(id vnet.PortID, mtu int) (ifindex int, err error)
-	// Find returns a tap that somebody else made.
-	Find(name string) (ifindex int, err error)
+	// Find returns a device that somebody else made, and whether it is a tap.
+	Find(name string) (ifindex int, tap bool, err error)
 	// Delete removes the port's own tap. An absent one is no error.
 	Delete(id vnet.PortID) error
 }
@@ -163,16 +171,6 @@ type Documents interface {
 	Forget(vnet.PortID)
 }
 
-// Agents are those in guests, as they are reached without their NICs.
-type Agents interface {
-	// Open keeps up the way to the agent of the port's machine, which runs. Idempotent.
-	Open(vnet.PortID, vnet.Machine)
-	// Listens reports whether an agent is there to be told.
-	Listens(vnet.PortID) bool
-	// Moved tells the agent that its network has changed; false: none listens.
-	Moved(vnet.PortID, vnet.Moved) bool
-}
-
 // A Prober asks the guest behind a tap whether it has the place's first CAs; the
 // answer comes back through the datapath.
 type Prober interface {
@@ -192,6 +190,8 @@ type Networks interface {
 	// Rules returns what a place's flows are judged by: the same pointer as long as
 	// that is the same.
 	Rules(*vnet.Place) (*Ruleset, error)
+	// Way says how an address is reached from a place; false: it isn't known.
+	Way(*vnet.Place, netip.Addr) (Way, bool)
 	// Use says in which places a port is or is about to be; nil ones are ignored.
 	Use(id vnet.PortID, places ...*vnet.Place) error
 }
@@ -203,13 +203,15 @@ type rooms struct {
 	machines Machines
 	links    Links
 	docs     Documents
-	agents   Agents
 	prober   Prober
+	resetter Resetter
 	router   Router
 	networks Networks
 	records  recorder
 	rungs    *rungs
 	metrics  *Metrics
+	accounts *accounts
+	moved    func()            // a port's place in force has changed; never blocks; nil: nobody asks
 	mtu      uint16            // that the underlay leaves to guests
 	report   func(vnet.Status) // never blocks
 }

@@ -90,7 +90,7 @@ func advertise(place *vnet.Place, before []former, mac vnet.MAC, to netip.Addr, 
 // by ARP: it is the same in every network.
 func (p *port) tellRouter() time.Duration {
 	r := &p.run
-	if r.Step == stepCut || r.Step == stepFlip || r.Step == stepDark || r.Step == stepRecut {
+	if r.Step == stepPart || r.Step == stepCut || r.Step == stepFlip || r.Step == stepDark || r.Step == stepRecut {
 		return forever // nobody would hear it
 	}
 	if left := time.Until(r.tellAt); left > 0 {

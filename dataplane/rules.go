@@ -156,8 +156,8 @@ func (gs *groups) network(vni vnet.VNI) *networkGroups {
 func (gs *groups) id(n RuleName) uint32 {
 	h := fnv.New32a()
 	fmt.Fprintf(h, "%d/%s/%s", n.VNI, n.Group, n.Rule)
-	id := h.Sum32()
-	for ; ; id++ {
+	const most = 1<<31 - 1 // that the datapath takes
+	for id := h.Sum32() & most; ; id = (id + 1) & most {
 		if taken, ok := gs.names[id]; id != 0 && (!ok || taken == n) {
 			gs.names[id] = n
 			return id

@@ -163,7 +163,7 @@ func TestRulesOfAPort(t *testing.T) {
 		ps := w.begin()
 		ps.set(in)
 		settle(time.Second)
-		w.inOrder("limits 23 from 7000000", "row 23 3.7 vni 0xabcdef")
+		w.inOrder("row 23 3.7 vni 0xabcdef", "limits 23 from 7000000")
 		if r := w.rules[23]; r == nil || len(r.In) != 1 {
 			t.Fatalf("first place under %+v", r)
 		}

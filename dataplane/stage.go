@@ -76,6 +76,12 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 			return 0, err
 		}
 	}
+	if wait, err := p.drain(next); err != nil || wait > 0 {
+		return wait, err
+	}
+	if err := p.noteWays(); err != nil {
+		return 0, err
+	}
 	return 0, p.timed()
 }
 
@@ -148,6 +154,9 @@ func (p *port) timed() error {
 // unstage takes back what was prepared for a swap that was released.
 func (p *port) unstage(in vnet.Intent) error {
 	p.since = time.Time{}
+	if err := p.undrain(); err != nil {
+		return err
+	}
 	if p.staged == nil && p.refused == 0 {
 		return nil
 	}
@@ -156,6 +165,7 @@ func (p *port) unstage(in vnet.Intent) error {
 	}
 	p.staged = nil
 	p.run.dirty = true
+	p.ways = nil
 	p.kick() // the stopwatch is to be stopped
 	if p.row == nil {
 		return nil

@@ -13,6 +13,7 @@ type step string
 
 // The steps of a flip, in the order of the walk.
 const (
+	stepPart    step = "part"    // the connections of the old place are reset
 	stepCut     step = "cut"     // the guest's link goes down
 	stepFlip    step = "flip"    // the row changes; the old metadata and local entry are gone
 	stepDark    step = "dark"    // the link stays down for the rung's time, then comes up
@@ -32,6 +33,7 @@ var steps = map[step]struct {
 	next  step
 	again step
 }{
+	stepPart:    {do: (*port).part, next: stepCut},
 	stepCut:     {do: (*port).cut, next: stepFlip},
 	stepFlip:    {do: (*port).flip, next: stepDark},
 	stepDark:    {do: (*port).dark, next: stepProve},
@@ -75,7 +77,6 @@ type run struct {
 	Pooled   bool              `json:"pooled,omitempty"` // the guest waits in the pool until it is seen here
 	Cuts     int               `json:"cuts,omitempty"`   // of the link so far
 	Tried    int               `json:"tried,omitempty"`  // rung of the ladder
-	Agent    bool              `json:"agent,omitempty"`  // the guest's agent is told instead of a first cut
 
 	dirty   bool // the record doesn't have this yet
 	resumed bool // an earlier session of the agent began it
@@ -145,7 +146,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
-	p.run = run{Epoch: in.Current.Epoch, Step: stepCut, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled()}
+	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled()}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have

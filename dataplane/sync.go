@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"reflect"
 	"sync"
 	"time"
 
@@ -24,9 +22,12 @@ type networks struct {
 	metrics    *Metrics
 	groups     *groups
 	services   *services
+	routes     *routes
 	kick       func()         // ports may go on
 	kickIn     func(vnet.VNI) // those in a network
-	refresh    chan struct{}  // of length 1: resolve next hops again
+	tapOf      func(vnet.VNI, vnet.MAC) (int, bool)
+	refresh    chan struct{} // of length 1: resolve next hops again
+	resynced   chan struct{} // of length 1: a server has said all
 
 	// Of the directory's caller alone.
 	changes map[MappingKey]*MappingRow // not written yet; nil: to be deleted
@@ -42,10 +43,8 @@ type networks struct {
 	loaded map[vnet.VNI]bool
 	broken map[vnet.VNI]error
 	hosts  map[string]hostRow
-	hops   map[uint32]NextHop                       // as last written
-	kept   map[vnet.PA]uint32                       // next hops that mappings of an earlier session name
-	places map[vnet.PortID][]*vnet.Place            // that ports use
-	routes map[vnet.VNI]map[netip.Prefix]vnet.Route // as last written
+	hops   map[uint32]NextHop // as last written
+	kept   map[vnet.PA]uint32 // next hops that mappings of an earlier session name
 }
 
 const (
@@ -61,12 +60,12 @@ const (
 func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.Logger) (*networks, error) {
 	ns := &networks{
 		datapath: d, neighbours: n, self: self, log: log, metrics: m, kick: func() {}, kickIn: func(vnet.VNI) {},
+		tapOf:  func(vnet.VNI, vnet.MAC) (int, bool) { return 0, false },
 		groups: newGroups(), services: newServices(d, log),
 		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{},
-		refresh: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
+		refresh: make(chan struct{}, 1), resynced: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
 		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
 		hops: map[uint32]NextHop{}, kept: map[vnet.PA]uint32{},
-		places: map[vnet.PortID][]*vnet.Place{}, routes: map[vnet.VNI]map[netip.Prefix]vnet.Route{},
 	}
 	err := d.EachMapping(func(m MappingRow) {
 		if m.NextHop != 0 {
@@ -79,12 +78,8 @@ func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.L
 	if err := d.EachMember(func(m Member) { ns.members[m.MappingKey] = m.Groups }); err != nil {
 		return nil, fmt.Errorf("read back who is in which groups: %w", err)
 	}
-	vnis, err := d.RouteNetworks()
-	if err != nil {
+	if ns.routes, err = newRoutes(d); err != nil {
 		return nil, fmt.Errorf("read back the routes: %w", err)
-	}
-	for _, vni := range vnis {
-		ns.routes[vni] = nil // left by an earlier session: written again, or removed
 	}
 	return ns, nil
 }
@@ -201,26 +196,9 @@ func (ns *networks) OnSynced(int64) {
 	seen := ns.seen
 	ns.sweep(func(k MappingKey) bool { _, ok := seen[k]; return !ok })
 	ns.forgetHosts()
-	ns.forgetRoutes()
 	ns.policyResynced()
 	ns.seen, ns.heard = nil, nil
-}
-
-// forgetRoutes removes what an earlier session left of networks that this host
-// needs no more.
-func (ns *networks) forgetRoutes() {
-	ns.mu.Lock()
-	defer ns.mu.Unlock()
-	for vni, routes := range ns.routes {
-		if routes != nil || ns.loaded[vni] {
-			continue
-		}
-		if err := ns.datapath.SetRoutes(vni, nil); err != nil {
-			ns.log.Error("old routes stay in the datapath", "err", err)
-			continue
-		}
-		delete(ns.routes, vni)
-	}
+	signal(ns.resynced)
 }
 
 // sweep deletes the mappings that old says, and all that is known of who has them.
@@ -257,62 +235,15 @@ func (ns *networks) Synced(vni vnet.VNI) (bool, error) {
 
 // Use says where a port is or is about to be, for the routes of its networks.
 func (ns *networks) Use(id vnet.PortID, places ...*vnet.Place) error {
-	ns.mu.Lock()
-	defer ns.mu.Unlock()
-	touched := map[vnet.VNI]bool{}
-	for _, pl := range ns.places[id] {
-		touched[pl.VNI] = true
-	}
-	delete(ns.places, id)
-	for _, pl := range places {
-		if pl != nil {
-			ns.places[id] = append(ns.places[id], pl)
-			touched[pl.VNI] = true
-		}
-	}
-	for vni := range touched {
-		if err := ns.writeRoutes(vni); err != nil {
-			return err
-		}
-	}
-	return nil
+	return ns.routes.use(id, places)
 }
 
-// writeRoutes makes a network's routes those of all the places in it; of two
-// that disagree the newer place wins.
-func (ns *networks) writeRoutes(vni vnet.VNI) error {
-	want := map[netip.Prefix]vnet.Route{}
-	by := map[netip.Prefix]vnet.Epoch{}
-	for _, places := range ns.places {
-		for _, pl := range places {
-			for _, r := range pl.Routes {
-				if pl.VNI == vni && pl.Epoch >= by[r.Prefix] {
-					want[r.Prefix], by[r.Prefix] = r, pl.Epoch
-				}
-			}
-		}
-	}
-	have, written := ns.routes[vni]
-	if len(want) == 0 && !written || have != nil && reflect.DeepEqual(have, want) {
-		return nil
-	}
-	routes := make([]vnet.Route, 0, len(want))
-	for _, r := range want {
-		routes = append(routes, r)
-	}
-	if err := ns.datapath.SetRoutes(vni, routes); err != nil {
-		return err
-	}
-	if ns.routes[vni] = want; len(want) == 0 {
-		delete(ns.routes, vni)
-	}
-	return nil
-}
-
-// run keeps next hops fresh until ctx is done.
+// run keeps next hops fresh, and routes free of what nobody has asked for, until
+// ctx is done.
 func (ns *networks) run(ctx context.Context) {
 	t := time.NewTicker(refreshEvery)
 	defer t.Stop()
+	var stale <-chan time.Time
 	for {
 		ns.resolve(ctx)
 		select {
@@ -320,6 +251,10 @@ func (ns *networks) run(ctx context.Context) {
 			return
 		case <-t.C:
 		case <-ns.refresh:
+		case <-ns.resynced:
+			stale = time.After(staleRoutes)
+		case <-stale:
+			ns.warn("old routes stay in the datapath", ns.routes.forget(), "")
 		}
 	}
 }

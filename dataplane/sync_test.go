@@ -12,8 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"replug/directory/vnet"
@@ -26,7 +24,7 @@ type table struct {
 	hosts    map[netip.Prefix]bool
 	hops     map[uint32]NextHop
 	stamps   map[uint32]time.Time
-	routes   map[vnet.VNI][]vnet.Route
+	routes   map[routeKey]vnet.Route
 	members  map[MappingKey]vnet.Groups
 	services map[ServiceKey]vnet.Service
 	full     error
@@ -35,7 +33,7 @@ type table struct {
 
 func newTable() *table {
 	return &table{mappings: map[MappingKey]MappingRow{}, hosts: map[netip.Prefix]bool{}, hops: map[uint32]NextHop{},
-		stamps: map[uint32]time.Time{}, routes: map[vnet.VNI][]vnet.Route{},
+		stamps: map[uint32]time.Time{}, routes: map[routeKey]vnet.Route{},
 		members: map[MappingKey]vnet.Groups{}, services: map[ServiceKey]vnet.Service{}}
 }
 
@@ -90,6 +88,11 @@ func (f *table) EachMapping(each func(MappingRow)) error {
 	return nil
 }
 
+func (f *table) Mapping(k MappingKey) (MappingRow, bool, error) {
+	m, ok := f.mappings[k]
+	return m, ok, nil
+}
+
 func (f *table) PutHost(p netip.Prefix) error    { f.hosts[p] = true; return nil }
 func (f *table) DeleteHost(p netip.Prefix) error { delete(f.hosts, p); return nil }
 
@@ -115,18 +118,22 @@ func (f *table) hop(i uint32) (NextHop, time.Duration) {
 	return f.hops[i], time.Since(f.stamps[i])
 }
 
-func (f *table) SetRoutes(v vnet.VNI, routes []vnet.Route) error {
-	if f.routes[v] = routes; len(routes) == 0 {
-		delete(f.routes, v)
-	}
+func (f *table) SetRoute(v vnet.VNI, r vnet.Route) error {
+	f.routes[routeKey{v, r.Prefix}] = r
+	f.writes++
 	return nil
 }
 
-func (f *table) RouteNetworks() (vnis []vnet.VNI, err error) {
-	for v := range f.routes {
-		vnis = append(vnis, v)
+func (f *table) DeleteRoute(v vnet.VNI, p netip.Prefix) error {
+	delete(f.routes, routeKey{v, p})
+	return nil
+}
+
+func (f *table) EachRoute(each func(vnet.VNI, vnet.Route)) error {
+	for k, r := range f.routes {
+		each(k.vni, r)
 	}
-	return vnis, nil
+	return nil
 }
 
 // kernel knows the way to some hosts.
@@ -275,47 +282,4 @@ func TestNextHops(t *testing.T) {
 			t.Errorf("next hop of a host that is gone: %v", hop)
 		}
 	})
-}
-
-// The routes of a network are those of the places in it, the newest winning;
-// they go with the last one.
-func TestRoutes(t *testing.T) {
-	f := newTable()
-	f.routes[0x999999] = []vnet.Route{{Prefix: netip.MustParsePrefix("10.99.0.0/16")}} // of an earlier session
-	ns := session(t, f, nil)
-	route := func(counter uint64, hop string) *vnet.Place {
-		p := place("red", red, "10.17.34.51", counter)
-		p.Routes = []vnet.Route{{Prefix: netip.MustParsePrefix("10.23.0.0/16"), NextHop: netip.MustParseAddr(hop)}}
-		return &p
-	}
-	elsewhere := place("blue", blue, "10.17.34.62", 9)
-	for _, c := range []struct {
-		id     vnet.PortID
-		places []*vnet.Place
-		want   string
-	}{
-		{23, []*vnet.Place{route(7, "10.17.34.3"), nil}, "10.17.34.3"},
-		{29, []*vnet.Place{route(9, "10.17.34.4")}, "10.17.34.4"},
-		{29, []*vnet.Place{&elsewhere}, "10.17.34.3"},
-		{23, []*vnet.Place{route(7, "10.17.34.3"), &elsewhere}, "10.17.34.3"},
-		{23, nil, ""},
-	} {
-		var want []vnet.Route
-		if c.want != "" {
-			want = []vnet.Route{{Prefix: netip.MustParsePrefix("10.23.0.0/16"), NextHop: netip.MustParseAddr(c.want)}}
-		}
-		for range 20 { // the order of Go's maps must not matter
-			if err := ns.Use(c.id, c.places...); err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(want, f.routes[red], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
-				t.Fatalf("port %d at %v: -want +got\n%s", c.id, c.places, d)
-			}
-		}
-	}
-	ns.OnResync()
-	ns.OnSynced(20)
-	if len(f.routes) != 0 {
-		t.Errorf("routes left: %v", f.routes)
-	}
 }

@@ -34,6 +34,9 @@ type world struct {
 	groups      *groups
 	rules       map[vnet.PortID]*Ruleset
 	limits      map[vnet.PortID]vnet.Limits
+	connections []Connection
+	connected   vnet.Epoch    // in which they are
+	slow        time.Duration // to list them
 	full        error
 	dies        bool // every machine, at once
 	unmonitored bool // every monitor is gone
@@ -67,8 +70,6 @@ type guest struct {
 	deaf     bool          // never asks when its link comes back
 	polls    bool          // waits for its document, and asks when it is told to
 	plugs    bool          // asks when its NIC is put in
-	hears    bool          // its agent listens to the second channel
-	gone     bool          // it has stopped listening by the time it is told
 	reports  bool          // runs an agent
 	fails    bool          // reports failure
 	bounced  int
@@ -109,9 +110,12 @@ func (w *world) begin() *ports {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
+	accounts := newAccounts(prometheus.NewRegistry())
+	accounts.tally = w.Tally
 	r := rooms{
+		accounts: accounts,
 		datapath: w, taps: (*worldTaps)(w), machines: (*worldMachines)(w), links: (*worldLinks)(w), docs: (*worldDocs)(w),
-		prober: (*worldProber)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), agents: (*worldAgents)(w), records: worldRecords{w, recs}, rungs: newRungs(),
+		prober: (*worldProber)(w), resetter: (*worldResetter)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), records: worldRecords{w, recs}, rungs: newRungs(),
 		metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, report: w.report,
 	}
 	if w.furnish != nil {
@@ -252,6 +256,19 @@ func (w *world) SetLimits(id vnet.PortID, l vnet.Limits) error {
 	return nil
 }
 
+func (w *world) Connections(_ vnet.PortID, e vnet.Epoch) ([]Connection, error) {
+	w.mu.Lock()
+	slow := w.slow
+	w.mu.Unlock()
+	time.Sleep(slow)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e != w.connected {
+		return nil, nil
+	}
+	return slices.Clone(w.connections), nil
+}
+
 func (w *world) SetDraining(id vnet.PortID, on bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -305,6 +322,8 @@ func (w *world) Detach(id vnet.PortID, ifindex int) error {
 	delete(w.attached, ifindex)
 	return nil
 }
+
+func (w *world) Tally(vnet.PortID) (Tally, error) { return Tally{}, nil }
 
 func (w *world) Times(vnet.PortID) (Times, error) { return Times{}, nil }
 

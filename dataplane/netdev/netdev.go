@@ -60,6 +60,7 @@ type Device struct {
 	Ifindex int
 	MTU     int // bytes
 	MAC     vnet.MAC
+	Tap     bool
 	Up      bool // administratively; a tap that nobody has opened has no carrier
 }
 
@@ -104,6 +105,9 @@ func deviceOf(link netlink.Link) Device {
 	a := link.Attrs()
 	d := Device{Name: a.Name, Ifindex: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0}
 	copy(d.MAC[:], a.HardwareAddr)
+	if t, ok := link.(*netlink.Tuntap); ok {
+		d.Tap = t.Mode == netlink.TUNTAP_MODE_TAP
+	}
 	return d
 }
 

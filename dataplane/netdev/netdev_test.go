@@ -51,12 +51,12 @@ func sysctl(t *testing.T, path string) string {
 }
 
 func TestTapNames(t *testing.T) {
-	for _, id := range []vnet.PortID{7, 4094} {
+	for _, id := range []vnet.PortID{7, 16382} {
 		if got, ok := netdev.TapPort(netdev.TapName(id)); !ok || got != id || len(netdev.TapName(id)) > 15 {
 			t.Errorf("%d is %q is %d", id, netdev.TapName(id), got)
 		}
 	}
-	for _, s := range []string{"", "tap7", "rp-tap", "rp-tap0", "rp-tap07", "rp-tap4095", "rp-tap+7", "rp-tap7x", "rp-tap65543"} {
+	for _, s := range []string{"", "tap7", "rp-tap", "rp-tap0", "rp-tap07", "rp-tap16383", "rp-tap+7", "rp-tap7x", "rp-tap65543"} {
 		if id, ok := netdev.TapPort(s); ok {
 			t.Errorf("%q is port %d", s, id)
 		}

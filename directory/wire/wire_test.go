@@ -93,7 +93,7 @@ func place(t *rapid.T) vnet.Place {
 
 func anyIntent(t *rapid.T) vnet.Intent {
 	return vnet.Intent{
-		Port: words.Draw(t, "port"), ID: vnet.PortID(rapid.IntRange(1, 16382).Draw(t, "id")), Host: words.Draw(t, "host"),
+		Port: words.Draw(t, "port"), ID: vnet.PortID(rapid.IntRange(1, int(vnet.MaxPortID)).Draw(t, "id")), Host: words.Draw(t, "host"),
 		MAC: macs.Draw(t, "mac"), PA: vnet.PA{Addr: unicast.Draw(t, "pa")}, VM: words.Draw(t, "vm"),
 		Machine: rapid.Ptr(rapid.Custom(func(t *rapid.T) vnet.Machine {
 			return vnet.Machine{ID: words.Draw(t, "id"), UUID: words.Draw(t, "uuid"), CPUs: int(rapid.Int32().Draw(t, "cpus")),
@@ -220,7 +220,7 @@ func TestStrict(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(*directorypb.Intent){
 		"no port":                   func(i *directorypb.Intent) { i.Port = "" },
-		"port id too high":          func(i *directorypb.Intent) { i.Id = 16383 },
+		"port id too high":          func(i *directorypb.Intent) { i.Id = uint32(vnet.MaxPortID) + 1 },
 		"port id that wraps around": func(i *directorypb.Intent) { i.Id = 65536 + 23 },
 		"short MAC":                 func(i *directorypb.Intent) { i.Mac = i.Mac[:5] },
 		"group MAC":                 func(i *directorypb.Intent) { i.Mac[0] = 3 },
