@@ -33,12 +33,22 @@ const (
 	datapathBackendFlagBACKEND_DEAD datapathBackendFlag = 2
 )
 
+type datapathCapturePoint uint32
+
+const (
+	datapathCapturePointPOINT_FROM_VM   datapathCapturePoint = 1
+	datapathCapturePointPOINT_TO_VM     datapathCapturePoint = 2
+	datapathCapturePointPOINT_FROM_WIRE datapathCapturePoint = 3
+	datapathCapturePointPOINT_TO_WIRE   datapathCapturePoint = 4
+	datapathCapturePointPOINT_DROP      datapathCapturePoint = 5
+)
+
 type datapathCaptured struct {
 	_       structs.HostLayout
 	Time    uint64
 	PortId  uint32
 	Reason  datapathDropReason
-	Point   uint32
+	Point   datapathCapturePoint
 	Len     uint32
 	Snapped uint32
 	Frame   [256]uint8
@@ -160,13 +170,20 @@ type datapathFlowEvent struct {
 	Time    uint64
 	Epoch   uint64
 	Key     datapathFlowKey
-	Kind    uint32
+	Kind    datapathFlowEventKind
 	Reason  datapathDropReason
 	Rule    int32
 	Inbound uint32
 	Len     uint32
 	_       [4]byte
 }
+
+type datapathFlowEventKind uint32
+
+const (
+	datapathFlowEventKindFLOW_STARTED datapathFlowEventKind = 1
+	datapathFlowEventKindFLOW_DENIED  datapathFlowEventKind = 2
+)
 
 type datapathFlowFlag uint32
 

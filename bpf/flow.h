@@ -221,8 +221,10 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 	enum drop_reason why;
 
 	p->climbs = p->gso != 0;
-	if (is_related(p, id, port, inbound, now))
+	if (is_related(p, id, port, inbound, now)) {
+		*(inbound ? &p->flow_in : &p->flow_out) = FLOW_RELATED;
 		return DROP_NONE;
+	}
 	make_key(p, id, inbound);
 	if (p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_SYN) && port->flags & PORT_STRICT) {
 		p->reset = port->flags & PORT_RESET && !(p->tcp_flags & TCP_RST);

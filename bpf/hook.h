@@ -49,6 +49,7 @@ static __always_inline struct packet *open_packet(bool trace)
 	p->fragment = WHOLE;
 	p->natted = p->reset = p->known = p->climbs = 0;
 	p->flow_in = p->flow_out = FLOW_NOT_ASKED;
+	p->rule_in = p->rule_out = RULE_NONE;
 	p->trace = trace;
 	return p;
 }

@@ -116,6 +116,7 @@ type Server struct {
 	reign  atomic.Pointer[reign] // nil on a standby
 	leader atomic.Pointer[string]
 	up     presence
+	looks  looks
 }
 
 // New makes a server. [Server.Run] makes it work.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -32,6 +33,7 @@ type manners struct {
 	upTo   func(vnet.Place) vnet.StatusPhase         // how far it gets in a place; nil: all the way
 	guest  func(vnet.Place, *vnet.GuestReport)       // changes what the guest says
 	hook   func(phase vnet.StatusPhase, port string) // called before a status is reported
+	answer client.Asked                              // answers questions; nil: it refuses
 }
 
 type fakePort struct {
@@ -60,7 +62,7 @@ func (w *world) hostOf(info vnet.HostInfo, session uint64) *fakeHost {
 		w.t.Fatal(err)
 	}
 	h := &fakeHost{t: w.t, ports: make(map[string]*fakePort)}
-	h.client, err = client.New(client.Config{Endpoints: []string{w.addr}, TLS: tls, Host: info, Session: session, Log: quiet(), MaxWait: 50 * time.Millisecond}, h)
+	h.client, err = client.New(client.Config{Endpoints: []string{w.addr}, TLS: tls, Host: info, Session: session, Log: quiet(), MaxWait: 50 * time.Millisecond, OnAsk: h.asked}, h)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -86,6 +88,16 @@ func (h *fakeHost) behave(m manners) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.manners = m
+}
+
+func (h *fakeHost) asked(ctx context.Context, kind string, payload []byte, say func([]byte) error) error {
+	h.mu.Lock()
+	answer := h.manners.answer
+	h.mu.Unlock()
+	if answer == nil {
+		return errors.New("no answer today")
+	}
+	return answer(ctx, kind, payload, say)
 }
 
 // OnIntent makes an intent true.

@@ -31,6 +31,7 @@ func (s *Server) registerAPI(r grpc.ServiceRegistrar) {
 	pb.RegisterPortsServer(r, portsAPI{s: s})
 	pb.RegisterHostsServer(r, hostsAPI{s: s})
 	pb.RegisterAdminServer(r, adminAPI{s: s})
+	pb.RegisterDiagnosticsServer(r, diagnosticsAPI{s: s})
 }
 
 // A caller is who makes an API call, and what answers it.

@@ -15,6 +15,7 @@ import (
 	"replug/control/storage"
 	"replug/control/swap"
 	"replug/directory/pki"
+	"replug/directory/server"
 	"replug/directory/store"
 )
 
@@ -51,8 +52,12 @@ var wireCodes = []struct {
 	{network.ErrExhausted, codes.ResourceExhausted},
 	{compute.ErrExhausted, codes.ResourceExhausted},
 	{pool.ErrBusy, codes.ResourceExhausted},
+	{server.ErrBusy, codes.ResourceExhausted},
 
 	{ErrNotSo, codes.FailedPrecondition},
+	{server.ErrNoHost, codes.FailedPrecondition},
+	{server.ErrSilent, codes.FailedPrecondition},
+	{server.ErrRefused, codes.FailedPrecondition},
 	{network.ErrTaken, codes.FailedPrecondition},
 	{network.ErrInUse, codes.FailedPrecondition},
 	{compute.ErrInUse, codes.FailedPrecondition},

@@ -194,6 +194,7 @@ type api struct {
 	pb.PortsClient
 	pb.HostsClient
 	pb.AdminClient
+	pb.DiagnosticsClient
 }
 
 // as returns the API as the owner of a certificate has it.
@@ -215,7 +216,7 @@ func dial(t testing.TB, name, addr string) api {
 	t.Cleanup(func() { c.Close() })
 	return api{
 		pb.NewTenantsClient(c), pb.NewNetworksClient(c), pb.NewVMTypesClient(c), pb.NewPoolsClient(c), pb.NewVMsClient(c),
-		pb.NewClaimsClient(c), pb.NewSwapsClient(c), pb.NewPortsClient(c), pb.NewHostsClient(c), pb.NewAdminClient(c),
+		pb.NewClaimsClient(c), pb.NewSwapsClient(c), pb.NewPortsClient(c), pb.NewHostsClient(c), pb.NewAdminClient(c), pb.NewDiagnosticsClient(c),
 	}
 }
 

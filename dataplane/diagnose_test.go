@@ -195,7 +195,7 @@ func TestTraceNames(t *testing.T) {
 		t.Errorf("sent %q,\nwant %q: the address of the destination's subnet, the gateway's MAC", words, want)
 	}
 	if got.Port.Name != "acme.web-1" || got.To != (ask.PortRef{Name: "acme.db-1", ID: 45, Network: "red", VNI: 0xa1b2c3, Tenant: "acme"}) ||
-		got.RuleIn != "web/https" || !strings.Contains(got.RuleOut, "no rule denies") || got.Device != "dev9" || !bytes.Equal(got.Sent, w.sent) {
+		got.RuleIn != (ask.Decision{Rule: "web/https", Says: "allowed by web/https"}) || !strings.Contains(got.RuleOut.Says, "no rule denies") || got.Device != "dev9" || !bytes.Equal(got.Sent, w.sent) {
 		t.Errorf("got %+v", got)
 	}
 	q.Spec.Dst, q.Spec.Protocol = netip.MustParseAddr("2001:db8::9"), vnet.ICMP
@@ -203,7 +203,7 @@ func TestTraceNames(t *testing.T) {
 	if err := asked(t, t.Context(), d, ask.KindTraceFromVM, q, func(a ask.Trace) { got = a }); err != nil {
 		t.Fatal(err)
 	}
-	if tuple, _ := frame.TupleOf(w.sent); tuple.String() != "icmpv6 fd17:3::33 > 2001:db8::9" || got.Why != "text of no_route" || got.RuleOut != "" {
+	if tuple, _ := frame.TupleOf(w.sent); tuple.String() != "icmpv6 fd17:3::33 > 2001:db8::9" || got.Why != "text of no_route" || got.RuleOut != (ask.Decision{}) {
 		t.Errorf("sent %s, got %+v", tuple, got)
 	}
 	q.Port = "acme.web-9"

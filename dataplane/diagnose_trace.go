@@ -67,8 +67,9 @@ func (d *diagnosis) traceFromWire(q ask.TraceFromWire) (ask.Trace, error) {
 func (d *diagnosis) trace(t Traced, sent []byte) ask.Trace {
 	out := ask.Trace{
 		Verdict: t.Verdict, Drop: t.Drop, Port: d.ref(t.Port), To: d.ref(t.To),
-		RuleOut: d.rule(t.RuleOut, "passes: no rule denies it"), RuleIn: d.rule(t.RuleIn, "denied: no rule allows it"),
-		Flow: t.Flow, Service: t.Service, Backend: t.Backend, Route: t.Route, NextHop: t.NextHop, Mapping: t.Mapping,
+		RuleOut: d.decision(t.RuleOut, t.Drop == dropRuleOut, "allowed: no rule denies it"),
+		RuleIn:  d.decision(t.RuleIn, t.Drop == dropRuleIn, "denied: no rule allows it"),
+		Flow:    t.Flow, Service: t.Service, Backend: t.Backend, Route: t.Route, NextHop: t.NextHop, Mapping: t.Mapping,
 		MTU: t.MTU, Sent: sent, Frame: t.Frame,
 	}
 	if t.Drop != "" {
@@ -80,22 +81,37 @@ func (d *diagnosis) trace(t Traced, sent []byte) ask.Trace {
 	return out
 }
 
-// rule says which rule decided, "" if none was asked.
-func (d *diagnosis) rule(id int64, otherwise string) string {
-	switch id {
-	case RuleUnasked:
-		return ""
-	case RuleNone:
-		return "passes: the port is in no group"
-	case RuleDefault:
-		return otherwise
+// Reasons that a rule gives.
+const (
+	dropRuleOut = "rule_out"
+	dropRuleIn  = "rule_in"
+)
+
+func (d *diagnosis) decision(id int64, denied bool, otherwise string) ask.Decision {
+	switch {
+	case id == RuleUnasked:
+		return ask.Decision{}
+	case id == RuleNone:
+		return ask.Decision{Says: "allowed: the port is in no group"}
+	case id == RuleDefault:
+		return ask.Decision{Says: otherwise}
 	}
-	return d.ruleName(id)
+	name := ruleName(d.rules, id)
+	if denied {
+		return ask.Decision{Rule: name, Says: "denied by " + name}
+	}
+	return ask.Decision{Rule: name, Says: "allowed by " + name}
 }
 
-// ruleName is "group/rule".
-func (d *diagnosis) ruleName(id int64) string {
-	if n, ok := d.rules(uint32(id)); ok {
+// ruleName is "group/rule", or what decided instead.
+func ruleName(rules func(uint32) (RuleName, bool), id int64) string {
+	switch id {
+	case RuleDefault:
+		return "no rule matched"
+	case RuleNone, RuleUnasked:
+		return "the port is in no group"
+	}
+	if n, ok := rules(uint32(id)); ok {
 		return n.Group + "/" + n.Rule
 	}
 	return fmt.Sprintf("rule %d, which was deleted", id)

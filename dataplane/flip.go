@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"replug/directory/vnet"
@@ -25,6 +26,9 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	}
 	p.ask() // its answer is the last frame before the blackout
 	if bounced(&in.Current) && p.row != nil && p.on(in) {
+		if p.run.Agent = p.agents.Listens(p.id); p.run.Agent {
+			return outcome{kind: done}, nil
+		}
 		if err := p.setLink(ctx, in, false); err != nil {
 			p.log.Warn("link could not be cut", "err", err)
 		} else {
@@ -110,15 +114,35 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	case r.Cuts > 0 && !r.up():
 		r.hop("link_up")
 	}
+	if r.Agent && r.Cuts == 0 {
+		r.Agent = p.askAgent(&in.Current)
+	}
 	r.kicked, r.dueBy = time.Now(), time.Time{}
 	r.tellAnew()
 	return outcome{kind: done}, nil
 }
 
+// askAgent is the rung before the ladder: the guest's agent is told by its second
+// channel that the network has changed, and no link is cut. False: none listens.
+func (p *port) askAgent(place *vnet.Place) bool {
+	moved := vnet.Moved{Epoch: place.Epoch}
+	for _, a := range place.Addrs {
+		moved.Addrs = append(moved.Addrs, netip.PrefixFrom(a.CA.Addr, a.Bits))
+	}
+	if !p.agents.Moved(p.id, moved) {
+		return false
+	}
+	p.run.hop("agent_told")
+	return true
+}
+
 // recut is the next rung.
 func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
-	if r.Cuts > 0 || r.again {
+	switch {
+	case r.Agent && r.Cuts == 0:
+		r.hop("no proof by " + agentRung)
+	case r.Cuts > 0 || r.again:
 		r.hop("no proof by " + p.rung(in).String())
 		r.Tried++
 	}
@@ -156,7 +180,7 @@ func (p *port) rung(in *vnet.Intent) rung { return p.ladder(in).at(p.run.Tried) 
 
 // climber is who climbs.
 func (p *port) climber(in *vnet.Intent) climber {
-	c := climber{pooled: p.run.Pooled}
+	c := climber{image: "port " + in.Port, pooled: p.run.Pooled} // somebody else's VM is like no other
 	if in.Machine != nil {
 		c.image = in.Machine.Image
 	}

@@ -20,7 +20,6 @@ import (
 	stdmaps "maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -30,8 +29,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
+	"replug/dataplane/channel"
 	"replug/dataplane/compute"
 	"replug/dataplane/imds"
 	"replug/dataplane/netdev"
@@ -42,9 +41,6 @@ import (
 	"replug/directory/pki"
 	"replug/directory/vnet"
 )
-
-// metadataPort is where guests find the metadata service.
-const metadataPort = 80
 
 // A Host is the agent, made by [New].
 type Host struct {
@@ -59,6 +55,7 @@ type Host struct {
 	qemu     *compute.QEMU // nil: no machines
 	sender   *trap.Sender
 	imds     *imds.Server
+	channel  *channel.Server
 	ports    *ports
 	networks *networks
 	checks   *checks
@@ -164,13 +161,7 @@ func (h *Host) openPorts(context.Context) error {
 		return err
 	}
 	h.close = append(h.close, h.sender.Close)
-	h.imds = imds.New(imds.Config{
-		OnReport: func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
-			return h.ports.guestReport(ctx, id, r)
-		},
-		Refused: func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() },
-		Log:     h.log,
-	})
+	h.openMetadata()
 	var driver compute.Driver
 	if h.qemu != nil {
 		driver = h.qemu
@@ -180,8 +171,8 @@ func (h *Host) openPorts(context.Context) error {
 	accounts.tally = h.maps.Tally
 	ps, err := newPorts(rooms{
 		accounts: accounts, moved: h.checks.changed,
-		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: h.imds,
-		prober: prober{h.sender}, router: routers{h.sender}, resetter: resets{h.sender}, networks: h.networks, records: recs, rungs: newRungs(), metrics: h.metrics,
+		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: documents{h.imds, h.channel},
+		prober: prober{h.sender}, router: routers{h.sender}, resetter: resets{h.sender}, networks: h.networks, agents: agents{h.channel, driver}, records: recs, rungs: newRungs(), metrics: h.metrics,
 		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
 	}, h.log)
 	if err != nil {
@@ -196,6 +187,17 @@ func (h *Host) openPorts(context.Context) error {
 	h.checks.forget = func(v vnet.Health) { h.client.ForgetHealth(v.VNI, v.Service, v.Member) }
 	h.networks.services.changed = h.checks.changed
 	return nil
+}
+
+// openMetadata makes the two ways by which guests get documents and report on them.
+func (h *Host) openMetadata() {
+	report := func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+		return h.ports.guestReport(ctx, id, r)
+	}
+	refused := func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() }
+	h.imds = imds.New(imds.Config{OnReport: report, Refused: refused, Log: h.log})
+	h.channel = channel.New(channel.Config{OnReport: report, Refused: refused, Log: h.log})
+	h.close = append(h.close, h.channel.Shut)
 }
 
 func (h *Host) openClient(context.Context) error {
@@ -236,10 +238,10 @@ func (h *Host) Run(ctx context.Context) error {
 		return errors.Join(err, h.Close())
 	}
 	context.AfterFunc(ctx, stop)
-	listeners, err := h.listen(ctx)
+	listeners, err := h.listenMetadata(ctx)
 	if err != nil {
 		stop()
-		return errors.Join(fmt.Errorf("serve metadata: %w", err), h.Close())
+		return errors.Join(err, h.Close())
 	}
 	h.ports.begin(ctx)
 	h.running.Store(h.ports)
@@ -259,26 +261,6 @@ func (h *Host) Run(ctx context.Context) error {
 	err = g.Wait()
 	h.ports.wg.Wait()
 	return errors.Join(err, h.Close())
-}
-
-// listen opens the metadata service's sockets. A kernel without IPv6 has one less.
-func (h *Host) listen(ctx context.Context) ([]net.Listener, error) {
-	var all []net.Listener
-	for _, a := range netdev.MetadataAddresses {
-		l, err := imds.Listen(ctx, h.underlay.imds.Near.Name, netip.AddrPortFrom(a, metadataPort).String())
-		switch {
-		case err == nil:
-			all = append(all, l)
-		case a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)):
-			h.log.Warn("no metadata over IPv6: this kernel has none", "err", err)
-		default:
-			for _, l := range all {
-				_ = l.Close()
-			}
-			return nil, err
-		}
-	}
-	return all, nil
 }
 
 // probe sends a segment of a health check to a port's guest.

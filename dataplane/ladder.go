@@ -93,6 +93,10 @@ func (r rung) String() string {
 	return fmt.Sprintf("bounce %s", r.dark)
 }
 
+// agentRung is the name of what comes before the ladder where it can: see
+// [port.askAgent]. It is not remembered: an agent that listens is asked.
+const agentRung = "agent"
+
 // at returns the n-th rung; beyond the last, the last one with growing patience.
 func (l ladder) at(n int) rung {
 	last := len(l) - 1

@@ -231,6 +231,9 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	p.turned()
 	switch {
 	case running == (m.Power == vnet.PowerOn):
+		if running {
+			p.agents.Open(p.id, *m)
+		}
 		if running && time.Since(p.startAt) > time.Minute {
 			p.startWait = 0
 		}

@@ -194,6 +194,8 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	case r.Cuts > 0:
 		r.Rung = p.rung(in).String()
 		p.rungs.remember(p.climber(in), p.ladder(in), r.Tried)
+	case r.Agent:
+		r.Rung = agentRung
 	case in.Current.Swap != "" && r.told > 0 && slices.Contains(families(&in.Current), ipv6):
 		r.Rung = "ra"
 	case in.Current.Swap != "":

@@ -171,6 +171,16 @@ type Documents interface {
 	Forget(vnet.PortID)
 }
 
+// Agents are those in guests, as they are reached without their NICs.
+type Agents interface {
+	// Open keeps up the way to the agent of the port's machine, which runs. Idempotent.
+	Open(vnet.PortID, vnet.Machine)
+	// Listens reports whether an agent is there to be told.
+	Listens(vnet.PortID) bool
+	// Moved tells the agent that its network has changed; false: none listens.
+	Moved(vnet.PortID, vnet.Moved) bool
+}
+
 // A Prober asks the guest behind a tap whether it has the place's first CAs; the
 // answer comes back through the datapath.
 type Prober interface {
@@ -203,6 +213,7 @@ type rooms struct {
 	machines Machines
 	links    Links
 	docs     Documents
+	agents   Agents
 	prober   Prober
 	resetter Resetter
 	router   Router

@@ -77,6 +77,7 @@ type run struct {
 	Pooled   bool              `json:"pooled,omitempty"` // the guest waits in the pool until it is seen here
 	Cuts     int               `json:"cuts,omitempty"`   // of the link so far
 	Tried    int               `json:"tried,omitempty"`  // rung of the ladder
+	Agent    bool              `json:"agent,omitempty"`  // the guest's agent is told instead of a first cut
 
 	dirty   bool // the record doesn't have this yet
 	resumed bool // an earlier session of the agent began it

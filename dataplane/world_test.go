@@ -70,6 +70,8 @@ type guest struct {
 	deaf     bool          // never asks when its link comes back
 	polls    bool          // waits for its document, and asks when it is told to
 	plugs    bool          // asks when its NIC is put in
+	hears    bool          // its agent listens to the second channel
+	gone     bool          // it has stopped listening by the time it is told
 	reports  bool          // runs an agent
 	fails    bool          // reports failure
 	bounced  int
@@ -115,7 +117,7 @@ func (w *world) begin() *ports {
 	r := rooms{
 		accounts: accounts,
 		datapath: w, taps: (*worldTaps)(w), machines: (*worldMachines)(w), links: (*worldLinks)(w), docs: (*worldDocs)(w),
-		prober: (*worldProber)(w), resetter: (*worldResetter)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), records: worldRecords{w, recs}, rungs: newRungs(),
+		prober: (*worldProber)(w), resetter: (*worldResetter)(w), router: (*worldRouter)(w), networks: (*worldNetworks)(w), agents: (*worldAgents)(w), records: worldRecords{w, recs}, rungs: newRungs(),
 		metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, report: w.report,
 	}
 	if w.furnish != nil {

@@ -61,6 +61,20 @@ func (c *caller) id() string {
 
 // call runs f with a connection to the first server that leads.
 func (c *caller) call(cmd *cobra.Command, f func(context.Context, *grpc.ClientConn) error) error {
+	return c.callWithin(cmd, c.timeout, f)
+}
+
+// callLong is call for what goes on until it is interrupted, unless a timeout was
+// given.
+func (c *caller) callLong(cmd *cobra.Command, f func(context.Context, *grpc.ClientConn) error) error {
+	if cmd.Flags().Changed("timeout") {
+		return c.call(cmd, f)
+	}
+	const forever = 100 * 365 * 24 * time.Hour
+	return c.callWithin(cmd, forever, f)
+}
+
+func (c *caller) callWithin(cmd *cobra.Command, within time.Duration, f func(context.Context, *grpc.ClientConn) error) error {
 	if c.output != "table" && c.output != "json" {
 		return usageError{fmt.Errorf("--output is table or json, not %q", c.output)}
 	}
@@ -68,7 +82,7 @@ func (c *caller) call(cmd *cobra.Command, f func(context.Context, *grpc.ClientCo
 	if err != nil {
 		return fmt.Errorf("%w\nName your certificates with --pki and --as; 'replug pki' makes them", err)
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), within)
 	defer cancel()
 	creds := credentials.NewTLS(tls)
 	last := errors.New("no server given: use --server")

@@ -24,6 +24,7 @@ type launch struct {
 const (
 	monitorFD = 3
 	powerFD   = 4
+	channelFD = 5
 )
 
 // args is QEMU's command line. Every device is named here: no defaults, no
@@ -56,11 +57,19 @@ func (c *Config) args(l *launch) []string {
 	for id, fd := range []int{monitorFD, powerFD} {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=mon%d,fd=%d,server=on,wait=off", id, fd), "-mon", fmt.Sprintf("chardev=mon%d,mode=control", id))
 	}
+	a = append(a, channelArgs()...)
 	fill := strings.NewReplacer("{dir}", l.dir, "{id}", m.ID)
 	for _, x := range c.ExtraArgs {
 		a = append(a, fill.Replace(x))
 	}
 	return a
+}
+
+// channelArgs is the virtio-serial port by which the host and the guest's agent speak
+// without the NIC.
+func channelArgs() []string {
+	return []string{"-device", "virtio-serial-pci,max_ports=2", "-chardev", fmt.Sprintf("socket,id=guest,fd=%d,server=on,wait=off", channelFD),
+		"-device", "virtserialport,chardev=guest,name=" + vnet.ChannelName}
 }
 
 // leastPrivilege takes from QEMU what a guest that broke out would want: new

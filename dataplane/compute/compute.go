@@ -7,6 +7,7 @@
 //	               console.log    serial port 0
 //	               qmp.sock       monitor, for whoever moves the NIC's link
 //	               power.sock     monitor, for this package
+//	               guest.sock     second channel to the agent in the guest
 //	               qemu.pid, qemu.log
 //
 // It makes no taps, and knows nothing of networks: a NIC is a tap's name and a MAC.
@@ -71,6 +72,7 @@ type State struct {
 	PID     int    // while on
 	Dir     string // its files
 	Monitor string // QMP socket that this package does not use
+	Channel string // socket of the port [vnet.ChannelName]
 	Console string // file with the output of serial port 0
 	Accel   string // "kvm" or "tcg", of the last start
 	Problem string // what is wrong with its files, if anything

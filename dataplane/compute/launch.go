@@ -28,6 +28,7 @@ const (
 	consoleFile   = "console.log"
 	monitorSocket = "qmp.sock"
 	powerSocket   = "power.sock"
+	channelSocket = "guest.sock"
 )
 
 // A record is what was asked for and which process runs it.
@@ -94,7 +95,7 @@ func (q *QEMU) launch(ctx context.Context, l *launch) (*process, error) {
 	cmd := exec.Command(q.c.QEMU, q.c.args(l)...) // not of ctx: it outlives it
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, l.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	for _, name := range []string{monitorSocket, powerSocket} {
+	for _, name := range []string{monitorSocket, powerSocket, channelSocket} {
 		f, err := listen(filepath.Join(l.dir, name))
 		if err != nil {
 			return nil, err

@@ -269,6 +269,7 @@ func (q *QEMU) state(id string, p *process) State {
 		return State{ID: id, Power: vnet.PowerAbsent}
 	}
 	s.Monitor, s.Console = filepath.Join(s.Dir, monitorSocket), filepath.Join(s.Dir, consoleFile)
+	s.Channel = filepath.Join(s.Dir, channelSocket)
 	r, err := readRecord(s.Dir)
 	if err != nil {
 		s.Problem = err.Error()

@@ -117,7 +117,7 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 			all := ways[c.name]
 			w := all[min(try, len(all)-1)]
 			more = more || try+1 < len(all)
-			if err := w.do(ctx, l.nic, st, c); err != nil && ctx.Err() == nil {
+			if err := w.do(ctx, l, st, c); err != nil && ctx.Err() == nil {
 				l.log.say("%s can't be told to renew: %v", c.name, err)
 				continue
 			}

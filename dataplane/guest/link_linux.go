@@ -39,6 +39,7 @@ type link struct {
 	mu      sync.Mutex
 	state   linkState
 	changed chan struct{} // closed at each change of state
+	muted   bool          // the agent itself sets the NIC down and up
 	err     error         // why the watch has ended
 }
 
@@ -72,6 +73,30 @@ func watchLink(ctx context.Context, name string, period time.Duration, log logge
 		l.mu.Unlock()
 	}()
 	return l, nil
+}
+
+// quietly runs f, which sets the NIC down and up, so that no session ends by it. It
+// returns when the carrier is back.
+func (l *link) quietly(ctx context.Context, f func() error) error {
+	mute := func(on bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.muted = on
+	}
+	mute(true)
+	defer mute(false)
+	if err := f(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	// What the kernel says of it is a second late: the watch asks, see [link.watch].
+	for pause(ctx, 2*l.period); ctx.Err() == nil; pause(ctx, l.period) {
+		if st := l.current(); st.admin && st.carrier {
+			return nil
+		}
+	}
+	return ctx.Err()
 }
 
 // wait returns when the watch has ended.
@@ -208,6 +233,9 @@ func (l *link) set(st linkState) {
 		return
 	}
 	l.state = st
+	if l.muted {
+		return
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	switch {

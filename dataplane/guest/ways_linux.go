@@ -18,7 +18,7 @@ import (
 // A way makes a DHCP client ask for a fresh lease.
 type way struct {
 	name string
-	do   func(ctx context.Context, n *nic, st linkState, c otherClient) error
+	do   func(ctx context.Context, l *linux, st linkState, c otherClient) error
 }
 
 // ways are tried in turn until the NIC has its new address. None of them restarts a
@@ -36,7 +36,7 @@ var ways = map[string][]way{
 
 // command runs a client's own tool on the NIC.
 func command(args ...string) way {
-	return way{strings.Join(args, " "), func(ctx context.Context, _ *nic, st linkState, _ otherClient) error {
+	return way{strings.Join(args, " "), func(ctx context.Context, _ *linux, st linkState, _ otherClient) error {
 		return run(ctx, append(slices.Clone(args), st.name)...)
 	}}
 }
@@ -62,12 +62,12 @@ func lastLine(b []byte) string {
 
 // linkDownUp sets the NIC down and up, which looks like a flap to whoever follows
 // the carrier.
-var linkDownUp = way{"link down and up", func(_ context.Context, n *nic, st linkState, _ otherClient) error {
-	return errors.Join(n.setDown(st.index), setUp(st.index))
+var linkDownUp = way{"link down and up", func(ctx context.Context, l *linux, st linkState, _ otherClient) error {
+	return l.link.quietly(ctx, func() error { return errors.Join(l.nic.setDown(st.index), setUp(st.index)) })
 }}
 
 // forget is udhcpc's own: USR2 forgets the lease, USR1 asks for one.
-func forget(_ context.Context, _ *nic, _ linkState, c otherClient) error {
+func forget(_ context.Context, _ *linux, _ linkState, c otherClient) error {
 	for _, s := range []unix.Signal{unix.SIGUSR2, unix.SIGUSR1} {
 		if err := unix.Kill(c.pid, s); err != nil {
 			return fmt.Errorf("signal %s: %w", c.name, err)
@@ -80,13 +80,13 @@ func forget(_ context.Context, _ *nic, _ linkState, c otherClient) error {
 // no chance to release its lease or to take its address away: both belong to the
 // network that is gone, so the address goes here. A new client takes up the lease
 // that it finds on disk, and hears at once that it is refused.
-func beginAnew(ctx context.Context, n *nic, st linkState, c otherClient) error {
+func beginAnew(ctx context.Context, l *linux, st linkState, c otherClient) error {
 	if err := end(ctx, c.pid); err != nil {
 		return fmt.Errorf("end %s: %w", c.name, err)
 	}
-	remove := n.clear
+	remove := l.nic.clear
 	if c.six() {
-		remove = n.clear6
+		remove = l.nic.clear6
 	}
 	if err := remove(st.index, netip.Prefix{}); err != nil {
 		return err

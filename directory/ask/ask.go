@@ -51,8 +51,8 @@ type Trace struct {
 	Why     string         `json:"why,omitempty"`  // what the reason means
 	Port    PortRef        `json:"port"`           // that the frame came from, or is for; none yet: empty
 	To      PortRef        `json:"to"`             // that gets it here
-	RuleOut string         `json:"rule_out,omitempty"`
-	RuleIn  string         `json:"rule_in,omitempty"`
+	RuleOut Decision       `json:"rule_out,omitzero"`
+	RuleIn  Decision       `json:"rule_in,omitzero"`
 	Flow    string         `json:"flow,omitempty"`    // new, established, related
 	Service netip.AddrPort `json:"service,omitzero"`  // virtual address that was translated
 	Backend netip.AddrPort `json:"backend,omitzero"`  // to this one
@@ -63,6 +63,12 @@ type Trace struct {
 	Device  string         `json:"device,omitempty"`  // it leaves by
 	Sent    []byte         `json:"sent"`              // the frame as it was given
 	Frame   []byte         `json:"frame,omitempty"`   // as it leaves
+}
+
+// A Decision says what let a flow begin, or did not; empty: nothing was asked.
+type Decision struct {
+	Rule string `json:"rule,omitempty"` // group/name; "": no rule matched
+	Says string `json:"says,omitempty"`
 }
 
 // A PortRef names a port and where it is now.
@@ -127,7 +133,7 @@ type Drops struct {
 
 // Refused is what was refused since the answer before.
 type Refused struct {
-	Rows   []DropRow `json:"rows,omitempty"`
+	Rows   []DropRow `json:"rows,omitempty"`   // most first
 	Lost   uint64    `json:"lost,omitempty"`   // refused frames that are in no row: the bound on cost left them out
 	Totals []Total   `json:"totals,omitempty"` // of the host since the datapath was made; when all ports were asked for
 }

@@ -24,6 +24,7 @@ type GuestConfig struct {
 	MTU    int              // of its NIC and of the host's tap; 0: what VXLAN over the underlay leaves
 	Tap    string           // the host's device; "": tap-<name>
 	Device string           // the NIC's name to the monitor's set_link; "": any name
+	Tree   string           // directory with a system's file system; "": a small one of busybox
 }
 
 // vxlanOverhead is what VXLAN over IPv4 adds to a guest's IP packet, bytes.
@@ -65,7 +66,7 @@ func (l *Lab) TapGuest(ctx context.Context, host *Node, c GuestConfig) (*Guest, 
 }
 
 func (g *Guest) start(ctx context.Context) (err error) {
-	if g.room, err = g.lab.makeRoom(ctx, g.Node, g.c.Name); err != nil {
+	if g.room, err = g.lab.makeRoom(ctx, g.Node, g.c.Name, g.c.Tree); err != nil {
 		return err
 	}
 	own := &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWUTS}
@@ -117,7 +118,11 @@ func (g *Guest) StartDHCP(ctx context.Context) (*Proc, error) {
 // the guest's room.
 func (g *Guest) StartAgent(ctx context.Context, path string, args ...string) (*Proc, error) {
 	name := filepath.Base(path)
-	if err := copyFile(filepath.Join(g.lab.Dir(), "room/bin", name), path, 0o755); err != nil {
+	bin := filepath.Join(g.lab.Dir(), "room/bin")
+	if g.c.Tree != "" {
+		bin = filepath.Join("/proc", strconv.Itoa(g.keeper.PID()), "root", g.room.Root, "bin")
+	}
+	if err := copyFile(filepath.Join(bin, name), path, 0o755); err != nil {
 		return nil, fmt.Errorf("guest agent: %w", err)
 	}
 	return g.StartInside(ctx, Cmd{Name: name, Args: append([]string{"/bin/" + name}, args...)})
@@ -201,8 +206,9 @@ func (g *Guest) MAC() (mac net.HardwareAddr, err error) {
 
 // PowerOff kills the guest as a power cut does: its tap vanishes from the host.
 func (g *Guest) PowerOff(ctx context.Context) error {
+	inside := "in namespace " + filepath.Base(g.NetNS()) // programs that clean their environment, as ifup does
 	for _, m := range members(g.lab.rec.Name) {
-		if node, _ := envOf(m.PID, "REPLUG_NODE="); node == g.Name {
+		if node, _ := envOf(m.PID, "REPLUG_NODE="); node == g.Name || m.why == inside {
 			m.signal(unix.SIGKILL)
 		}
 	}
@@ -213,4 +219,13 @@ func (g *Guest) PowerOff(ctx context.Context) error {
 // Stop removes the guest: its processes, taps, namespace and files.
 func (g *Guest) Stop(ctx context.Context) error {
 	return errors.Join(g.PowerOff(ctx), deleteNetns(g.NetNS()), os.RemoveAll(g.Dir()))
+}
+
+// WriteFile writes a file of the guest's, and the directories above it.
+func (g *Guest) WriteFile(path string, mode os.FileMode, content []byte) error {
+	full := filepath.Join("/proc", strconv.Itoa(g.keeper.PID()), "root", g.room.Root, path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(full, content, mode)
 }

@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -22,12 +24,12 @@ var kernelPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
 
 // guestModules are what the guest needs; their dependencies are found. One that
 // isn't in the package is built into the kernel.
-var guestModules = []string{"virtio_pci", "virtio_net", "virtio_blk"}
+var guestModules = []string{"virtio_pci", "virtio_net", "virtio_blk", "virtio_console"}
 
 // moduleHomes are the directories of a kernel package that hold them all.
 var moduleHomes = []string{
 	"kernel/drivers/virtio/", "kernel/drivers/net/virtio_net", "kernel/drivers/net/net_failover",
-	"kernel/net/core/", "kernel/drivers/block/virtio_blk", "kernel/net/packet/",
+	"kernel/net/core/", "kernel/drivers/block/virtio_blk", "kernel/net/packet/", "kernel/drivers/char/virtio_console",
 }
 
 var dependsLine = regexp.MustCompile(`(?m)^\s*(?:Pre)?Depends: (linux-(?:image|modules)-[0-9]\S*)`)
@@ -35,7 +37,8 @@ var dependsLine = regexp.MustCompile(`(?m)^\s*(?:Pre)?Depends: (linux-(?:image|m
 // guestKernel returns a directory with vmlinuz, modules and their order, taken
 // from the machine's packages. It is made once; delete it to get a newer one.
 func guestKernel(ctx context.Context, cache string) (string, error) {
-	dir := filepath.Join(cache, "kernel-"+release())
+	sum := sha256.Sum256([]byte(strings.Join(guestModules, " ")))
+	dir := filepath.Join(cache, "kernel-"+release()+"-"+hex.EncodeToString(sum[:4]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}

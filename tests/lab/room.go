@@ -30,8 +30,13 @@ var guestZones = []string{"UTC", "Europe/Zurich", "America/New_York", "Asia/Toky
 var guestDirs = []string{"etc", "root", "home", "tmp", "run", "var/lib", "proc", "sys", "dev"}
 
 // makeRoom lays out the file system of a cheap guest. Programs and zones are
-// shared by all guests of the lab; the rest is its own.
-func (l *Lab) makeRoom(ctx context.Context, n *Node, hostname string) (tapguest.Room, error) {
+// shared by all guests of the lab; the rest is its own. With a tree all of it is that.
+func (l *Lab) makeRoom(ctx context.Context, n *Node, hostname, tree string) (tapguest.Room, error) {
+	if tree != "" {
+		root := filepath.Join(n.Dir(), "root")
+		return tapguest.Room{Root: root, Name: hostname, Tree: tree, Scratch: filepath.Join(n.Dir(), "scratch"),
+			Shared: map[string]string{"dev": "/dev"}}, os.MkdirAll(root, 0o755)
+	}
 	shared := filepath.Join(l.Dir(), "room")
 	root := filepath.Join(n.Dir(), "root")
 	if err := l.makeShared(ctx, shared); err != nil {

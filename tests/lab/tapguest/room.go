@@ -21,6 +21,26 @@ type Room struct {
 	Root   string            // directory of the guest
 	Shared map[string]string // path below Root -> directory or file that all guests share
 	Name   string            // hostname at first
+
+	// Tree is a system's whole file system, laid below what the guest writes, which
+	// goes to Scratch. Its /sys is read-only, as in a container: programs then expect
+	// no udev. "": Root holds what the guest has.
+	Tree, Scratch string
+}
+
+// lay mounts the tree at the root.
+func (r *Room) lay() error {
+	if r.Tree == "" {
+		return nil
+	}
+	upper, work := filepath.Join(r.Scratch, "upper"), filepath.Join(r.Scratch, "work")
+	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
+		return err
+	}
+	if err := unix.Mount("overlay", r.Root, "overlay", 0, "lowerdir="+r.Tree+",upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("lay %s below the room: %w", r.Tree, err)
+	}
+	return nil
 }
 
 // enter mounts the room. The process must have a mount and a UTS namespace of
@@ -28,6 +48,9 @@ type Room struct {
 func (r *Room) enter(netns string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := r.lay(); err != nil {
+		return err
 	}
 	for below, from := range r.Shared {
 		if err := unix.Mount(from, filepath.Join(r.Root, below), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
@@ -39,7 +62,11 @@ func (r *Room) enter(netns string) error {
 	}
 	// A sysfs shows the devices of the namespace in which it is mounted.
 	err := space.Do(netns, func() error {
-		return unix.Mount("sys", filepath.Join(r.Root, "sys"), "sysfs", 0, "")
+		var flags uintptr
+		if r.Tree != "" {
+			flags = unix.MS_RDONLY
+		}
+		return unix.Mount("sys", filepath.Join(r.Root, "sys"), "sysfs", flags, "")
 	})
 	if err != nil {
 		return fmt.Errorf("mount sysfs: %w", err)
@@ -80,7 +107,7 @@ func Enter(args []string) error {
 	if err := unix.Chdir("/"); err != nil {
 		return fmt.Errorf("enter %s: %w", args[1], err)
 	}
-	env := []string{"PATH=/bin", "HOME=/root", "TERM=dumb"}
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"}
 	for _, e := range os.Environ() {
 		if strings.HasPrefix(e, "REPLUG_") {
 			env = append(env, e)

@@ -1,0 +1,71 @@
+package bpf
+
+import (
+	"net/netip"
+	"testing"
+)
+
+// A trace says what the program would do, and leaves no mark: no counter, no flow.
+func TestTrace(t *testing.T) {
+	a, b := newWorld(t)
+	b.must(b.dp.SetRules(redB.id, &RuleSet{In: []Rule{{ID: 91, Protocol: protoUDP, MinPort: 7946, MaxPort: 7946}}}))
+	frame := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37)))
+	sent, err := a.dp.TraceFromVM(redA.id, frame)
+	if err != nil || sent.Drop != 0 || sent.Way != ToWire || sent.PA != redB.pa || sent.VNI != red || sent.RuleOut != RuleNone || sent.FlowOut != FlowNew {
+		t.Fatalf("from the VM: %+v, %v", sent, err)
+	}
+	golden(t, "vxlan_ipv4", sent.Frame)
+	got, err := b.dp.TraceFromWire(b.arriving(sent.Frame))
+	want := netip.AddrPortFrom(caB, 7946)
+	if err != nil || got.Drop != 0 || got.Way != ToItsVM || got.Port != redB.id || got.RuleIn != 91 || got.Dst != want || !got.Known {
+		t.Errorf("from the wire: %+v, %v", got, err)
+	}
+	other, err := b.dp.TraceFromWire(b.arriving(tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7947, text(37))))))
+	if err != nil || other.Drop.String() != "no_rule_in" || other.RuleIn != RuleDefault || other.Frame != nil {
+		t.Errorf("to another port: %+v, %v", other, err)
+	}
+	if foreign, err := b.dp.TraceFromWire(frame); err != nil || foreign.Way != NotOurs {
+		t.Errorf("not VXLAN: %+v, %v", foreign, err)
+	}
+	for _, h := range []*host{a, b} {
+		if n := h.drops(); len(n) != 0 {
+			t.Errorf("a trace has counted %v", n)
+		}
+		h.must(h.dp.EachFlow(func(f Flow) { t.Errorf("a trace has left the flow %+v", f) }))
+	}
+	before := b.drops()
+	b.receive(sent.Frame)
+	b.counted("the same frame, in earnest", before, "none")
+}
+
+// What a capture and a flow log see of a frame that passes and of one that doesn't.
+func TestCaptureAndFlowEvents(t *testing.T) {
+	_, b := newWorld(t)
+	captures, err := b.dp.Captures()
+	b.must(err)
+	defer captures.Close()
+	events, err := b.dp.FlowEvents()
+	b.must(err)
+	defer events.Close()
+	b.must(b.dp.SetRules(redB.id, &RuleSet{In: []Rule{{ID: 91, Protocol: protoUDP, MinPort: 7946, MaxPort: 7946}}}))
+	send := func(port uint16) {
+		b.receive(tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, udp4(caA, caB, 5353, port, text(37)))))
+	}
+	send(7946) // nobody looks yet
+	b.must(b.dp.SetPortFlags(redB.id, Captured|FlowLog, 0))
+	send(7946)
+	send(7947)
+	for _, want := range []Capture{{Point: AtFromWire, Len: 129}, {Point: AtToVM, Len: 79}, {Point: AtFromWire, Len: 129}, {Point: AtDrop, Len: 129, Drop: DropReason(datapathDropReasonDROP_NO_RULE_IN)}} {
+		got, err := captures.Read()
+		if err != nil || got.Port != redB.id || got.Point != want.Point || got.Len != want.Len || got.Drop != want.Drop || len(got.Frame) != got.Len || got.Time == 0 {
+			t.Errorf("captured %+v, %v, want %+v", got, err, want)
+		}
+	}
+	e, err := events.Read()
+	if err != nil || !e.Denied || e.Rule != RuleDefault || !e.Inbound || e.Protocol != protoUDP || e.Local != netip.AddrPortFrom(caB, 7947) || e.Remote != netip.AddrPortFrom(caA, 5353) || e.Drop.String() != "no_rule_in" {
+		t.Errorf("flow event %+v, %v", e, err)
+	}
+	if lost, err := b.dp.CapturesLost(); err != nil || lost != 0 {
+		t.Errorf("lost %d, %v", lost, err)
+	}
+}

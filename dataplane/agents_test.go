@@ -1,0 +1,84 @@
+package dataplane
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+
+	"replug/directory/vnet"
+)
+
+type worldAgents world
+
+func (f *worldAgents) Open(vnet.PortID, vnet.Machine) {}
+
+func (f *worldAgents) Listens(id vnet.PortID) bool {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.guests[id]
+	return g != nil && g.hears
+}
+
+// Moved lets the agent ask for a lease at once, whatever its client would notice.
+func (f *worldAgents) Moved(id vnet.PortID, m vnet.Moved) bool {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.guests[id]
+	if g == nil || !g.hears || g.gone || w.act("moved %d %s", id, m.Epoch) != nil {
+		return false
+	}
+	if row := w.rows[id]; row.Epoch != m.Epoch || len(m.Addrs) == 0 || m.Addrs[0].Addr() != row.first().Addr {
+		w.t.Errorf("told of %+v while %s is in force", m, row.Epoch)
+	}
+	g.ask()
+	return true
+}
+
+// A guest whose agent listens is told after the flip, and its link is not cut. One
+// that does nothing of it, or has gone meanwhile, is bounced as any other.
+func TestAgentIsTold(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		guest func(*guest)
+		rung  string
+		acts  []string
+		hops  []string
+	}{
+		{"follows", func(*guest) {}, "agent", []string{"row 23 3.8 vni 0x123457", "moved 23 3.8", "publish 23 3.8"},
+			[]string{"stage", "flip", "agent_told", "dhcp", "seen", "publish", "report"}},
+		{"does nothing", func(g *guest) { g.asks, g.hears = 1500e6, true }, "bounce 20ms",
+			[]string{"row 23 3.8 vni 0x123457", "moved 23 3.8", "link 23 false", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "flip", "agent_told", "no proof by agent", "link_down", "link_up", "dhcp", "seen", "publish", "report"}},
+		{"has gone", func(g *guest) { g.gone = true }, "bounce 20ms",
+			[]string{"row 23 3.8 vni 0x123457", "link 23 false", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "flip", "link_down", "link_up", "dhcp", "seen", "publish", "report"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := intent()
+				in.Machine = machine(vnet.PowerOn)
+				g := w.guestAt(in, "10.17.34.51")
+				w.running["vm-23"] = true
+				g.hears = true
+				c.guest(g)
+				ps := w.begin()
+				in = w.move(ps, in)
+				w.inOrder(c.acts...)
+				s := w.last(in.Current.Epoch)
+				var hops []string
+				for _, h := range s.Hops {
+					hops = append(hops, h.Name)
+				}
+				if s.Rung != c.rung || !slices.Equal(hops, c.hops) || g.ca != in.Current.Addrs[0].CA {
+					t.Errorf("guest at %s by %q, hops %q, want %q", g.ca, s.Rung, hops, c.hops)
+				}
+				if c.rung == "agent" && g.cuts() != 0 {
+					t.Errorf("link was cut %d times", g.cuts())
+				}
+			})
+		})
+	}
+}
