@@ -65,6 +65,7 @@ type Options struct {
 	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100
 	UnresolvedRate int           // frames a second and port from sources without a mapping, and the burst; 0: 1,000
 	AnswerRate     int           // ARP, ND and pings a second and port that the gateway answers, and the burst; 0: 1,000
+	DecapFlags     uint64        // see [DecapFlag]; 0: the kernel has none, merged frames go by its VXLAN device
 	FlowQuota      uint32        // flows that a port may have unless told; 0: an eighth of Flows
 	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks
 	NextHopAge     time.Duration // after it a next hop isn't trusted; 0: 60 s
@@ -292,6 +293,7 @@ func (o Options) settings() (datapathSettings, error) {
 		GatewayMac:  o.GatewayMAC,
 		ImdsMac:     o.IMDSMAC,
 		UplinkMac:   o.UplinkMAC,
+		DecapFlags:  o.DecapFlags,
 		Host:        as16(o.HostAddress),
 	}
 	s.TrapInterval, s.TrapBurst = bucket(or(o.TrapRate, 100))

@@ -126,6 +126,9 @@ static __always_inline bool afford_flow(__u32 id, __u64 now)
 	return true;
 }
 
+/* No driver hands XDP fewer bytes in one buffer. */
+#define XDP_LINEAR 1536
+
 /* Whether the flow took the long way lately, so that it must go on to. */
 static __always_inline bool was_aggregated(const struct flow *flow, __u32 now)
 {
@@ -140,13 +143,16 @@ static __always_inline bool was_aggregated(const struct flow *flow, __u32 now)
  * small frame of the same flow would overtake: a flow that was aggregated keeps
  * to that way until it has been idle for config.flow_idle.
  */
-static __always_inline bool goes_up(const struct packet *p, struct flow *flow, __u32 now)
+static __always_inline bool goes_up(const struct packet *p, const struct port *port,
+				    struct flow *flow, __u32 now)
 {
-	if (!p->gso && !was_aggregated(flow, now))
-		return false;
-	if (!p->trace)
+	bool up = p->gso || was_aggregated(flow, now);
+
+	/* XDP lets frames of several buffers go on: the small ones behind them must, too. */
+	if (!p->trace && (up || (port->flags & PORT_XDP && p->len > XDP_LINEAR &&
+			       p->proto != IPPROTO_TCP)))
 		flow->aggregated = now ? now : 1;
-	return true;
+	return up;
 }
 
 /* Writes the row that turns a backend's answers into the service's: p->row, the other way round. */
@@ -190,7 +196,7 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 		return DROP_NONE;
 	touch(flow, p, inbound, now);
 	if (inbound)
-		p->climbs = goes_up(p, flow, now);
+		p->climbs = goes_up(p, port, flow, now);
 	return DROP_NONE;
 }
 
@@ -310,7 +316,7 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
 		return why;
 	touch(flow, p, inbound, now);
 	if (inbound)
-		p->climbs = goes_up(p, flow, now);
+		p->climbs = goes_up(p, port, flow, now);
 	return DROP_NONE;
 }
 

@@ -137,11 +137,11 @@ func takeOver(pin string, prog *ebpf.Program, ifindex int) (bool, error) {
 		return false, fmt.Errorf("open pinned link %s: %w", pin, err)
 	}
 	defer l.Close()
-	info, err := l.Info()
+	device, err := deviceOf(l)
 	if err != nil {
 		return false, fmt.Errorf("read link %s: %w", pin, err)
 	}
-	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
+	if device != ifindex {
 		if err := l.Unpin(); err != nil {
 			return false, fmt.Errorf("unpin link %s of a device that is gone: %w", pin, err)
 		}
@@ -178,6 +178,8 @@ func (d *Datapath) program(name string) *ebpf.Program {
 		return d.objs.FromVxlan
 	case imdsPin:
 		return d.objs.FromHost
+	case nicPin:
+		return d.objs.FromNic
 	default:
 		return d.objs.FromVm
 	}
@@ -214,7 +216,7 @@ func (d *Datapath) hooks() ([]*hook, error) {
 			all = append(all, h)
 		}
 	}
-	order := []string{vxlanPin, uplinkPin, imdsPin}
+	order := []string{vxlanPin, uplinkPin, nicPin, imdsPin}
 	slices.SortFunc(all, func(a, b *hook) int {
 		return cmp.Compare(uint(slices.Index(order, a.name)), uint(slices.Index(order, b.name)))
 	})
@@ -231,8 +233,8 @@ func linkHook(dir, name string) (*hook, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read link %s: %w", name, err), l.Close())
 	}
-	if tcx := info.TCX(); tcx == nil || tcx.Ifindex == 0 {
-		return nil, l.Close()
+	if device, err := deviceOf(l); err != nil || device == 0 {
+		return nil, errors.Join(err, l.Close())
 	}
 	old, err := ebpf.NewProgramFromID(info.Program)
 	if err != nil {

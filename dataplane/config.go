@@ -27,6 +27,7 @@ type Config struct {
 	MaxPorts      int
 	MaxMappings   int    // of all networks that have ports here; 0: 65,536
 	CA, Cert, Key string // files
+	XDP           string // of the uplink: auto, on or off
 	QEMUArgs      []string
 	Accel         string // of QEMU: kvm, tcg, or auto: kvm if a boot proves it
 	Labels        map[string]string
@@ -63,6 +64,9 @@ func (c *Config) Check() error {
 	}
 	if c.Accel != "" && c.Accel != "auto" && c.Accel != "kvm" && c.Accel != "tcg" {
 		bad("accel %q: want auto, kvm or tcg", c.Accel)
+	}
+	if c.XDP != "" && c.XDP != XDPAuto && c.XDP != XDPOn && c.XDP != XDPOff {
+		bad("xdp %q: want auto, on or off", c.XDP)
 	}
 	if c.Memory < 0 {
 		bad("memory %d MiB", c.Memory)

@@ -110,7 +110,7 @@ func (h *Host) openDatapath(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.maps, err = loadMaps(u, h.config.pins(), h.config.MaxMappings, h.log); err != nil {
+	if h.maps, err = loadMaps(u, &h.config, h.log); err != nil {
 		return fmt.Errorf("put the datapath in force: %w", err)
 	}
 	h.underlay, h.config.PAPrefix = u, u.prefix

@@ -14,6 +14,7 @@ import (
 // speaks BPF types.
 type maps struct {
 	bpf    *bpf.Datapath
+	nic    bool // XDP takes small packets off the uplink
 	log    *slog.Logger
 	settle chan struct{} // of length 1: a grace period is to be waited for
 	done   chan struct{}
@@ -77,6 +78,9 @@ func (m *maps) SetPort(r Row) error {
 		if *on {
 			p.Flags |= flag
 		}
+	}
+	if m.takesXDP(r.Ifindex) {
+		p.Flags |= bpf.XDP
 	}
 	for _, ca := range r.CAs {
 		if ca.IsValid() {

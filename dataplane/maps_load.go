@@ -12,10 +12,14 @@ import (
 )
 
 // loadMaps puts the datapath in force, or takes over the one that is.
-func loadMaps(u *underlay, pins string, mappings int, log *slog.Logger) (*maps, error) {
+func loadMaps(u *underlay, c *Config, log *slog.Logger) (*maps, error) {
+	decap, err := decapFlags()
+	if err != nil {
+		return nil, err
+	}
 	d, err := bpf.Load(bpf.Options{
-		PinDir: pins, Uplink: u.uplink.Ifindex, UplinkMAC: u.uplink.MAC, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
-		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(mappings),
+		PinDir: c.pins(), Uplink: u.uplink.Ifindex, UplinkMAC: u.uplink.MAC, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
+		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(c.MaxMappings), DecapFlags: decap,
 	})
 	if errors.Is(err, bpf.ErrShape) {
 		return nil, fmt.Errorf("%w; to go back for good, drain the host, then run replug-host teardown", err)
@@ -33,7 +37,14 @@ func loadMaps(u *underlay, pins string, mappings int, log *slog.Logger) (*maps, 
 			return nil, err
 		}
 	}
-	return newMaps(d, log), nil
+	nic, err := attachNIC(d, u.uplink, c.XDP, log)
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	m := newMaps(d, log)
+	m.nic = nic
+	return m, nil
 }
 
 // unloadMaps takes the datapath out of force.

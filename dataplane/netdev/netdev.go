@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -99,6 +100,17 @@ func find(name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
 	return link, nil
+}
+
+// IsTap reports whether the device is a tap. One that is gone is none.
+func IsTap(ifindex int) bool { return isKind(ifindex, "tuntap", "tun") }
+
+// IsVeth reports whether the device is an end of a veth pair.
+func IsVeth(ifindex int) bool { return isKind(ifindex, "veth") }
+
+func isKind(ifindex int, kinds ...string) bool {
+	link, err := netlink.LinkByIndex(ifindex)
+	return err == nil && slices.Contains(kinds, link.Type())
 }
 
 func deviceOf(link netlink.Link) Device {

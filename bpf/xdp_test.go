@@ -1,0 +1,37 @@
+package bpf
+
+import (
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// The driver's hook is taken, kept over a restart, and given back.
+func TestAttachNIC(t *testing.T) {
+	a, _ := newWorld(t)
+	at := func() bool {
+		l, err := link.LoadPinnedLink(linkDir(a.options.PinDir)+"/"+nicPin, nil)
+		if err != nil {
+			return false
+		}
+		defer l.Close()
+		device, err := deviceOf(l)
+		return err == nil && device == a.uplink.Attrs().Index
+	}
+	a.must(a.dp.AttachNIC(a.uplink.Attrs().Index))
+	if !at() {
+		t.Fatal("not attached")
+	}
+	a.must(a.dp.AttachNIC(a.uplink.Attrs().Index)) // as a restarted agent does
+	if !at() {
+		t.Error("not attached any more")
+	}
+	a.must(a.dp.DetachNIC())
+	a.must(a.dp.DetachNIC())
+	if at() {
+		t.Error("still attached")
+	}
+	if err := a.dp.AttachNIC(1 << 20); err == nil {
+		t.Error("attached to a device that isn't there")
+	}
+}
