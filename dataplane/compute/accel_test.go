@@ -107,6 +107,7 @@ func TestArgs(t *testing.T) {
 		` -chardev file,id=console,append=on,path=/d/vms/vm-93/console.log -serial chardev:console` +
 		` -chardev socket,id=mon0,fd=3,server=on,wait=off -mon chardev=mon0,mode=control` +
 		` -chardev socket,id=mon1,fd=4,server=on,wait=off -mon chardev=mon1,mode=control` +
+		` -device virtio-serial-pci,max_ports=2 -chardev socket,id=guest,fd=5,server=on,wait=off -device virtserialport,chardev=guest,name=org.replug.guest.0` +
 		` -serial unix:/d/vms/vm-93/vm-93.sock,server=on,wait=off`
 	if got := strings.Join(c.args(&l), " "); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
