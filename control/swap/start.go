@@ -154,7 +154,7 @@ func (r *Record) fill(q *Request) {
 	r.Confirm = vnet.Confirm(orElse(string(q.Confirm), orElse(string(r.Confirm), string(vnet.ConfirmLease))))
 	r.Trigger, r.Budgets, r.Claim = q.Trigger, q.Budgets, q.Claim
 	r.OldConnections, r.Drain = q.OldConnections, q.Drain
-	r.Budgets.Lease += q.Drain // the guest can't be seen before the flip
+	r.Budgets.Stage += q.Drain // the host drains before it is prepared: afterwards nobody knows the way to the port
 	r.Services, r.Left = q.Services, nil
 	r.Back, r.Error, r.Timeline, r.Writes = nil, "", nil, 1
 }

@@ -204,6 +204,22 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
+// A host drains before it is prepared: the time for it is the stage's, not the lease's.
+func TestDrainIsStaged(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		q := w.request("blue", "10.0.0.20")
+		q.OldConnections, q.Drain = vnet.DrainConnections, 40*time.Second
+		w.mustStart(q)
+		time.Sleep(44 * time.Second)
+		w.wantPhase(Reserved)
+		w.status(vnet.StatusPrepared)
+		synctest.Wait()
+		w.wantPhase(Switched)
+		time.Sleep(16 * time.Second)
+		w.wantPhase(Undoing)
+	})
+}
+
 // The way back is not done before the guest is seen at home, and is never silent.
 func TestUndoDegradesAndHeals(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
