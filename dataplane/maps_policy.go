@@ -4,8 +4,10 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"replug/bpf"
+	"replug/dataplane/flowlog"
 	"replug/directory/vnet"
 )
 
@@ -127,7 +129,18 @@ func (m *maps) Connections(id vnet.PortID, epoch vnet.Epoch) ([]Connection, erro
 	return slices.Clip(all), err
 }
 
-func (m *maps) Sweep() (Swept, error) {
-	s, err := m.bpf.Sweep(nil, nil)
+func (m *maps) Sweep(ended func(FlowEvent)) (Swept, error) {
+	s, err := m.bpf.Sweep(nil, func(f bpf.Flow) {
+		if f.Answers {
+			return // the other side of a flow through a service
+		}
+		last := time.Now().Add(-f.Idle)
+		began := time.Now().Add(f.Began - bpf.Now())
+		ended(FlowEvent{
+			Kind: flowlog.End, Port: vnet.PortID(f.Port), Epoch: vnet.Epoch(f.Epoch), Protocol: vnet.Protocol(f.Protocol),
+			Local: f.Local, Remote: f.Remote, Inbound: f.Inbound, Rule: int64(f.Rule), At: last, Lasted: last.Sub(began),
+			Packets: f.From.Packets + f.To.Packets, Bytes: f.From.Bytes + f.To.Bytes,
+		})
+	})
 	return Swept{Alive: s.Alive, Ended: s.Ended}, err
 }

@@ -15,8 +15,9 @@ const sweepEvery = 5 * time.Second
 // Flows is the datapath's memory of flows.
 type Flows interface {
 	// Sweep removes the flows that have ended or whose epoch is over, and counts
-	// those of each port anew, so that none has more than its share.
-	Sweep() (Swept, error)
+	// those of each port anew, so that none has more than its share. Each that is
+	// removed is told.
+	Sweep(ended func(FlowEvent)) (Swept, error)
 }
 
 // Swept is what a sweep found.
@@ -26,6 +27,7 @@ type Swept struct{ Alive, Ended int }
 type sweeper struct {
 	flows    Flows
 	accounts *accounts
+	told     func(FlowEvent) // hears of each flow's end
 	log      *slog.Logger
 	alive    prometheus.Gauge
 	ended    prometheus.Counter
@@ -34,7 +36,7 @@ type sweeper struct {
 
 func newSweeper(f Flows, a *accounts, r prometheus.Registerer, log *slog.Logger) *sweeper {
 	s := &sweeper{
-		flows: f, accounts: a, log: log,
+		flows: f, accounts: a, told: func(FlowEvent) {}, log: log,
 		alive: prometheus.NewGauge(prometheus.GaugeOpts{Name: "replug_flows", Help: "Flows that the datapath remembers, of all ports."}),
 		ended: prometheus.NewCounter(prometheus.CounterOpts{Name: "replug_flows_ended_total", Help: "Flows that have ended, or whose port has left their network."}),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "replug_sweep_seconds", Help: "Time to look at all flows.",
@@ -60,7 +62,7 @@ func (s *sweeper) run(ctx context.Context) {
 
 func (s *sweeper) sweep() {
 	begun := time.Now()
-	swept, err := s.flows.Sweep()
+	swept, err := s.flows.Sweep(s.told)
 	if err != nil {
 		s.log.Error("flows that have ended stay: ports may run out of their share", "err", err)
 	}
