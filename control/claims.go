@@ -62,6 +62,9 @@ func (r *reign) composeClaim(ctx context.Context, c resource.Claim, txn *store.T
 	if _, _, err := r.networks.Take(ctx, net, c.CAs, families, network.Holder{}); err != nil {
 		return "", err
 	}
+	if _, _, err := r.resolve(ctx, &net.Value, c.Groups, &store.Txn{}); err != nil {
+		return "", err
+	}
 	if _, _, err := r.disks.Create("", c.Tenant, 0, c.Data); err != nil {
 		return "", err
 	}

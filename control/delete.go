@@ -65,6 +65,9 @@ func (r *reign) composeEnd(ctx context.Context, port string, txn *store.Txn) (fu
 	} else {
 		r.composeOther(rec, &gone, txn)
 	}
+	if err := r.composeLeave(ctx, port, &in.Value, rec, txn); err != nil {
+		return done, err
+	}
 	gone.Gone, gone.Next = true, nil
 	txn.Unchanged(in.Key, in.Revision).Put(in.Key, gone)
 	return done, nil

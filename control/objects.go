@@ -143,6 +143,16 @@ func (o objects) reserve(ctx context.Context, q swap.Request, port string, net s
 		return nil, err
 	}
 	place := net.Value.Place(index.Value, cas, 0)
+	groups := q.Groups
+	if groups == nil && place.VNI == in.Value.Current.VNI {
+		groups = in.Value.Current.Groups
+	}
+	if place.Groups, place.Slots, err = o.r.resolve(ctx, &net.Value, groups, txn); err != nil {
+		return nil, err
+	}
+	if err := o.checkServices(ctx, &net.Value, q.Services, cas); err != nil {
+		return nil, err
+	}
 	if err := network.CheckMTU(index.Value.MTU, network.FamiliesOf(cas)); err != nil {
 		return nil, fmt.Errorf("port %s: %w", port, err)
 	}
@@ -193,14 +203,12 @@ func addrsOf(p *vnet.Place) string {
 	return s
 }
 
-// Switch makes the port leave the services of its old network.
-func (o objects) Switch(ctx context.Context, rec *swap.Record, txn *store.Txn) error { return nil }
-
-// Join makes the port join the services that were asked for.
-func (o objects) Join(ctx context.Context, rec *swap.Record, txn *store.Txn) error { return nil }
-
-// Undo makes the old place anew from the network, the port and the VM as they are now.
-func (o objects) Undo(ctx context.Context, r *swap.Record, _ *store.Txn) (vnet.Place, error) {
+// Undo makes the old place anew from the network, the port and the VM as they are
+// now. Its groups are those of before: none of them can have been deleted.
+func (o objects) Undo(ctx context.Context, r *swap.Record, txn *store.Txn) (vnet.Place, error) {
+	if err := o.leaveNew(ctx, r, txn); err != nil {
+		return vnet.Place{}, err
+	}
 	net, err := o.r.networks.Get(ctx, r.Before.Tenant, r.Before.Network)
 	if err != nil {
 		return vnet.Place{}, err
@@ -267,13 +275,19 @@ func only(p, other *vnet.Place) []vnet.CA {
 	return slices.DeleteFunc(network.CAsOf(p), func(ca vnet.CA) bool { return p.VNI == other.VNI && other.Has(ca) })
 }
 
-// Release lets the new place go: the address rests if the port was there.
+// Release lets the new place go: the address rests if the port was there, and it is
+// what it was in its old network.
 func (o objects) Release(ctx context.Context, rec *swap.Record, txn *store.Txn) error {
 	for _, ca := range only(&rec.After, &rec.Before) {
 		if rec.Back != nil {
 			txn.Add(o.r.networks.Retire(rec.After.VNI, ca, rec.Port))
 		} else {
 			txn.Add(o.r.networks.Release(rec.After.VNI, ca))
+		}
+	}
+	if rec.Back != nil && rec.Phase == swap.Undone {
+		if err := o.rejoin(ctx, rec, txn); err != nil {
+			return err
 		}
 	}
 	if rec.Claim == "" {

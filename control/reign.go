@@ -11,9 +11,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"replug/control/compute"
+	"replug/control/group"
 	"replug/control/network"
 	"replug/control/pool"
 	"replug/control/resource"
+	"replug/control/service"
 	"replug/control/storage"
 	"replug/control/swap"
 	"replug/directory/store"
@@ -29,6 +31,8 @@ type reign struct {
 	log      *slog.Logger
 	store    *store.Store
 	networks *network.Manager
+	groups   *group.Manager
+	services *service.Manager
 	vms      *compute.Manager
 	disks    *storage.Manager
 	pools    *pool.Manager
@@ -54,6 +58,8 @@ func newReign(s *Server, fenced *store.Store) *reign {
 	r := &reign{
 		s: s, cfg: c, log: c.Log, store: fenced,
 		networks: network.New(fenced, c.Era, c.VNIs),
+		groups:   &group.Manager{Store: fenced},
+		services: &service.Manager{Store: fenced},
 		vms:      compute.New(fenced, c.Era),
 		disks:    &storage.Manager{Store: fenced},
 		tenants:  resource.New(fenced, c.Era),

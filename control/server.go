@@ -23,6 +23,8 @@ const apiPrefix = "/replug.control.v1."
 func (s *Server) registerAPI(r grpc.ServiceRegistrar) {
 	pb.RegisterTenantsServer(r, tenantsAPI{s: s})
 	pb.RegisterNetworksServer(r, networksAPI{s: s})
+	pb.RegisterGroupsServer(r, groupsAPI{s: s})
+	pb.RegisterServicesServer(r, servicesAPI{s: s})
 	pb.RegisterVMTypesServer(r, typesAPI{s: s})
 	pb.RegisterPoolsServer(r, poolsAPI{s: s})
 	pb.RegisterVMsServer(r, vmsAPI{s: s})

@@ -9,9 +9,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	"replug/control/compute"
+	"replug/control/group"
 	"replug/control/network"
 	"replug/control/pool"
 	"replug/control/resource"
+	"replug/control/service"
 	"replug/control/storage"
 	"replug/control/swap"
 	"replug/directory/pki"
@@ -36,6 +38,8 @@ var wireCodes = []struct {
 	{ErrRequest, codes.AlreadyExists},
 	{swap.ErrRequest, codes.AlreadyExists},
 	{network.ErrExists, codes.AlreadyExists},
+	{group.ErrExists, codes.AlreadyExists},
+	{service.ErrExists, codes.AlreadyExists},
 	{compute.ErrExists, codes.AlreadyExists},
 	{resource.ErrExists, codes.AlreadyExists},
 
@@ -43,6 +47,8 @@ var wireCodes = []struct {
 	{network.ErrInvalid, codes.InvalidArgument},
 	{network.ErrOutside, codes.InvalidArgument},
 	{network.ErrFamily, codes.InvalidArgument},
+	{group.ErrInvalid, codes.InvalidArgument},
+	{service.ErrInvalid, codes.InvalidArgument},
 	{compute.ErrInvalid, codes.InvalidArgument},
 	{storage.ErrInvalid, codes.InvalidArgument},
 	{pool.ErrInvalid, codes.InvalidArgument},
@@ -50,6 +56,8 @@ var wireCodes = []struct {
 	{resource.ErrReserved, codes.InvalidArgument},
 
 	{network.ErrExhausted, codes.ResourceExhausted},
+	{group.ErrExhausted, codes.ResourceExhausted},
+	{service.ErrExhausted, codes.ResourceExhausted},
 	{compute.ErrExhausted, codes.ResourceExhausted},
 	{pool.ErrBusy, codes.ResourceExhausted},
 	{server.ErrBusy, codes.ResourceExhausted},
@@ -60,6 +68,7 @@ var wireCodes = []struct {
 	{server.ErrRefused, codes.FailedPrecondition},
 	{network.ErrTaken, codes.FailedPrecondition},
 	{network.ErrInUse, codes.FailedPrecondition},
+	{group.ErrInUse, codes.FailedPrecondition},
 	{compute.ErrInUse, codes.FailedPrecondition},
 	{compute.ErrNotSo, codes.FailedPrecondition},
 	{resource.ErrInUse, codes.FailedPrecondition},
@@ -69,6 +78,8 @@ var wireCodes = []struct {
 
 	{ErrMissing, codes.NotFound},
 	{network.ErrNotFound, codes.NotFound},
+	{group.ErrNotFound, codes.NotFound},
+	{service.ErrNotFound, codes.NotFound},
 	{compute.ErrNotFound, codes.NotFound},
 	{pool.ErrNotFound, codes.NotFound},
 	{resource.ErrNotFound, codes.NotFound},

@@ -100,9 +100,13 @@ func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn)
 	if err := fits(&net.Value, 0, &host.Value); err != nil {
 		return "", err
 	}
+	groups, slots, err := r.resolve(ctx, &net.Value, a.groups, txn)
+	if err != nil {
+		return "", err
+	}
 	in, made, err := r.networks.NewPort(ctx, network.PortRequest{
 		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true, Router: a.router},
-		Network: net, Families: net.Value.Families(), CAs: a.cas, MAC: a.mac, Host: host.Value,
+		Network: net, Families: net.Value.Families(), CAs: a.cas, Groups: groups, Slots: slots, MAC: a.mac, Host: host.Value,
 	})
 	if err != nil {
 		return "", err
@@ -169,7 +173,8 @@ func (r *reign) allPorts(ctx context.Context) (map[string]*pb.Port, error) {
 	return ports, err
 }
 
-// findPort returns the name in the cluster of a port that the caller names.
+// findPort returns a port that the caller names: an attached one by its name, any
+// by its name in the cluster, a VM's by the VM's.
 func (c *caller) findPort(ctx context.Context, tenant, name string) (network.Port, error) {
 	tenant, err := c.tenant(tenant)
 	if err != nil {
@@ -188,7 +193,27 @@ func (c *caller) findPort(ctx context.Context, tenant, name string) (network.Por
 			return network.Port{}, err
 		}
 	}
-	return network.Port{}, missing
+	vm, err := c.vms.Find(ctx, tenant, name)
+	if errors.Is(err, compute.ErrNotFound) {
+		return network.Port{}, missing
+	}
+	if err != nil {
+		return network.Port{}, err
+	}
+	row, err := c.networks.GetPort(ctx, vm.Value.Port)
+	return row.Value, err
+}
+
+// memberNames returns what callers call the ports of VMs that have a name.
+func (r *reign) memberNames(ctx context.Context) (map[string]string, error) {
+	rows, _, err := r.vms.List(ctx, "")
+	names := make(map[string]string, len(rows))
+	for _, row := range rows {
+		if row.Value.Name != "" {
+			names[row.Value.Port] = row.Value.Name
+		}
+	}
+	return names, err
 }
 
 func (portsAPI) GetPort(ctx context.Context, q *pb.GetPortRequest) (*pb.Port, error) {
@@ -197,7 +222,17 @@ func (portsAPI) GetPort(ctx context.Context, q *pb.GetPortRequest) (*pb.Port, er
 	if err != nil {
 		return nil, err
 	}
-	return c.portView(ctx, p.Name)
+	return c.fullPort(ctx, p.Name)
+}
+
+// fullPort is portView with what a list of ports has not.
+func (c *caller) fullPort(ctx context.Context, name string) (*pb.Port, error) {
+	view, err := c.portView(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	view.Services, err = c.seatsOf(ctx, vnet.VNI(view.Vni), name)
+	return view, err
 }
 
 func (portsAPI) ListPorts(ctx context.Context, q *pb.ListPortsRequest) (*pb.ListPortsResponse, error) {

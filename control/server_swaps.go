@@ -45,8 +45,12 @@ func (swapsAPI) PlanSwap(ctx context.Context, q *pb.StartSwapRequest) (*pb.Plan,
 	if err != nil {
 		return nil, err
 	}
+	seats, err := c.seatsOf(ctx, rec.Before.VNI, rec.Port)
+	if err != nil {
+		return nil, err
+	}
 	plan := &pb.Plan{
-		Vm: rec.VM, Port: rec.Port, Changes: changesOf(&rec.Before, &rec.After),
+		Vm: rec.VM, Port: rec.Port, Changes: changesOf(&rec, seats),
 		Keeps: []string{"mac " + rec.MAC.String(), "pa " + rec.PA.String(), "host " + rec.Host},
 	}
 	if rec.VM != "" {
@@ -89,7 +93,21 @@ func (r *reign) warnings(rec *swap.Record) []string {
 	if rec.Confirm == vnet.ConfirmLease {
 		out = append(out, "only the guest's new address is proof: a guest that fails to apply its new settings is not noticed")
 	}
-	return append(out, "connections that are open now will break: their other ends are in network "+string(rec.Before.Network)+" or know the old address")
+	if len(rec.Before.Groups) > 0 && len(rec.After.Groups) == 0 {
+		out = append(out, "it leaves its security groups and is in none of network "+string(rec.After.Network)+": all will pass")
+	}
+	return append(out, "connections that are open now "+fateOf(rec))
+}
+
+// fateOf says what becomes of the connections that a port has before a swap.
+func fateOf(rec *swap.Record) string {
+	switch rec.OldConnections {
+	case vnet.DrainConnections:
+		return fmt.Sprintf("have %s to end, the flip waits for them; then both ends get a reset", rec.Drain)
+	case vnet.SilenceConnections:
+		return "are left to time out, neither end is told"
+	}
+	return "are reset, both ends at once"
 }
 
 func (swapsAPI) StartSwap(ctx context.Context, q *pb.StartSwapRequest) (*pb.Swap, error) {

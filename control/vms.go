@@ -87,9 +87,13 @@ func (r *reign) composeParts(ctx context.Context, vm *compute.VM, typ compute.Ty
 	if err != nil {
 		return err
 	}
+	groups, slots, err := r.resolve(ctx, &net.Value, s.groups, txn)
+	if err != nil {
+		return err
+	}
 	in, portTxn, err := r.networks.NewPort(ctx, network.PortRequest{
 		Port:    network.Port{Name: vm.Port, Tenant: vm.Tenant, VM: vm.ID, Router: s.router},
-		Network: net, Families: families, CAs: s.cas, Host: host, Claim: s.claim,
+		Network: net, Families: families, CAs: s.cas, Groups: groups, Slots: slots, Host: host, Claim: s.claim,
 	})
 	if err != nil {
 		return err

@@ -242,13 +242,6 @@ func portTo(p *network.Port, in *vnet.Intent, s vnet.Status) *pb.Port {
 	return out
 }
 
-func limitsTo(l *vnet.Limits) *pb.Limits {
-	if *l == (vnet.Limits{}) {
-		return nil
-	}
-	return &pb.Limits{From: &pb.Rate{Bits: l.From.Bits, Packets: l.From.Packets}, To: &pb.Rate{Bits: l.To.Bits, Packets: l.To.Packets}}
-}
-
 // addrTexts prints a place's addresses with their lengths.
 func addrTexts(p *vnet.Place) []string {
 	var out []string

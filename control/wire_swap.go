@@ -48,6 +48,10 @@ func swapTo(r *swap.Record) *pb.Swap {
 		Confirm: string(r.Confirm), Trigger: string(r.Trigger), Rung: r.Rung, Guest: reportTo(r.Guest),
 		Started: timeTo(r.Started), Ended: timeTo(r.Ended), Claim: r.Claim,
 	}
+	for _, s := range r.Left {
+		out.Before.Services = append(out.Before.Services, s.Service)
+	}
+	out.After.Services = r.Services
 	if r.Blackout > 0 {
 		out.Blackout = durationpb.New(r.Blackout)
 	}
@@ -68,8 +72,10 @@ func placeTo(p *vnet.Place) *pb.SidedPlace {
 	return out
 }
 
-// changesOf lists what a swap makes different for the guest.
-func changesOf(before, after *vnet.Place) []*pb.Change {
+// changesOf lists what a swap makes different for the guest, which is behind some
+// services now.
+func changesOf(rec *swap.Record, seats []string) []*pb.Change {
+	before, after := &rec.Before, &rec.After
 	var out []*pb.Change
 	add := func(what, from, to string) {
 		if from != to {
@@ -86,6 +92,9 @@ func changesOf(before, after *vnet.Place) []*pb.Change {
 	add("domain", before.DHCP.Domain, after.DHCP.Domain)
 	add("ntp", strings.Join(texts(before.DHCP.NTP), ", "), strings.Join(texts(after.DHCP.NTP), ", "))
 	add("security groups", strings.Join(before.Groups, ", "), strings.Join(after.Groups, ", "))
+	if next := rec.Services; before.VNI != after.VNI || len(next) > 0 {
+		add("services", strings.Join(seats, ", "), strings.Join(next, ", "))
+	}
 	add("router", fmt.Sprint(before.Router), fmt.Sprint(after.Router))
 	add("lease", before.DHCP.Lease.String(), after.DHCP.Lease.String())
 	add("hostname", placeTo(before).Hostname, placeTo(after).Hostname)

@@ -186,6 +186,8 @@ func quiet() *slog.Logger {
 type api struct {
 	pb.TenantsClient
 	pb.NetworksClient
+	pb.GroupsClient
+	pb.ServicesClient
 	pb.VMTypesClient
 	pb.PoolsClient
 	pb.VMsClient
@@ -215,8 +217,9 @@ func dial(t testing.TB, name, addr string) api {
 	}
 	t.Cleanup(func() { c.Close() })
 	return api{
-		pb.NewTenantsClient(c), pb.NewNetworksClient(c), pb.NewVMTypesClient(c), pb.NewPoolsClient(c), pb.NewVMsClient(c),
-		pb.NewClaimsClient(c), pb.NewSwapsClient(c), pb.NewPortsClient(c), pb.NewHostsClient(c), pb.NewAdminClient(c), pb.NewDiagnosticsClient(c),
+		pb.NewTenantsClient(c), pb.NewNetworksClient(c), pb.NewGroupsClient(c), pb.NewServicesClient(c), pb.NewVMTypesClient(c),
+		pb.NewPoolsClient(c), pb.NewVMsClient(c), pb.NewClaimsClient(c), pb.NewSwapsClient(c), pb.NewPortsClient(c), pb.NewHostsClient(c),
+		pb.NewAdminClient(c), pb.NewDiagnosticsClient(c),
 	}
 }
 

@@ -35,7 +35,8 @@ func TestExitCodes(t *testing.T) {
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"vm", "swap"}, {"vm", "frob"}, {"--frob"}, {"frob"}, {"vm", "list", "-o", "xml"}, {"pool", "set", "small"},
-		{"network", "create", "red", "--route", "10.7.0.0/16"}, {"lab", "exec", "h1"}, {"pki", "issue", "host"},
+		{"network", "create", "red", "--route", "10.7.0.0/16"}, {"network", "flow-log", "red", "maybe"}, {"port", "group", "web-1"},
+		{"port", "group", "web-1", "web", "--none"}, {"group", "create", "web", "--rule", "allow all"}, {"lab", "exec", "h1"}, {"pki", "issue", "host"},
 	} {
 		if got := run(t.Context(), args); got != exitUsage {
 			t.Errorf("replug %s: exit %d, want %d", strings.Join(args, " "), got, exitUsage)

@@ -33,7 +33,15 @@ func portCommand(c *caller) *cobra.Command {
 	move.Example = "  replug port swap edge-7 --network blue --ip 10.0.0.21 --trigger none --wait"
 	return noun("port", "VM NICs; also those of VMs that somebody else runs",
 		"  replug port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --monitor /run/vm3/qmp.sock --network red",
-		portAttach(c), move, detach, show, ls)
+		portAttach(c), move, portGroup(c), portLimit(c), portSet(c), portSettings(c), detach, show, ls)
+}
+
+func portSettings(c *caller) *cobra.Command {
+	return ask(c, question[*pb.Port]{use: "settings PORT|VM", short: "Show groups, services, limits, MTU of one port", args: exact(1, "a PORT or VM"),
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Port, error) {
+			return pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
+		},
+		show: settings})
 }
 
 func portAttach(c *caller) *cobra.Command {
@@ -63,9 +71,9 @@ func portAttach(c *caller) *cobra.Command {
 }
 
 func ports(ps ...*pb.Port) *table {
-	t := &table{head: []string{"PORT", "TENANT", "HOST", "NETWORK", "VNI", "ADDRESS", "MAC", "PA", "EPOCH", "STATUS", "ERROR"}}
+	t := &table{head: []string{"PORT", "TENANT", "HOST", "NETWORK", "VNI", "ADDRESS", "MAC", "PA", "EPOCH", "STATUS", "GROUPS", "ERROR"}}
 	for _, p := range ps {
-		t.add(p.Name, p.Tenant, p.Host, p.Network, p.Vni, strings.Join(p.Addrs, ","), p.Mac, p.Pa, p.Epoch, p.Status, p.Error)
+		t.add(p.Name, p.Tenant, p.Host, p.Network, p.Vni, strings.Join(p.Addrs, ","), p.Mac, p.Pa, p.Epoch, p.Status, strings.Join(p.Groups, ","), p.Error)
 	}
 	return t
 }

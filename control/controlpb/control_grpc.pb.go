@@ -1062,7 +1062,8 @@ type ServicesClient interface {
 	CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*Service, error)
 	// SetService changes affinity and check. Address, port and protocol stay for life.
 	SetService(ctx context.Context, in *SetServiceRequest, opts ...grpc.CallOption) (*Service, error)
-	// SetBackend adds a backend or changes its port, weight or draining.
+	// SetBackend adds a backend or changes its port, weight or draining. Port and weight
+	// of one that is there stay if nothing is said of them.
 	SetBackend(ctx context.Context, in *SetBackendRequest, opts ...grpc.CallOption) (*Service, error)
 	RemoveBackend(ctx context.Context, in *RemoveBackendRequest, opts ...grpc.CallOption) (*Service, error)
 	GetService(ctx context.Context, in *GetServiceRequest, opts ...grpc.CallOption) (*Service, error)
@@ -1157,7 +1158,8 @@ type ServicesServer interface {
 	CreateService(context.Context, *CreateServiceRequest) (*Service, error)
 	// SetService changes affinity and check. Address, port and protocol stay for life.
 	SetService(context.Context, *SetServiceRequest) (*Service, error)
-	// SetBackend adds a backend or changes its port, weight or draining.
+	// SetBackend adds a backend or changes its port, weight or draining. Port and weight
+	// of one that is there stay if nothing is said of them.
 	SetBackend(context.Context, *SetBackendRequest) (*Service, error)
 	RemoveBackend(context.Context, *RemoveBackendRequest) (*Service, error)
 	GetService(context.Context, *GetServiceRequest) (*Service, error)

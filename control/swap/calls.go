@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -57,6 +58,19 @@ func (e *Engine) List(ctx context.Context) ([]Record, error) {
 	}
 	slices.SortStableFunc(all, func(a, b Record) int { return b.Started.Compare(a.Started) })
 	return all, nil
+}
+
+// Live returns the swaps that run, as they are in memory.
+func (e *Engine) Live() []Record {
+	e.mu.Lock()
+	drivers := slices.Collect(maps.Values(e.byID))
+	e.mu.Unlock()
+	all := make([]Record, 0, len(drivers))
+	for _, d := range drivers {
+		rec, _ := d.look()
+		all = append(all, rec)
+	}
+	return all
 }
 
 // Watch calls f with the swap as it is now and after each change, until it has

@@ -107,6 +107,8 @@ func TestRefusalsOfStart(t *testing.T) {
 			{"address taken", errTaken, func(q *Request) { q.Network, q.CAs = "red", []vnet.CA{testCA("10.0.0.10")} }},
 			{"no request id", ErrInvalid, func(q *Request) { q.ID = "" }},
 			{"unknown proof", ErrInvalid, func(q *Request) { q.Confirm = "hope" }},
+			{"unknown fate of connections", ErrInvalid, func(q *Request) { q.OldConnections = "burn" }},
+			{"a time to drain without draining", ErrInvalid, func(q *Request) { q.Drain = time.Second }},
 			{"unknown trigger", ErrInvalid, func(q *Request) { q.Trigger = "shout" }},
 			{"unknown port", store.ErrNotFound, func(q *Request) { q.Port = "p-32" }},
 		} {
@@ -118,6 +120,21 @@ func TestRefusalsOfStart(t *testing.T) {
 		}
 		if n := len(w.memory.commits) - before; n != 0 {
 			t.Errorf("refused requests wrote %d times", n)
+		}
+	})
+}
+
+// A guest can't be seen before the flip, which waits for connections to drain.
+func TestDrain(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		q := w.request("blue", "10.0.0.20")
+		q.OldConnections, q.Drain, q.Budgets.Lease = vnet.DrainConnections, 7*time.Second, 11*time.Second
+		r, err := w.engine.Plan(t.Context(), q)
+		if err != nil || r.Budgets.Lease != 18*time.Second || r.After.OldConnections != vnet.DrainConnections || r.After.Drain != 7*time.Second {
+			t.Errorf("lease budget %s, after %s %s, %v", r.Budgets.Lease, r.After.OldConnections, r.After.Drain, err)
+		}
+		if home := r.at(r.Before, 9, true); home.OldConnections != vnet.ResetConnections || home.Drain != 0 {
+			t.Errorf("the way back waits: %s %s", home.OldConnections, home.Drain)
 		}
 	})
 }
