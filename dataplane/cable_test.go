@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -17,8 +18,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"context"
 
 	"replug/dataplane/trap"
 	"replug/directory/vnet"
@@ -70,6 +69,39 @@ func newCable(t *testing.T) *cable {
 	c.guests = &guests{ports: ps, sender: c.sender, metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	c.listen()
 	return c
+}
+
+// kernelRouter lets the kernel heed advertisements itself, or leave them to a client.
+func (c *cable) kernelRouter(on bool) {
+	value := map[bool]string{true: "1", false: "0"}[on]
+	must(c.t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra", []byte(value), 0))
+}
+
+// linkLocal waits until the guest's link-local address is its own: dhclient gives up
+// without one.
+func (c *cable) linkLocal() {
+	c.t.Helper()
+	link, err := c.handle.LinkByName("eth0")
+	must(c.t, err)
+	tick := time.NewTicker(5 * time.Millisecond)
+	for begun := time.Now(); time.Since(begun) < 10*time.Second; <-tick.C {
+		addrs, err := c.handle.AddrList(link, netlink.FAMILY_V6)
+		must(c.t, err)
+		if len(addrs) > 0 && addrs[0].Flags&unix.IFA_F_TENTATIVE == 0 {
+			return
+		}
+	}
+	c.t.Fatal("eth0 has no link-local address")
+}
+
+// reboot takes everything from the guest's device.
+func (c *cable) reboot() {
+	c.t.Helper()
+	link, err := c.handle.LinkByName("eth0")
+	must(c.t, err)
+	must(c.t, c.handle.LinkSetDown(link))
+	must(c.t, c.handle.LinkSetUp(link))
+	c.linkLocal()
 }
 
 // cableTaps knows wire0 only.

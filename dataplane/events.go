@@ -13,6 +13,7 @@ var errBusy = errors.New("the port is busy: report again")
 
 // events are what happened to a guest since the worker last looked.
 type events struct {
+	stirred moment    // the guest looked for a router or a lease
 	acks    [2]moment // a lease of the family was acknowledged
 	answers [2]moment // the guest answered for its CA of the family
 	reports []offered
@@ -30,6 +31,11 @@ func (p *port) event(f func(*events)) {
 	f(&p.events)
 	p.mu.Unlock()
 	p.kick()
+}
+
+// stirs says that the guest looks for a router or a lease.
+func (p *port) stirs(epoch vnet.Epoch) {
+	p.event(func(e *events) { e.stirred = moment{time.Now(), epoch} })
 }
 
 // acked says that a lease of the epoch's address was just handed out.

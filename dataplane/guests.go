@@ -44,8 +44,10 @@ func (g *guests) take(t trapped) {
 	case t.said == saidProbe:
 		g.checks.answer(p.id, t.frame)
 	case t.said == saidSolicit:
+		p.stirs(t.epoch)
 		g.solicited(p, place, ifindex, mac, t.frame)
 	default:
+		p.stirs(t.epoch)
 		g.answer(p, place, ifindex, mac, t.frame)
 	}
 }

@@ -35,7 +35,6 @@ var (
 	bounces = ladder{
 		{bounce, 20 * time.Millisecond, time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 1200 * time.Millisecond, 2 * time.Second},
 		{bounce, 5500 * time.Millisecond, 4 * time.Second},
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
@@ -72,9 +71,12 @@ const (
 	// away: it is not bounced a second time before it is over.
 	resumePatience = time.Second
 	// patience6 is the least for IPv6: a client may wait a second before it asks
-	// (RFC 8415, section 18.2.1), its kernel another before it uses an address
-	// (RFC 4862, section 5.4.2).
-	patience6 = 2 * time.Second
+	// (RFC 8415, section 18.2.1), or the kernel before it uses an address that it
+	// made (RFC 4862, section 5.4.2).
+	patience6 = 1500 * time.Millisecond
+	// stirring is how long a client that has said something may wait until it says
+	// the next: dhcpcd waits at random, for two seconds at most.
+	stirring = 2 * time.Second
 	// settling is how long a client may look for others with its address before it
 	// uses it: 3 probes, and what RFC 5227 has it wait before and after (section 1.1).
 	settling = 9 * time.Second

@@ -39,21 +39,32 @@ func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	return wait(min(p.probe(ctx, in), left)), nil
 }
 
-// due is when the wait for the proof ends. A guest that has leased whatever it can
-// since its link was cut is on its way: it may be looking whether somebody else
-// has its address, and another cut would only throw it back.
+// due is when the wait for the proof ends. A guest that stirs since its link was cut
+// is on its way; one that has leased whatever it can may be looking whether
+// somebody else has its address. Another cut would only throw it back.
 func (p *port) due(in *vnet.Intent) time.Time {
+	p.mu.Lock()
+	stirred := p.events.stirred.in(&p.run)
+	p.mu.Unlock()
 	due := p.run.dueBy
-	leases := p.leases(in)
-	if len(leases) < len(leasing(&in.Current)) {
-		return due
+	if leases := p.leases(in); len(leases) > 0 && len(leases) == len(leasing(&in.Current)) {
+		due = later(due, slices.MaxFunc(leases, time.Time.Compare).Add(settling))
 	}
-	for _, at := range leases {
-		if settled := at.Add(settling); settled.After(due) {
-			due = settled
+	if stirred.After(p.run.cutAt) {
+		stirs := stirred.Add(stirring)
+		if most := p.run.dueBy.Add(settling); stirs.After(most) {
+			stirs = most
 		}
+		due = later(due, stirs)
 	}
 	return due
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // leases lists when the guest last leased an address of each family, since its

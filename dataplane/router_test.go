@@ -280,7 +280,7 @@ func TestBothFamiliesAreProven(t *testing.T) {
 
 // A client that has leased may look for others with its address for seconds before
 // it uses it. It isn't thrown back meanwhile; one that has leased for one family
-// only is no reason to wait.
+// only is no reason to wait. One that stirs has two seconds more, but not for ever.
 func TestGuestSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -300,11 +300,42 @@ func TestGuestSettles(t *testing.T) {
 	})
 }
 
-// IPv6 takes its time: a guest that needs two seconds is not bounced again.
+// stir lets a guest look for a router.
+func (w *world) stir(id vnet.PortID, e vnet.Epoch) {
+	w.mu.Lock()
+	agent := w.agent
+	w.mu.Unlock()
+	if agent != nil {
+		agent.get(id).stirs(e)
+	}
+}
+
+func TestGuestStirs(t *testing.T) {
+	for stirs, cutAgain := range map[int]time.Duration{0: 2, 1: 3, 30: 10} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			_, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
+				g.deaf = true
+				next := in.Next.Epoch
+				for i := range stirs { // from a second after the switch on
+					time.AfterFunc(time.Duration(i+2)*time.Second, func() { w.stir(in.ID, next) })
+				}
+			})
+			settle((cutAgain-2)*time.Second - 100*time.Millisecond)
+			before := g.cuts()
+			settle(time.Second)
+			if got := []int{before, g.cuts()}; stirs > 0 && !slices.Equal(got, []int{1, 2}) || stirs == 0 && before != 2 {
+				t.Errorf("stirs %d times: cut %d times before %d s, then %d", stirs, before, cutAgain, got[1])
+			}
+		})
+	}
+}
+
+// IPv6 takes its time: a guest that needs more than a second is not bounced again.
 func TestPatienceForIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 1900 * time.Millisecond })
+		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 1400 * time.Millisecond })
 		settle(3 * time.Second)
 		if g.cuts() != 1 {
 			t.Errorf("bounced %d times", g.cuts())

@@ -152,9 +152,9 @@ func TestLadder(t *testing.T) {
 			settle(time.Minute)
 			in = switched(in)
 			ps.set(in)
-			settle(5 * time.Second)
+			settle(10 * time.Second)
 			s := w.last(in.Current.Epoch)
-			if g.cuts() != want || s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 1.2s" {
+			if g.cuts() != want || s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 5.5s" {
 				t.Errorf("bounced %d times, want %d; last status %+v", g.cuts(), want, s)
 			}
 		}
@@ -176,8 +176,8 @@ func TestLadderEnds(t *testing.T) {
 		settle(time.Second)
 		in = switched(in)
 		ps.set(in)
-		settle(17 * time.Second)
-		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 5 {
+		settle(14 * time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 4 {
 			t.Errorf("after the ladder: bounced %d times, %+v", g.cuts(), s)
 		}
 		settle(10 * time.Minute)

@@ -1,0 +1,180 @@
+package dataplane
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// A guestClient is a guest's own, running in a mount namespace where it finds none of
+// the machine's files and leaves none.
+type guestClient struct {
+	cmd *exec.Cmd
+	log string
+}
+
+// startClient runs a script that ends with a client in the foreground. dir is what
+// the client keeps.
+func startClient(t *testing.T, dir, script string) *guestClient {
+	t.Helper()
+	c := &guestClient{log: filepath.Join(t.TempDir(), "client.log")}
+	out, err := os.Create(c.log)
+	must(t, err)
+	c.cmd = exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", `
+		mount --bind `+dir+` /var/lib
+		mount -t tmpfs none /run
+		cp -a /etc /run/etc
+		mount --bind /run/etc /etc
+		mkdir -p /var/lib/dhcpcd /var/lib/dhcp
+		`+script)
+	c.cmd.Stdout, c.cmd.Stderr = out, out
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	must(t, c.cmd.Start())
+	t.Cleanup(func() {
+		c.stop()
+		if b, _ := os.ReadFile(c.log); t.Failed() {
+			t.Logf("the client said:\n%s", b)
+		}
+	})
+	return c
+}
+
+// stop kills the client: one that says good-bye would release its lease.
+func (c *guestClient) stop() {
+	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+	_ = c.cmd.Wait()
+}
+
+// read returns a file as the client sees it.
+func (c *guestClient) read(name string) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/root%s", c.cmd.Process.Pid, name))
+	return string(b)
+}
+
+// dualPlaces are two places of both families.
+func dualPlaces() (vnet.Intent, *vnet.Place) {
+	in := intent()
+	in.Current.MTU = 1400
+	in.Current.DHCP = vnet.DHCP{DNS: []netip.Addr{netip.MustParseAddr("203.0.113.53"), netip.MustParseAddr("fd53:6a7b::1e2f")}, Domain: "red.example"}
+	dual(&in.Current, "fd17:2839:4a5b:6c7d::51")
+	next := place("blue", blue, "10.17.34.62", 8)
+	next.MTU = 1333
+	next.DHCP = vnet.DHCP{DNS: []netip.Addr{netip.MustParseAddr("203.0.113.54"), netip.MustParseAddr("fd53:6a7b::8c9d")}, Domain: "blue.example"}
+	dual(&next, "fd28:394a:5b6c:7d8e::62")
+	next.Swap, next.Confirm, next.Trigger = "s-5", vnet.ConfirmLease, vnet.TriggerBounce
+	return in, &next
+}
+
+// follows has a client of both families take its first place and follow to the
+// next, and wants nothing of the first to be left, in the kernel or in the file
+// where the client writes what name servers it was told.
+func follows(t *testing.T, script, file, rung string) {
+	t.Helper()
+	c := newCable(t)
+	c.kernelRouter(false)
+	in, next := dualPlaces()
+	c.agent.set(in)
+	client := startClient(t, t.TempDir(), script)
+	c.reach(in.Current.Epoch, vnet.StatusLeased, 20*time.Second)
+	before := c.state()
+	s, took := c.swap(in, next, 30*time.Second)
+	t.Logf("followed on rung %q in %s; it said %s", s.Rung, took.Round(time.Millisecond), c.heardFromGuest())
+	if s.Rung != rung {
+		t.Errorf("followed on rung %q, want %q", s.Rung, rung)
+	}
+	c.becomes(strings.NewReplacer("10.17.34.51", "10.17.34.62", "fd17:2839:4a5b:6c7d::51", "fd28:394a:5b6c:7d8e::62",
+		"fd17:2839:4a5b:6c7d::", "fd28:394a:5b6c:7d8e::", redRouter, blueRouter, "203.0.113.53", "203.0.113.54").Replace(before), 5*time.Second)
+	settings := client.read(file)
+	for _, want := range []string{"203.0.113.54", "fd53:6a7b::8c9d", "blue.example"} {
+		if !strings.Contains(settings, want) {
+			t.Errorf("no %s in %s:\n%s", want, file, settings)
+		}
+	}
+	for _, gone := range []string{"203.0.113.53", "fd53:6a7b::1e2f", "red.example"} {
+		if strings.Contains(settings, gone) {
+			t.Errorf("%s is left in %s:\n%s", gone, file, settings)
+		}
+	}
+	for _, want := range []string{"10.17.34.51/24", "fd17:2839:4a5b:6c7d::51/128", "default via " + redRouter, "fd17:2839:4a5b:6c7d::/64"} {
+		if !strings.Contains(before, want) {
+			t.Errorf("before the swap it had no %s: %s", want, before)
+		}
+	}
+}
+
+// dhcpcd looks for others with its IPv4 address for some five seconds.
+func TestDhcpcd(t *testing.T) {
+	follows(t, "exec dhcpcd -B -d eth0", "/etc/resolv.conf", "bounce 20ms")
+}
+
+// networkd runs without udev (for it, /sys is read-only) and without a bus.
+const networkd = `mount -t sysfs -o ro none /sys
+	mkdir -p /run/systemd/network /run/systemd/netif
+	chown systemd-network: /run/systemd/netif
+	printf '[Match]\nName=eth0\n[Network]\nDHCP=yes\n[DHCPv4]\nUseMTU=%s\nUseDomains=yes\n[DHCPv6]\nUseDomains=yes\n' "$mtu" >/run/systemd/network/10-eth0.network
+	SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console exec /lib/systemd/systemd-networkd`
+
+func TestNetworkd(t *testing.T) {
+	follows(t, "mtu=no\n"+networkd, "/run/systemd/netif/links/2", "bounce 20ms")
+}
+
+// With UseMTU, as netplan writes it, it keeps its leases for 5 s without a carrier.
+func TestNetworkdThatTakesTheMTU(t *testing.T) {
+	follows(t, "mtu=yes\n"+networkd, "/run/systemd/netif/links/2", "bounce 5.5s")
+}
+
+// dhclient is deaf to its link. It leaves routers to the kernel.
+const dhclient = "exec dhclient -6 -d -v -lf /var/lib/leases eth0"
+
+// TestDhclientRenews: when it renews, its old address dies in the answer that
+// brings the new one.
+func TestDhclientRenews(t *testing.T) {
+	c := newCable(t)
+	in, next := intent(), blueAt("fd28:394a:5b6c:7d8e::62")
+	in.Current = redAt("fd17:2839:4a5b:6c7d::51")
+	in.Current.DHCP.Lease, next.DHCP.Lease = 8*time.Second, time.Hour
+	next.Trigger = vnet.TriggerNone
+	c.agent.set(in)
+	c.linkLocal()
+	startClient(t, t.TempDir(), dhclient)
+	c.reach(in.Current.Epoch, vnet.StatusLeased, 20*time.Second)
+	s, took := c.swap(in, next, 20*time.Second)
+	t.Logf("followed on rung %q in %s; it said %s", s.Rung, took.Round(time.Millisecond), c.heardFromGuest())
+	c.becomes("fd28:394a:5b6c:7d8e::62/128 | default via "+blueRouter+", fd28:394a:5b6c:7d8e::/64, fd28:394a:5b6c:7d8e::62/128", 10*time.Second)
+}
+
+// TestDhclientConfirms: when it starts again, as after a reboot, with a lease of
+// another place, it is told that it is off the link, and asks anew.
+func TestDhclientConfirms(t *testing.T) {
+	c := newCable(t)
+	in, next := intent(), blueAt("fd28:394a:5b6c:7d8e::62")
+	in.Current = redAt("fd17:2839:4a5b:6c7d::51")
+	next.Trigger = vnet.TriggerNone
+	c.agent.set(in)
+	dir := t.TempDir()
+	c.linkLocal()
+	first := startClient(t, dir, dhclient)
+	c.reach(in.Current.Epoch, vnet.StatusLeased, 20*time.Second)
+	first.stop()
+	in.Next = next
+	c.agent.set(in)
+	c.reach(next.Epoch, vnet.StatusPrepared, 5*time.Second)
+	c.agent.set(switched(in))
+	c.reach(next.Epoch, vnet.StatusFlipped, 5*time.Second)
+	c.reboot()
+	c.heardFromGuest()
+	startClient(t, dir, dhclient)
+	c.reach(next.Epoch, vnet.StatusLeased, 20*time.Second)
+	if said := c.heardFromGuest(); !strings.Contains(said, "dhcpv6-4 dhcpv6-1") {
+		t.Errorf("it said %s; want a Confirm and a Solicit", said)
+	}
+	c.becomes("fd28:394a:5b6c:7d8e::62/128 | default via "+blueRouter+", fd28:394a:5b6c:7d8e::/64, fd28:394a:5b6c:7d8e::62/128", 10*time.Second)
+}
