@@ -63,8 +63,8 @@ func traced(t *testing.T) (w *world, web, db *fakeHost, wire []byte) {
 func TestTrace(t *testing.T) {
 	w, web, db, wire := traced(t)
 	var question ask.TraceFromVM
-	toWire := ask.Trace{Verdict: ask.ToWire, RuleOut: ask.Decision{Says: "allowed: no rule denies it"}, Flow: "new", Route: netip.MustParsePrefix("10.17.34.0/24"),
-		Mapping: &ask.Mapping{VNI: 0xa1b2c3, PA: netip.MustParseAddr("100.64.9.3"), MAC: vnet.PortMAC(7)}, MTU: 1450, Device: "up0", Sent: wire[50:], Frame: wire}
+	toWire := ask.Trace{Verdict: ask.ToWire, RuleOut: ask.Decision{Says: "allowed: no rule denies it", Flow: "new"}, Route: netip.MustParsePrefix("10.17.34.0/24"),
+		Mapping: &ask.Mapping{VNI: 0xa1b2c3, PA: netip.MustParseAddr("100.64.9.3"), MAC: vnet.PortMAC(7)}, Device: "up0", Sent: wire[50:], Frame: wire}
 	web.behave(answering(map[string]func(context.Context, []byte, func(any)) error{
 		ask.KindTraceFromVM: func(_ context.Context, b []byte, say func(any)) error {
 			_ = json.Unmarshal(b, &question)
@@ -92,8 +92,8 @@ func TestTrace(t *testing.T) {
 	if r.Delivered || r.Summary != "dropped: rule_in (a rule denies what the VM would get), on host h9" || len(r.Hops) != 2 {
 		t.Errorf("%v %q, %d hops", r.Delivered, r.Summary, len(r.Hops))
 	}
-	want := []string{"port: from " + question.Port + " in network red (VNI 10597059)", "rules out: allowed: no rule denies it", "flow: new", "route: 10.17.34.0/24, on link",
-		"mapping: PA 100.64.9.3, MAC 02:52:00:00:00:07, VNI 10597059", "mtu: 1450 bytes fit", "verdict: sent to the underlay by up0",
+	want := []string{"port: from " + question.Port + " in network red (VNI 10597059)", "rules out: allowed: no rule denies it (new flow)", "route: 10.17.34.0/24, on link",
+		"mapping: PA 100.64.9.3, MAC 02:52:00:00:00:07, VNI 10597059", "verdict: sent to the underlay by up0",
 		"port: for db.0 in network red (VNI 10597059)", "rules in: denied by db/no-web", "verdict: dropped: rule_in (a rule denies what the VM would get)"}
 	if got := stepsOf(r); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)

@@ -17,9 +17,9 @@ import (
 func (d *diagnoser) hopTo(host, program string, t *ask.Trace) *pb.TraceHop {
 	h := &pb.TraceHop{
 		Host: host, Program: program, Port: d.portName(t.Port), ToPort: d.portName(t.To),
-		Verdict: t.Verdict, Drop: t.Drop, Why: t.Why, RuleOut: t.RuleOut.Rule, RuleIn: t.RuleIn.Rule, Flow: t.Flow,
+		Verdict: t.Verdict, Drop: t.Drop, Why: t.Why, RuleOut: t.RuleOut.Rule, RuleIn: t.RuleIn.Rule, FlowOut: t.RuleOut.Flow, FlowIn: t.RuleIn.Flow,
 		Service: textOf(t.Service), Backend: textOf(t.Backend), Route: textOf(t.Route), NextHop: textOf(t.NextHop),
-		Sent: d.visible(t.Sent, program == "from_wire"), Frame: d.visible(t.Frame, t.Verdict == ask.ToWire),
+		Sent: d.visible(t.Sent, program == "from_wire"), Frame: d.visible(t.Frame, t.Verdict == ask.ToWire || program == "from_wire" && t.Verdict == ask.Dropped),
 	}
 	if t.Mapping != nil {
 		h.Vni = uint32(t.Mapping.VNI)
@@ -72,8 +72,7 @@ func (d *diagnoser) steps(program string, t *ask.Trace) (out []*pb.TraceStep) {
 	} else {
 		step("port", d.portText(t.Port, "from"))
 	}
-	step("rules out", t.RuleOut.Says)
-	step("flow", t.Flow)
+	step("rules out", decisionText(t.RuleOut))
 	if t.Service.IsValid() {
 		step("service", fmt.Sprintf("%s leads to %s", t.Service, t.Backend))
 	}
@@ -82,14 +81,30 @@ func (d *diagnoser) steps(program string, t *ask.Trace) (out []*pb.TraceStep) {
 		step("mapping", d.place(t.Mapping))
 	}
 	if t.MTU > 0 {
-		step("mtu", fmt.Sprintf("%d bytes fit", t.MTU))
+		step("mtu", fmt.Sprintf("only %d bytes fit", t.MTU))
 	}
 	if program == "from_vm" && t.To.Name != "" {
 		step("to port", d.portText(t.To, "for"))
 	}
-	step("rules in", t.RuleIn.Says)
+	step("rules in", decisionText(t.RuleIn))
 	step("verdict", d.verdict(t))
+	switch {
+	case t.Verdict != ask.Dropped:
+	case t.Reset:
+		step("sender", "gets a TCP reset")
+	case len(t.Frame) > 0:
+		step("sender", "is told")
+	}
 	return out
+}
+
+// decisionText says what decided, and whether the flow was known: then its first
+// packet decided.
+func decisionText(d ask.Decision) string {
+	if d.Says == "" || d.Flow == "" {
+		return d.Says
+	}
+	return fmt.Sprintf("%s (%s flow)", d.Says, d.Flow)
 }
 
 func (d *diagnoser) portText(p ask.PortRef, role string) string {

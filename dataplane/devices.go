@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 
 	"replug/dataplane/netdev"
@@ -34,6 +35,17 @@ type underlay struct {
 	vxlan  netdev.Device
 	prefix netip.Prefix // PAs of this host
 	mtu    uint16       // left to guests
+}
+
+// deviceName names a device for people; 0 is the uplink.
+func (u *underlay) deviceName(ifindex int) string {
+	if ifindex == 0 {
+		return u.uplink.Name
+	}
+	if d, err := net.InterfaceByIndex(ifindex); err == nil {
+		return d.Name
+	}
+	return fmt.Sprintf("device %d, which is gone", ifindex)
 }
 
 // plug makes the host's devices, or adopts them.

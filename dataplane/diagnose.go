@@ -45,7 +45,8 @@ type Traced struct {
 	Drop            string
 	Port, To        vnet.PortID // 0: none
 	RuleOut, RuleIn int64       // ids, or RuleDefault and so on
-	Flow            string
+	FlowOut, FlowIn string      // new, established, related; "": not asked
+	Reset           bool        // the sender of a dropped one is told by a TCP reset
 	Service         netip.AddrPort
 	Backend         netip.AddrPort
 	Route           netip.Prefix

@@ -183,7 +183,7 @@ func asked[A any](t *testing.T, ctx context.Context, d *diagnosis, kind string, 
 
 func TestTraceNames(t *testing.T) {
 	d, w, _ := newDiagnosed()
-	w.traced = Traced{Verdict: ask.ToPort, To: 45, RuleOut: RuleDefault, RuleIn: 77, Flow: "new", Ifindex: 9, Frame: []byte{1, 2}}
+	w.traced = Traced{Verdict: ask.ToPort, To: 45, RuleOut: RuleDefault, RuleIn: 77, FlowOut: "new", FlowIn: "new", Ifindex: 9, Frame: []byte{1, 2}}
 	q := ask.TraceFromVM{Port: "acme.web-1", Spec: frame.Spec{Dst: netip.MustParseAddr("10.17.34.85"), Protocol: vnet.TCP, SrcPort: 50123, DstPort: 443}}
 	var got ask.Trace
 	if err := asked(t, t.Context(), d, ask.KindTraceFromVM, q, func(a ask.Trace) { got = a }); err != nil {
@@ -195,7 +195,7 @@ func TestTraceNames(t *testing.T) {
 		t.Errorf("sent %q,\nwant %q: the address of the destination's subnet, the gateway's MAC", words, want)
 	}
 	if got.Port.Name != "acme.web-1" || got.To != (ask.PortRef{Name: "acme.db-1", ID: 45, Network: "red", VNI: 0xa1b2c3, Tenant: "acme"}) ||
-		got.RuleIn != (ask.Decision{Rule: "web/https", Says: "allowed by web/https"}) || !strings.Contains(got.RuleOut.Says, "no rule denies") || got.Device != "dev9" || !bytes.Equal(got.Sent, w.sent) {
+		got.RuleIn != (ask.Decision{Rule: "web/https", Says: "allowed by web/https", Flow: "new"}) || !strings.Contains(got.RuleOut.Says, "no rule denies") || got.Device != "dev9" || !bytes.Equal(got.Sent, w.sent) {
 		t.Errorf("got %+v", got)
 	}
 	q.Spec.Dst, q.Spec.Protocol = netip.MustParseAddr("2001:db8::9"), vnet.ICMP

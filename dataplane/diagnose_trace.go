@@ -67,15 +67,16 @@ func (d *diagnosis) traceFromWire(q ask.TraceFromWire) (ask.Trace, error) {
 func (d *diagnosis) trace(t Traced, sent []byte) ask.Trace {
 	out := ask.Trace{
 		Verdict: t.Verdict, Drop: t.Drop, Port: d.ref(t.Port), To: d.ref(t.To),
-		RuleOut: d.decision(t.RuleOut, t.Drop == dropRuleOut, "allowed: no rule denies it"),
-		RuleIn:  d.decision(t.RuleIn, t.Drop == dropRuleIn, "denied: no rule allows it"),
-		Flow:    t.Flow, Service: t.Service, Backend: t.Backend, Route: t.Route, NextHop: t.NextHop, Mapping: t.Mapping,
+		RuleOut: d.decision(t.RuleOut, t.FlowOut, t.Drop == dropRuleOut, "allowed: no rule denies it"),
+		RuleIn:  d.decision(t.RuleIn, t.FlowIn, t.Drop == dropRuleIn, "denied: no rule allows it"),
+		Reset:   t.Reset,
+		Service: t.Service, Backend: t.Backend, Route: t.Route, NextHop: t.NextHop, Mapping: t.Mapping,
 		MTU: t.MTU, Sent: sent, Frame: t.Frame,
 	}
 	if t.Drop != "" {
 		out.Why = d.witness.DropText(t.Drop)
 	}
-	if t.Ifindex != 0 {
+	if t.Ifindex != 0 || t.Verdict == ask.ToWire {
 		out.Device = d.device(t.Ifindex)
 	}
 	return out
@@ -87,20 +88,20 @@ const (
 	dropRuleIn  = "rule_in"
 )
 
-func (d *diagnosis) decision(id int64, denied bool, otherwise string) ask.Decision {
+func (d *diagnosis) decision(id int64, flow string, denied bool, otherwise string) ask.Decision {
 	switch {
 	case id == RuleUnasked:
 		return ask.Decision{}
 	case id == RuleNone:
-		return ask.Decision{Says: "allowed: the port is in no group"}
+		return ask.Decision{Flow: flow, Says: "allowed: the port is in no group"}
 	case id == RuleDefault:
-		return ask.Decision{Says: otherwise}
+		return ask.Decision{Flow: flow, Says: otherwise}
 	}
 	name := ruleName(d.rules, id)
 	if denied {
-		return ask.Decision{Rule: name, Says: "denied by " + name}
+		return ask.Decision{Rule: name, Flow: flow, Says: "denied by " + name}
 	}
-	return ask.Decision{Rule: name, Says: "allowed by " + name}
+	return ask.Decision{Rule: name, Flow: flow, Says: "allowed by " + name}
 }
 
 // ruleName is "group/rule", or what decided instead.

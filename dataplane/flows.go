@@ -59,6 +59,8 @@ type flowLogger struct {
 	places map[vnet.PortID][]wasAt // the newest last
 	missed uint64                  // of the ring, counted so far
 	failed bool                    // the last write did: it is said once
+	logs   bool                    // some port here is logged
+	closed bool
 }
 
 // wasAt is where a port is or was.
@@ -103,6 +105,7 @@ func (l *flowLogger) run(ctx context.Context) error {
 	<-done
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	return errors.Join(err, l.out.Close())
 }
 
@@ -145,8 +148,15 @@ func (l *flowLogger) flush() {
 func (l *flowLogger) take(e FlowEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
 	at, ok := l.at(e.Port, e.Epoch)
+	// Flows of all ports end; only those of logged ports tell that they begin.
+	l.logs = l.logs || e.Kind != flowlog.End || ok && at.place.FlowLog
 	switch {
+	case !ok && !l.logs:
+		return
 	case !ok:
 		l.lost.WithLabelValues(lostPlace).Inc()
 		return

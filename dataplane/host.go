@@ -20,6 +20,7 @@ import (
 	stdmaps "maps"
 	"net"
 	"net/http"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -60,6 +61,8 @@ type Host struct {
 	networks *networks
 	checks   *checks
 	sweeper  *sweeper
+	asks     *diagnosis
+	flowLog  *flowLogger
 	client   *client.Client
 	running  atomic.Pointer[ports] // for callbacks that may come before
 	close    []func() error        // in reverse order
@@ -74,7 +77,7 @@ func New(ctx context.Context, c Config, log *slog.Logger) (*Host, error) {
 	h := &Host{config: c, log: log, registry: prometheus.NewRegistry()}
 	h.metrics = NewMetrics(h.registry)
 	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(context.Context) error{h.openState, h.openDatapath, h.openMachines, h.openPorts, h.openClient} {
+	for _, step := range []func(context.Context) error{h.openState, h.openDatapath, h.openMachines, h.openPorts, h.openDiagnosis, h.openClient} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, h.Close())
 		}
@@ -200,6 +203,20 @@ func (h *Host) openMetadata() {
 	h.close = append(h.close, h.channel.Shut)
 }
 
+// openDiagnosis makes what tells of frames and flows.
+func (h *Host) openDiagnosis(context.Context) error {
+	rules := h.networks.groups.name
+	h.asks = newDiagnosis(h.maps, h.ports, rules, h.underlay.deviceName, h.log)
+	var err error
+	name := func(id int64) string { return ruleName(rules, id) }
+	h.flowLog, err = newFlowLogger(h.maps, h.ports, name, filepath.Join(h.config.StateDir, "flows"), h.registry, h.log)
+	if err != nil {
+		return err
+	}
+	h.sweeper.told = h.flowLog.take
+	return nil
+}
+
 func (h *Host) openClient(context.Context) error {
 	tls, err := pki.Files{CA: h.config.CA, Cert: h.config.Cert, Key: h.config.Key}.ClientTLS(h.log)
 	if err != nil {
@@ -216,7 +233,7 @@ func (h *Host) openClient(context.Context) error {
 		}
 	}
 	h.client, err = client.New(client.Config{
-		Endpoints: h.config.Servers, TLS: tls, Session: session, Log: h.log,
+		Endpoints: h.config.Servers, TLS: tls, Session: session, Log: h.log, OnAsk: h.asks.answer,
 		Host: h.config.info(h.underlay.uplink.Addr, h.underlay.mtu, images, version()),
 	}, handler{h.networks, h.ports, h.log})
 	return err
@@ -252,6 +269,7 @@ func (h *Host) Run(ctx context.Context) error {
 	g.Go(func() error { h.networks.run(ctx); return nil })
 	g.Go(func() error { h.checks.run(ctx); return nil })
 	g.Go(func() error { h.sweeper.run(ctx); return nil })
+	g.Go(func() error { return h.flowLog.run(ctx) })
 	g.Go(func() error { return netdev.Watch(ctx, h.log, h.networks.changed) })
 	g.Go(func() error { return h.client.Run(ctx) })
 	g.Go(func() error { return h.serveMetrics(ctx) })

@@ -18,6 +18,7 @@ type maps struct {
 	log    *slog.Logger
 	settle chan struct{} // of length 1: a grace period is to be waited for
 	done   chan struct{}
+	copied copied
 }
 
 func newMaps(d *bpf.Datapath, log *slog.Logger) *maps {
@@ -90,6 +91,11 @@ func (m *maps) SetPort(r Row) error {
 	var err error
 	if p.Rules, err = m.rulesFor(r); err != nil {
 		return err
+	}
+	m.copied.mu.RLock()
+	defer m.copied.mu.RUnlock()
+	if m.copied.ports[r.Port] {
+		p.Flags |= bpf.Captured
 	}
 	err = m.bpf.SetPort(uint16(r.Port), p)
 	m.unsettled()

@@ -44,6 +44,9 @@ func loadMaps(u *underlay, c *Config, log *slog.Logger) (*maps, error) {
 	}
 	m := newMaps(d, log)
 	m.nic = nic
+	if err := m.forgetCopies(); err != nil {
+		return nil, errors.Join(err, m.close())
+	}
 	return m, nil
 }
 

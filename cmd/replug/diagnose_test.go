@@ -29,7 +29,7 @@ func TestTraceText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &pb.TraceResponse{Summary: "dropped: no_mapping (no PA is known), on host h7", Hops: []*pb.TraceHop{{Host: "h7", Program: "from_vm", Sent: b, Frame: b, Verdict: "dropped",
+	r := &pb.TraceResponse{Summary: "dropped: no_mapping (no PA is known), on host h7", Hops: []*pb.TraceHop{{Host: "h7", Program: "from_vm", Sent: b, Verdict: "dropped",
 		Steps: []*pb.TraceStep{{Stage: "rules out", Says: "allowed by web/any"}, {Stage: "verdict", Says: "dropped: no_mapping (no PA is known)"}}}}}
 	var out strings.Builder
 	traceText(&out, r, false)
@@ -43,7 +43,7 @@ func TestTraceText(t *testing.T) {
 dropped: no_mapping (no PA is known), on host h7
 `
 	same(t, out.String(), want)
-	r.Hops[0].Verdict = "to_wire"
+	r.Hops[0].Verdict, r.Hops[0].Frame = "to_wire", b
 	out.Reset()
 	traceText(&out, r, true)
 	if got := out.String(); strings.Count(got, "ICMP echo request") != 2 || strings.Count(got, "00000020  ") != 2 || !strings.Contains(got, "   leaves as  Ethernet") {

@@ -97,7 +97,11 @@ func traceText(w io.Writer, r *pb.TraceResponse, bytes bool) {
 		for _, s := range h.Steps {
 			fmt.Fprintf(w, "   %-10s %s\n", s.Stage, s.Says)
 		}
-		if len(h.Frame) > 0 && h.Verdict != "dropped" {
+		switch {
+		case len(h.Frame) == 0:
+		case h.Verdict == "dropped":
+			frameText(w, "gets", h.Frame, bytes)
+		default:
 			frameText(w, "leaves as", h.Frame, bytes)
 		}
 		fmt.Fprintln(w)

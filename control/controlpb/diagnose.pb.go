@@ -214,15 +214,16 @@ type TraceHop struct {
 	Steps         []*TraceStep           `protobuf:"bytes,8,rep,name=steps,proto3" json:"steps,omitempty"`                    // in the order in which the datapath took them
 	RuleOut       string                 `protobuf:"bytes,9,opt,name=rule_out,json=ruleOut,proto3" json:"rule_out,omitempty"` // group/name
 	RuleIn        string                 `protobuf:"bytes,10,opt,name=rule_in,json=ruleIn,proto3" json:"rule_in,omitempty"`
-	Flow          string                 `protobuf:"bytes,11,opt,name=flow,proto3" json:"flow,omitempty"` // new, established, related
+	FlowOut       string                 `protobuf:"bytes,11,opt,name=flow_out,json=flowOut,proto3" json:"flow_out,omitempty"` // at the port that sends: new, established, related
 	Service       string                 `protobuf:"bytes,12,opt,name=service,proto3" json:"service,omitempty"`
 	Backend       string                 `protobuf:"bytes,13,opt,name=backend,proto3" json:"backend,omitempty"`
 	Route         string                 `protobuf:"bytes,14,opt,name=route,proto3" json:"route,omitempty"`
 	NextHop       string                 `protobuf:"bytes,15,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
 	Pa            string                 `protobuf:"bytes,16,opt,name=pa,proto3" json:"pa,omitempty"`
 	Vni           uint32                 `protobuf:"varint,17,opt,name=vni,proto3" json:"vni,omitempty"`
-	Sent          []byte                 `protobuf:"bytes,18,opt,name=sent,proto3" json:"sent,omitempty"`   // the frame as it was given
-	Frame         []byte                 `protobuf:"bytes,19,opt,name=frame,proto3" json:"frame,omitempty"` // as it leaves
+	Sent          []byte                 `protobuf:"bytes,18,opt,name=sent,proto3" json:"sent,omitempty"`                   // the frame as it was given
+	Frame         []byte                 `protobuf:"bytes,19,opt,name=frame,proto3" json:"frame,omitempty"`                 // as it leaves; of a dropped one, what its sender gets
+	FlowIn        string                 `protobuf:"bytes,20,opt,name=flow_in,json=flowIn,proto3" json:"flow_in,omitempty"` // at the port that gets it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -327,9 +328,9 @@ func (x *TraceHop) GetRuleIn() string {
 	return ""
 }
 
-func (x *TraceHop) GetFlow() string {
+func (x *TraceHop) GetFlowOut() string {
 	if x != nil {
-		return x.Flow
+		return x.FlowOut
 	}
 	return ""
 }
@@ -388,6 +389,13 @@ func (x *TraceHop) GetFrame() []byte {
 		return x.Frame
 	}
 	return nil
+}
+
+func (x *TraceHop) GetFlowIn() string {
+	if x != nil {
+		return x.FlowIn
+	}
+	return ""
 }
 
 type TraceStep struct {
@@ -1084,7 +1092,7 @@ const file_control_controlpb_diagnose_proto_rawDesc = "" +
 	"\rTraceResponse\x12/\n" +
 	"\x04hops\x18\x01 \x03(\v2\x1b.replug.control.v1.TraceHopR\x04hops\x12\x1c\n" +
 	"\tdelivered\x18\x02 \x01(\bR\tdelivered\x12\x18\n" +
-	"\asummary\x18\x03 \x01(\tR\asummary\"\xd2\x03\n" +
+	"\asummary\x18\x03 \x01(\tR\asummary\"\xf2\x03\n" +
 	"\bTraceHop\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aprogram\x18\x02 \x01(\tR\aprogram\x12\x12\n" +
@@ -1096,8 +1104,8 @@ const file_control_controlpb_diagnose_proto_rawDesc = "" +
 	"\x05steps\x18\b \x03(\v2\x1c.replug.control.v1.TraceStepR\x05steps\x12\x19\n" +
 	"\brule_out\x18\t \x01(\tR\aruleOut\x12\x17\n" +
 	"\arule_in\x18\n" +
-	" \x01(\tR\x06ruleIn\x12\x12\n" +
-	"\x04flow\x18\v \x01(\tR\x04flow\x12\x18\n" +
+	" \x01(\tR\x06ruleIn\x12\x19\n" +
+	"\bflow_out\x18\v \x01(\tR\aflowOut\x12\x18\n" +
 	"\aservice\x18\f \x01(\tR\aservice\x12\x18\n" +
 	"\abackend\x18\r \x01(\tR\abackend\x12\x14\n" +
 	"\x05route\x18\x0e \x01(\tR\x05route\x12\x19\n" +
@@ -1105,7 +1113,8 @@ const file_control_controlpb_diagnose_proto_rawDesc = "" +
 	"\x02pa\x18\x10 \x01(\tR\x02pa\x12\x10\n" +
 	"\x03vni\x18\x11 \x01(\rR\x03vni\x12\x12\n" +
 	"\x04sent\x18\x12 \x01(\fR\x04sent\x12\x14\n" +
-	"\x05frame\x18\x13 \x01(\fR\x05frame\"5\n" +
+	"\x05frame\x18\x13 \x01(\fR\x05frame\x12\x17\n" +
+	"\aflow_in\x18\x14 \x01(\tR\x06flowIn\"5\n" +
 	"\tTraceStep\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04says\x18\x02 \x01(\tR\x04says\"~\n" +

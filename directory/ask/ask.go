@@ -53,22 +53,23 @@ type Trace struct {
 	To      PortRef        `json:"to"`             // that gets it here
 	RuleOut Decision       `json:"rule_out,omitzero"`
 	RuleIn  Decision       `json:"rule_in,omitzero"`
-	Flow    string         `json:"flow,omitempty"`    // new, established, related
+	Reset   bool           `json:"reset,omitempty"`   // the sender of a dropped one gets a TCP reset
 	Service netip.AddrPort `json:"service,omitzero"`  // virtual address that was translated
 	Backend netip.AddrPort `json:"backend,omitzero"`  // to this one
 	Route   netip.Prefix   `json:"route,omitzero"`    // that matched
 	NextHop netip.Addr     `json:"next_hop,omitzero"` // a CA; not valid: on-link
 	Mapping *Mapping       `json:"mapping,omitempty"` // of destination or next hop
-	MTU     int            `json:"mtu,omitempty"`     // that the frame was held against, bytes
+	MTU     int            `json:"mtu,omitempty"`     // bytes that would fit, of a frame that does not
 	Device  string         `json:"device,omitempty"`  // it leaves by
 	Sent    []byte         `json:"sent"`              // the frame as it was given
-	Frame   []byte         `json:"frame,omitempty"`   // as it leaves
+	Frame   []byte         `json:"frame,omitempty"`   // as it leaves; of a dropped one, what its sender gets
 }
 
 // A Decision says what let a flow begin, or did not; empty: nothing was asked.
 type Decision struct {
 	Rule string `json:"rule,omitempty"` // group/name; "": no rule matched
 	Says string `json:"says,omitempty"`
+	Flow string `json:"flow,omitempty"` // new, established, related
 }
 
 // A PortRef names a port and where it is now.
