@@ -23,9 +23,13 @@ func TestEveryProgramRuns(t *testing.T) {
 	client, _ := a.add(redA, a, b)
 	server, _ := b.add(redB, a, b)
 
+	b.in(func() error { return b.dp.AttachNIC(b.uplink) })
 	fetchOver(t, client, server)
 	askMetadata(t, a, client)
 	if err := a.dp.SetNextHop(7, NextHop{Ifindex: a.uplink, Dst: routerMAC, Src: routerMAC}); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.dp.Sweep(nil, nil); err != nil {
 		t.Error(err)
 	}
 	runs := map[string]uint64{}

@@ -44,10 +44,6 @@ type change struct {
 // A view is a row with the types of its parts.
 type view struct{ key, value record }
 
-// changes are what each contract did, by map. Maps that are named here count as
-// changed even if their types are the same.
-var changes = map[datapathLimits]map[string]change{}
-
 // A plan says what to do with each map of a new release.
 type plan struct {
 	old    map[string]table // all that are pinned
