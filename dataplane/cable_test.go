@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,8 +23,8 @@ import (
 )
 
 // A cable connects the agent with a real guest: the test's own network namespace,
-// whose kernel and clients use eth0. The host's end, wire0, leads to a pen-and-paper
-// datapath that traps what the real one traps and answers for the neighbours.
+// whose kernel and clients use eth0. The host's end, wire0, is a port of the real
+// datapath.
 type cable struct {
 	*world
 	handle  *netlink.Handle // of the namespace, whoever asks
@@ -61,13 +60,14 @@ func newCable(t *testing.T) *cable {
 	c.sender, err = trap.NewSender(func(id vnet.PortID) (vnet.Epoch, bool) { return c.agent.epoch(id) })
 	must(t, err)
 	t.Cleanup(func() { c.end(); c.sender.Close(); handle.Close() })
+	m := c.load()
 	c.furnish = func(r *rooms) {
-		r.taps, r.links = cableTaps{c}, cableLinks{c}
+		r.datapath, r.taps, r.links = wired{m, c.world}, cableTaps{c}, cableLinks{c}
 		r.prober, r.router = prober{c.sender}, routers{c.sender}
 	}
 	ps := c.begin()
 	c.guests = &guests{ports: ps, sender: c.sender, metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
-	c.listen()
+	c.listen(m)
 	return c
 }
 
@@ -129,92 +129,67 @@ func (c cableLinks) Set(_ context.Context, up bool) error {
 	return c.handle.LinkSetDown(link)
 }
 
-// listen hands what the guest sends to the agent, until the test ends.
-func (c *cable) listen() {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+// wired is the real datapath, attached to wire0 by the test's own thread: any other
+// is in another namespace, where its ifindex is another device's.
+type wired struct {
+	*maps
+	world *world
+}
+
+func (w wired) SetPort(r Row) error {
+	if err := w.maps.SetPort(r); err != nil {
+		return err
+	}
+	return w.world.SetPort(r) // which checks who may see what
+}
+
+func (wired) Attach(vnet.PortID, int) error { return nil }
+func (wired) Detach(vnet.PortID, int) error { return nil }
+
+// load puts the datapath in force, with an uplink that leads nowhere.
+func (c *cable) load() *maps {
+	c.t.Helper()
+	must(c.t, c.handle.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink0", MTU: 1600}, PeerName: "far0"}))
+	up, err := c.handle.LinkByName("uplink0")
 	must(c.t, err)
-	must(c.t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: c.ifindex})) // ETH_P_ALL
-	socket := os.NewFile(uintptr(fd), "wire0")
-	done := make(chan struct{})
-	c.t.Cleanup(func() { socket.Close(); <-done })
-	go func() {
-		defer close(done)
-		for b := make([]byte, 4096); ; {
-			n, err := socket.Read(b)
-			switch {
-			case err == nil:
-				c.take(slices.Clone(b[:n]))
-			case !strings.Contains(err.Error(), "network is down"): // the cable is pulled
-				return
-			}
-		}
-	}()
+	addr, err := netlink.ParseAddr("192.0.2.37/24")
+	must(c.t, err)
+	must(c.t, c.handle.AddrAdd(up, addr))
+	must(c.t, c.handle.LinkSetUp(up))
+	u, err := plug("uplink0", netip.MustParsePrefix("100.64.9.0/24"))
+	must(c.t, err)
+	config := &Config{BPFFS: c.t.TempDir()}
+	must(c.t, unix.Mount("bpf", config.BPFFS, "bpf", 0, ""))
+	c.t.Cleanup(func() { _ = unix.Unmount(config.BPFFS, unix.MNT_DETACH) })
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	m, err := loadMaps(u, config, log)
+	must(c.t, err)
+	c.t.Cleanup(func() { _ = m.close() })
+	must(c.t, m.Attach(intent().ID, c.ifindex))
+	return m
 }
 
-// take does with a frame what the datapath does.
-func (c *cable) take(f []byte) {
-	p := c.agent.get(intent().ID)
-	if p == nil || len(f) < 54 && f[13] != 0x06 || vnet.MAC(f[6:12]) != intent().MAC {
-		return
-	}
-	place, _, _, ok := p.inForce()
-	if !ok {
-		return
-	}
-	hand := func(s said, what string) {
-		c.mu.Lock()
-		c.said = append(c.said, what)
-		c.mu.Unlock()
-		c.guests.take(trapped{p.id, place.Epoch, s, f})
-	}
-	switch {
-	case f[13] == 0x06 && f[21] == 2 && place.Has(vnet.CA{Addr: netip.AddrFrom4([4]byte(f[28:]))}):
-		hand(saidARP, "arp")
-	case f[13] == 0x06 && f[21] == 1:
-		c.answerARP(place, f)
-	case f[12] == 0x08 && f[23] == 17 && binary.BigEndian.Uint16(f[36:]) == 67:
-		hand(saidDHCP, "dhcp")
-	case f[12] != 0x86:
-	case f[20] == 17 && binary.BigEndian.Uint16(f[56:]) == 547:
-		hand(saidDHCP, fmt.Sprintf("dhcpv6-%d", f[62]))
-	case f[20] == 58 && f[54] == 133:
-		hand(saidSolicit, "rs")
-	case f[20] == 58 && f[54] == 136:
-		hand(saidNeighbour, "na")
-	case f[20] == 58 && f[54] == 135:
-		c.answerNS(place, f)
-	}
+// listen hands what the datapath traps to the agent, until the test ends.
+func (c *cable) listen(m *maps) {
+	read, stop, err := m.traps(c.take, func(err error) { c.t.Errorf("lost a trap: %v", err) })
+	must(c.t, err)
+	done := make(chan error)
+	go func() { done <- read() }()
+	c.t.Cleanup(func() {
+		stop()
+		must(c.t, <-done)
+	})
 }
 
-func (c *cable) answerARP(place *vnet.Place, f []byte) {
-	sender, target := vnet.CA{Addr: netip.AddrFrom4([4]byte(f[28:]))}, vnet.CA{Addr: netip.AddrFrom4([4]byte(f[38:]))}
-	if !place.Has(sender) || place.Has(target) {
-		return
+func (c *cable) take(t trapped) {
+	word := map[said]string{saidDHCP: "dhcp", saidARP: "arp", saidSolicit: "rs", saidNeighbour: "na"}[t.said]
+	if t.said == saidDHCP && t.frame[12] == 0x86 {
+		word = fmt.Sprintf("dhcpv6-%d", t.frame[62])
 	}
-	r := append(append(append([]byte{}, f[6:12]...), vnet.GatewayMAC[:]...), 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
-	r = append(append(r, vnet.GatewayMAC[:]...), f[38:42]...)
-	_ = c.sender.Send(c.ifindex, append(r, f[22:32]...))
-}
-
-// answerNS answers for the gateway and for the rest of the subnets, never for the
-// port's own, and never one who has no address yet (duplicate address detection).
-func (c *cable) answerNS(place *vnet.Place, f []byte) {
-	src, target := netip.AddrFrom16([16]byte(f[22:])), netip.AddrFrom16([16]byte(f[62:]))
-	onSubnet := slices.ContainsFunc(place.Addrs, func(a vnet.Addr) bool { return a.Prefix().Contains(target) })
-	if src.IsUnspecified() || place.Has(vnet.CA{Addr: target}) || target != place.VNI.Gateway6() && !onSubnet {
-		return
-	}
-	icmp := append(append([]byte{136, 0, 0, 0, 0xe0, 0, 0, 0}, target.AsSlice()...), 2, 1)
-	icmp = append(icmp, vnet.GatewayMAC[:]...)
-	r := append(append([]byte{}, f[6:12]...), vnet.GatewayMAC[:]...)
-	r = append(r, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(icmp)), 58, 255)
-	r = append(append(append(r, target.AsSlice()...), src.AsSlice()...), icmp...)
-	sum := uint32(58) + uint32(len(icmp))
-	for i, b := range r[22:] {
-		sum += uint32(b) << (8 * (1 - i%2))
-	}
-	binary.BigEndian.PutUint16(r[56:], ^uint16(sum%0xffff))
-	_ = c.sender.Send(c.ifindex, r)
+	c.mu.Lock()
+	c.said = append(c.said, word)
+	c.mu.Unlock()
+	c.guests.take(t)
 }
 
 // heardFromGuest returns what the guest has sent since the last call.
