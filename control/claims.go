@@ -14,6 +14,7 @@ import (
 	"replug/control/resource"
 	"replug/control/swap"
 	"replug/directory/store"
+	"replug/directory/vnet"
 )
 
 // claimsAtOnce bounds how many claims are served at the same time.
@@ -59,7 +60,7 @@ func (r *reign) composeClaim(ctx context.Context, c resource.Claim, txn *store.T
 	if _, err := r.vms.TakeName(ctx, &compute.VM{Name: c.Name, Tenant: c.Tenant}); err != nil {
 		return "", err
 	}
-	if _, _, err := r.networks.Take(ctx, net, c.CAs, families, network.Holder{}); err != nil {
+	if _, _, err := r.networks.Take(ctx, net, c.CAs, families, vnet.MAC{}, network.Holder{}); err != nil {
 		return "", err
 	}
 	if _, _, err := r.resolve(ctx, &net.Value, c.Groups, &store.Txn{}); err != nil {

@@ -183,7 +183,7 @@ func (o objects) take(ctx context.Context, q swap.Request, in *vnet.Intent, net 
 			return nil, nil, fmt.Errorf("port %s: %w: it is in network %s already, as %s; name another network or address", in.Port, ErrNotSo, q.Network, addrsOf(cur))
 		}
 	}
-	cas, txn, err := o.r.networks.Take(ctx, net, want, need, network.Holder{Port: in.Port, Claim: q.Claim, State: network.Held})
+	cas, txn, err := o.r.networks.Take(ctx, net, want, need, in.MAC, network.Holder{Port: in.Port, Claim: q.Claim, State: network.Held})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -281,9 +281,13 @@ func (o objects) Release(ctx context.Context, rec *swap.Record, txn *store.Txn) 
 	for _, ca := range only(&rec.After, &rec.Before) {
 		if rec.Back != nil {
 			txn.Add(o.r.networks.Retire(rec.After.VNI, ca, rec.Port))
-		} else {
-			txn.Add(o.r.networks.Release(rec.After.VNI, ca))
+			continue
 		}
+		free, err := o.r.networks.Release(ctx, rec.After.VNI, ca)
+		if err != nil {
+			return err
+		}
+		txn.Add(free)
 	}
 	if rec.Back != nil && rec.Phase == swap.Undone {
 		if err := o.rejoin(ctx, rec, txn); err != nil {

@@ -83,7 +83,7 @@ func (r *reader) subnet(s *pb.Subnet) network.Subnet {
 	if a, err := netip.ParseAddr(prefix); err == nil && a.Is6() {
 		prefix += "/64"
 	}
-	sub := network.Subnet{Prefix: r.prefix("subnet", prefix)}
+	sub := network.Subnet{Prefix: r.prefix("subnet", prefix), SLAAC: s.GetSlaac()}
 	if s.GetGateway() != "" {
 		sub.Gateway = r.addr("gateway", s.GetGateway())
 	}
@@ -156,7 +156,7 @@ func networkTo(n *network.Network) *pb.Network {
 		out.Peers = append(out.Peers, &pb.PeerNetwork{Network: string(p.Moniker), Vni: uint32(p.VNI), Prefixes: texts(p.Prefixes)})
 	}
 	for _, s := range n.Subnets {
-		out.Subnets = append(out.Subnets, &pb.Subnet{Prefix: s.Prefix.String(), Gateway: s.Gateway.String()})
+		out.Subnets = append(out.Subnets, &pb.Subnet{Prefix: s.Prefix.String(), Gateway: s.Gateway.String(), Slaac: s.SLAAC})
 	}
 	for _, r := range n.Routes {
 		out.Routes = append(out.Routes, &pb.Route{Prefix: r.Prefix.String(), NextHop: r.NextHop.String()})

@@ -37,12 +37,13 @@ func networkCreate(c *caller) *cobra.Command {
 	var n pb.Network
 	var subnets, routes []string
 	var lease time.Duration
+	var slaac bool
 	cmd := &cobra.Command{Use: "create MONIKER", Short: "Make a virtual network", Args: exact(1, "a MONIKER"),
 		Example: "  replug network create blue --tenant acme --subnet 10.0.0.0/24 --subnet fd00:17::/64 --route 0.0.0.0/0=10.0.0.4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n.Moniker, n.Tenant = args[0], c.tenant
 			for _, s := range subnets {
-				n.Subnets = append(n.Subnets, subnet(s))
+				n.Subnets = append(n.Subnets, subnet(s, slaac))
 			}
 			for _, s := range routes {
 				prefix, hop, ok := strings.Cut(s, "=")
@@ -70,6 +71,7 @@ func networkCreate(c *caller) *cobra.Command {
 	f.StringVar(&n.Domain, "domain", "", "domain name that DHCP hands out")
 	f.Uint32Var(&n.Mtu, "mtu", 0, "bytes of a guest's IP packet (default: what the underlay leaves)")
 	f.Uint32Var(&n.Vni, "vni", 0, "VXLAN network identifier (default: the next free one)")
+	f.BoolVar(&slaac, "slaac", false, slaacHelp)
 	f.BoolVar(&n.FlowLog, "flow-log", false, "log the flows of its ports")
 	f.DurationVar(&lease, "lease", 0, "lease time (default 24h)")
 	return cmd

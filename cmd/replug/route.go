@@ -84,15 +84,20 @@ func onOff(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+const slaacHelp = "in IPv6 subnets, which are /64, guests make their address themselves, of their MAC (default: they ask by DHCPv6)"
+
 func networkSubnet(c *caller) *cobra.Command {
+	var slaac bool
 	add := networkVerb(c, "add MONIKER PREFIX[=GATEWAY]", "Give a network one more subnet", "  replug network subnet add blue fd00:17::/64", exact(2, "a MONIKER and a PREFIX"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
-			return client.AddSubnet(ctx, &pb.AddSubnetRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Subnet: subnet(a[1])})
+			return client.AddSubnet(ctx, &pb.AddSubnetRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Subnet: subnet(a[1], slaac)})
 		})
+	add.Flags().BoolVar(&slaac, "slaac", false, slaacHelp)
 	return noun("subnet", "Subnets of a live network", "  replug network subnet add blue fd00:17::/64", add)
 }
 
-func subnet(s string) *pb.Subnet {
+// subnet reads PREFIX[=GATEWAY]. IPv4 has no SLAAC.
+func subnet(s string, slaac bool) *pb.Subnet {
 	prefix, gateway, _ := strings.Cut(s, "=")
-	return &pb.Subnet{Prefix: prefix, Gateway: gateway}
+	return &pb.Subnet{Prefix: prefix, Gateway: gateway, Slaac: slaac && strings.Contains(prefix, ":")}
 }

@@ -300,6 +300,7 @@ type Subnet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`   // 10.0.0.0/24, fd00:17::/64
 	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"` // empty: the first address; of IPv6 always link-local, made from the VNI
+	Slaac         bool                   `protobuf:"varint,3,opt,name=slaac,proto3" json:"slaac,omitempty"`    // of an IPv6 /64: guests make their address themselves, of their MAC
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -346,6 +347,13 @@ func (x *Subnet) GetGateway() string {
 		return x.Gateway
 	}
 	return ""
+}
+
+func (x *Subnet) GetSlaac() bool {
+	if x != nil {
+		return x.Slaac
+	}
+	return false
 }
 
 type Route struct {
@@ -7380,10 +7388,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x16\n" +
-	"\x14DeleteTenantResponse\":\n" +
+	"\x14DeleteTenantResponse\"P\n" +
 	"\x06Subnet\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\":\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x14\n" +
+	"\x05slaac\x18\x03 \x01(\bR\x05slaac\":\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x19\n" +
 	"\bnext_hop\x18\x02 \x01(\tR\anextHop\"U\n" +

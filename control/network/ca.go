@@ -27,12 +27,13 @@ type Holder struct {
 	Port  string    `json:"port"`
 	Claim string    `json:"claim,omitempty"` // that may take the CA while it rests
 	State State     `json:"state"`
-	Until time.Time `json:"until,omitzero"` // of a resting one
+	Until time.Time `json:"until,omitzero"` // of a resting one, and of one that its port holds again before that
 }
 
-// free reports whether the CA of a row may be given to next.
+// free reports whether the CA of a row may be given to next: at once to the port
+// that gave it back, which nobody can take for another one.
 func (h Holder) free(next Holder, now time.Time) bool {
-	return h.State == Resting && (!h.Until.After(now) || h.Claim != "" && h.Claim == next.Claim)
+	return h.State == Resting && (!h.Until.After(now) || h.Claim != "" && h.Claim == next.Claim || next.Port != "" && h.Port == next.Port)
 }
 
 // What holds a CA and is no port, with its name behind.
@@ -53,10 +54,10 @@ func (h Holder) owner() string {
 
 func casPrefix(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", store.CAs, v) }
 
-// Take composes the taking of CAs of network n for h, one of each family that is
-// needed: of those in want, and the next free ones. They are in the order of a
-// place, IPv4 first. The network must not change until the commit.
-func (m *Manager) Take(ctx context.Context, n store.Row[Network], want []vnet.CA, need Families, h Holder) ([]vnet.CA, *store.Txn, error) {
+// Take composes the taking of CAs of network n for h, a port with a MAC, one of each
+// family that is needed: of those in want, and the next free ones. They are in the
+// order of a place, IPv4 first. The network must not change until the commit.
+func (m *Manager) Take(ctx context.Context, n store.Row[Network], want []vnet.CA, need Families, mac vnet.MAC, h Holder) ([]vnet.CA, *store.Txn, error) {
 	wanted, err := n.Value.wanted(want, need)
 	if err != nil {
 		return nil, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
@@ -67,17 +68,21 @@ func (m *Manager) Take(ctx context.Context, n store.Row[Network], want []vnet.CA
 		if !need.Has(f) {
 			continue
 		}
-		ca, rev := wanted[f], int64(0)
-		if ca.IsValid() {
-			rev, err = m.check(ctx, &n.Value, ca, h)
-		} else {
-			ca, rev, err = m.nextFree(ctx, &n.Value, f)
+		var row store.Row[Holder]
+		ca, err := n.Value.own(f, wanted[f], mac)
+		if err == nil && ca.IsValid() {
+			row, err = m.check(ctx, &n.Value, ca, h)
+		} else if err == nil {
+			ca, row, err = m.nextFree(ctx, &n.Value, f)
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
 		}
-		key := store.CAKey(n.Value.VNI, ca)
-		t.Unchanged(key, rev).Put(key, h)
+		key, holder := store.CAKey(n.Value.VNI, ca), h
+		if h.State == Held && row.Value.Until.After(m.Now()) {
+			holder.Until = row.Value.Until
+		}
+		t.Unchanged(key, row.Revision).Put(key, holder)
 		cas = append(cas, ca)
 	}
 	return cas, t, nil
@@ -103,35 +108,51 @@ func (n *Network) wanted(want []vnet.CA, need Families) (map[Families]vnet.CA, e
 	return wanted, nil
 }
 
-// check returns the revision of want's row, 0 for none, when it may be taken.
-func (m *Manager) check(ctx context.Context, n *Network, want vnet.CA, next Holder) (int64, error) {
+// own returns the address that a guest makes itself, when it is in a subnet with
+// SLAAC; else what was asked for, which may be none.
+func (n *Network) own(f Families, want vnet.CA, mac vnet.MAC) (vnet.CA, error) {
+	for _, s := range n.Subnets {
+		if FamilyOf(s.Prefix.Addr()) != f || want.IsValid() && !s.Prefix.Contains(want.Addr) {
+			continue
+		}
+		if !s.SLAAC {
+			return want, nil
+		}
+		made, _ := mac.EUI64(s.Prefix)
+		if want.IsValid() && want != made {
+			return want, fmt.Errorf("%w: in subnet %s a guest makes its address itself, of its MAC; leave %s out", ErrOutside, s.Prefix, want)
+		}
+		return made, nil
+	}
+	return want, nil
+}
+
+// check returns the row of want, of revision 0 for none, when it may be taken.
+func (m *Manager) check(ctx context.Context, n *Network, want vnet.CA, next Holder) (store.Row[Holder], error) {
 	s, ok := n.subnet(want)
 	if !ok {
-		return 0, fmt.Errorf("%w: %s is in none of %s", ErrOutside, want, join(n.prefixes()))
+		return store.Row[Holder]{}, fmt.Errorf("%w: %s is in none of %s", ErrOutside, want, join(n.prefixes()))
 	}
 	if why := s.unusable(want.Addr); why != "" {
-		return 0, fmt.Errorf("%w: %s is %s of %s", ErrOutside, want, why, s.Prefix)
+		return store.Row[Holder]{}, fmt.Errorf("%w: %s is %s of %s", ErrOutside, want, why, s.Prefix)
 	}
 	return m.checkFree(ctx, n.VNI, want, next)
 }
 
 // checkFree is check for an address that need not be in a subnet.
-func (m *Manager) checkFree(ctx context.Context, v vnet.VNI, want vnet.CA, next Holder) (int64, error) {
+func (m *Manager) checkFree(ctx context.Context, v vnet.VNI, want vnet.CA, next Holder) (store.Row[Holder], error) {
 	row, err := store.Get[Holder](ctx, m.Store, store.CAKey(v, want))
 	if errors.Is(err, store.ErrNotFound) {
-		return 0, nil
+		return row, nil
 	}
-	if err != nil {
-		return 0, err
-	}
-	if row.Value.free(next, m.Now()) {
-		return row.Revision, nil
+	if err != nil || row.Value.free(next, m.Now()) {
+		return row, err
 	}
 	if row.Value.State != Resting {
-		return 0, fmt.Errorf("%w: %s is %s %s; leave the address out to get the next free one", ErrTaken, want, row.Value.State, row.Value.owner())
+		return row, fmt.Errorf("%w: %s is %s %s; leave the address out to get the next free one", ErrTaken, want, row.Value.State, row.Value.owner())
 	}
 	wait := row.Value.Until.Sub(m.Now()).Round(time.Second)
-	return 0, fmt.Errorf("%w: %s was given back and rests for another %s", ErrTaken, want, wait)
+	return row, fmt.Errorf("%w: %s was given back and rests for another %s", ErrTaken, want, wait)
 }
 
 func join(prefixes []netip.Prefix) string {
@@ -145,10 +166,10 @@ func join(prefixes []netip.Prefix) string {
 // nextFree returns the lowest CA of a family that nobody has, never a resting one
 // while its time is not up. It looks at as many addresses as are taken, however
 // large the subnet is.
-func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA, int64, error) {
+func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA, store.Row[Holder], error) {
 	rows, _, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
 	if err != nil {
-		return vnet.CA{}, 0, err
+		return vnet.CA{}, store.Row[Holder]{}, err
 	}
 	taken := make(map[string]store.Row[Holder], len(rows))
 	for _, r := range rows {
@@ -161,11 +182,11 @@ func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA
 		for a := s.Prefix.Addr(); s.Prefix.Contains(a); a = a.Next() {
 			row, ok := taken[a.String()]
 			if s.unusable(a) == "" && (!ok || row.Value.free(Holder{}, m.Now())) {
-				return vnet.CA{Addr: a}, row.Revision, nil
+				return vnet.CA{Addr: a}, row, nil
 			}
 		}
 	}
-	return vnet.CA{}, 0, fmt.Errorf("%s address: %w in %s (%d used, held or resting): add a subnet or delete ports", f, ErrExhausted, join(n.prefixes()), len(rows))
+	return vnet.CA{}, store.Row[Holder]{}, fmt.Errorf("%s address: %w in %s (%d used, held or resting): add a subnet or delete ports", f, ErrExhausted, join(n.prefixes()), len(rows))
 }
 
 // Use composes that port now has ca, which was held for it.
@@ -173,9 +194,18 @@ func (m *Manager) Use(v vnet.VNI, ca vnet.CA, port string) *store.Txn {
 	return (&store.Txn{}).Put(store.CAKey(v, ca), Holder{Port: port, State: Used})
 }
 
-// Release composes that ca, never seen by anybody, is free at once.
-func (m *Manager) Release(v vnet.VNI, ca vnet.CA) *store.Txn {
-	return (&store.Txn{}).Delete(store.CAKey(v, ca))
+// Release composes that ca, held in vain, is free at once: nobody has seen it. If
+// its port had it shortly before, it goes on resting.
+func (m *Manager) Release(ctx context.Context, v vnet.VNI, ca vnet.CA) (*store.Txn, error) {
+	key := store.CAKey(v, ca)
+	row, err := store.Get[Holder](ctx, m.Store, key)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	if h := row.Value; h.Until.After(m.Now()) {
+		return (&store.Txn{}).Put(key, Holder{Port: h.Port, State: Resting, Until: h.Until}), nil
+	}
+	return (&store.Txn{}).Delete(key), nil
 }
 
 // Retire composes that ca is given back and rests.

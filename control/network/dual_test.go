@@ -108,13 +108,50 @@ func TestTakeDual(t *testing.T) {
 		{"a family the network does not have", v4, nil, Dual, "", ErrFamily},
 		{"the anycast address of routers", n, cas("fd17:34::"), Dual, "", ErrOutside},
 	} {
-		got, txn, err := b.Take(ctx, c.n, c.want, c.need, h)
+		got, txn, err := b.Take(ctx, c.n, c.want, c.need, vnet.MAC{}, h)
 		if err == nil {
 			err = b.commit(txn)
 		}
 		if !errors.Is(err, c.err) || err == nil && fmt.Sprint(got) != c.got {
 			t.Errorf("%s: got %v, %v; want %s, %v", c.name, got, err, c.got, c.err)
 		}
+	}
+}
+
+// Where guests make their address themselves, it is the one of their MAC.
+func TestSLAAC(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	for prefix, says := range map[string]string{"10.17.34.0/24": "of IPv6", "fd17:34::/60": "/64 only"} {
+		n := Network{Moniker: "bad", Subnets: []Subnet{{Prefix: netip.MustParsePrefix(prefix), SLAAC: true}}}
+		if err := n.complete(); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v; want it to say %q", prefix, err, says)
+		}
+	}
+	_, txn, err := b.Create(ctx, Network{Moniker: "red", Tenant: "acme", Subnets: []Subnet{
+		{Prefix: netip.MustParsePrefix("10.17.34.0/24")}, {Prefix: netip.MustParsePrefix("fd17:34::/64"), SLAAC: true}, {Prefix: netip.MustParsePrefix("fd17:35::/64")},
+	}})
+	b.must(txn, err)
+	red, _ := b.Get(ctx, "acme", "red")
+	mac := vnet.MAC{0x02, 0x52, 0x17, 0x34, 0x56, 0x78}
+	for _, c := range []struct {
+		want []vnet.CA
+		got  string
+		err  error
+	}{
+		{nil, "[10.17.34.2 fd17:34::52:17ff:fe34:5678]", nil},
+		{cas("fd17:34::52:17ff:fe34:5678"), "[10.17.34.2 fd17:34::52:17ff:fe34:5678]", nil},
+		{cas("fd17:34::9"), "", ErrOutside},
+		{cas("fd17:35::9"), "[10.17.34.2 fd17:35::9]", nil},
+	} {
+		got, _, err := b.Take(ctx, red, c.want, Dual, mac, Holder{Port: "p7"})
+		if !errors.Is(err, c.err) || err == nil && fmt.Sprint(got) != c.got {
+			t.Errorf("asked for %v: %v, %v; want %s, %v", c.want, got, err, c.got, c.err)
+		}
+	}
+	p := b.port("p7", red, host)
+	if made, _ := p.MAC.EUI64(red.Value.Subnets[1].Prefix); p.Current.Addrs[0].SLAAC || !p.Current.Addrs[1].SLAAC || p.Current.Addrs[1].CA != made {
+		t.Errorf("place %+v of MAC %s", p.Current.Addrs, p.MAC)
 	}
 }
 
@@ -129,7 +166,7 @@ func TestNextFreeOfMany(t *testing.T) {
 	}
 	b.must(txn, nil)
 	b.must((&store.Txn{}).Put(store.CAKey(n.Value.VNI, ca("fd17:34:0:ffff:ffff:ffff:ffff:ffff")), Holder{Port: "p9", State: Used}), nil)
-	got, _, err := b.Take(context.Background(), n, nil, V6, Holder{Port: "p11"})
+	got, _, err := b.Take(context.Background(), n, nil, V6, vnet.MAC{}, Holder{Port: "p11"})
 	if err != nil || got[0].Addr != a {
 		t.Errorf("got %v, %v; want %s", got, err, a)
 	}

@@ -195,7 +195,7 @@ func (n *Network) Place(p Port, cas []vnet.CA, epoch vnet.Epoch) vnet.Place {
 	}
 	for _, ca := range cas {
 		if s, ok := n.subnet(ca); ok {
-			place.Addrs = append(place.Addrs, vnet.Addr{CA: ca, Bits: s.Prefix.Bits(), Gateway: s.Gateway})
+			place.Addrs = append(place.Addrs, vnet.Addr{CA: ca, Bits: s.Prefix.Bits(), Gateway: s.Gateway, SLAAC: s.SLAAC})
 		}
 		place.Router = place.Router || n.nextHop(ca)
 	}

@@ -69,7 +69,7 @@ func (b *bench) take(n store.Row[Network], want string, h Holder) (string, error
 	if want != "" {
 		cas = append(cas, vnet.CA{Addr: netip.MustParseAddr(want)})
 	}
-	got, txn, err := b.Take(context.Background(), n, cas, V4, h)
+	got, txn, err := b.Take(context.Background(), n, cas, V4, vnet.MAC{}, h)
 	if err == nil {
 		err = b.commit(txn)
 	}
@@ -153,8 +153,8 @@ func TestTakeRace(t *testing.T) {
 	b := newBench(t)
 	red := b.network("red", "10.17.34.0/24")
 	ctx := context.Background()
-	one, first, err := b.Take(ctx, red, nil, V4, Holder{Port: "p7", State: Used})
-	two, second, err2 := b.Take(ctx, red, nil, V4, Holder{Port: "p9", State: Held})
+	one, first, err := b.Take(ctx, red, nil, V4, vnet.MAC{}, Holder{Port: "p7", State: Used})
+	two, second, err2 := b.Take(ctx, red, nil, V4, vnet.MAC{}, Holder{Port: "p9", State: Held})
 	if err != nil || err2 != nil || one[0] != two[0] {
 		t.Fatalf("%v %v %v %v", one, two, err, err2)
 	}
@@ -191,6 +191,13 @@ func TestRest(t *testing.T) {
 	}
 	if got, err := b.take(red, "", Holder{Port: "p9", State: Used}); got != "10.17.34.3" || err != nil {
 		t.Errorf("next free: %s, %v", got, err)
+	}
+	if _, err := b.take(red, "10.17.34.2", Holder{Port: "p7", State: Held}); err != nil {
+		t.Errorf("at once, by the port that had it: %v", err)
+	}
+	b.must(b.Release(context.Background(), red.Value.VNI, ca))
+	if _, err := b.take(red, "10.17.34.2", Holder{Port: "p9"}); !errors.Is(err, ErrTaken) {
+		t.Errorf("after the port held it in vain: %v", err)
 	}
 	next, err := b.Sweep(context.Background())
 	if err != nil || !next.Equal(b.now.Add(60*time.Second)) {

@@ -67,15 +67,15 @@ type PortRequest struct {
 func (m *Manager) NewPort(ctx context.Context, r PortRequest) (vnet.Intent, *store.Txn, error) {
 	port := r.Port
 	port.Host = r.Host.Name
-	cas, t, err := m.Take(ctx, r.Network, r.CAs, r.Families, Holder{Port: port.Name, Claim: r.Claim, State: Used})
+	mac, err := m.mac(ctx, r.MAC)
+	if err != nil {
+		return vnet.Intent{}, nil, err
+	}
+	cas, t, err := m.Take(ctx, r.Network, r.CAs, r.Families, mac, Holder{Port: port.Name, Claim: r.Claim, State: Used})
 	if err != nil {
 		return vnet.Intent{}, nil, err
 	}
 	id, rev, err := m.freePortID(ctx, r.Host)
-	if err != nil {
-		return vnet.Intent{}, nil, err
-	}
-	mac, err := m.mac(ctx, r.MAC)
 	if err != nil {
 		return vnet.Intent{}, nil, err
 	}

@@ -12,6 +12,9 @@ import (
 type Subnet struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Gateway netip.Addr   `json:"gateway"`
+	// SLAAC lets guests make their address from the prefix that the router
+	// advertises, a /64. It is the one that their MAC says: no other is known before.
+	SLAAC bool `json:"slaac,omitempty"`
 }
 
 // reserved ranges can't be customer addresses: the host or IP itself means
@@ -64,6 +67,9 @@ func (s *Subnet) complete() error {
 
 func (s *Subnet) complete4() error {
 	p := s.Prefix
+	if s.SLAAC {
+		return fmt.Errorf("%w subnet %s: SLAAC is of IPv6; leave it out, IPv4 guests ask by DHCP", ErrInvalid, p)
+	}
 	if p.Bits() < 8 || p.Bits() > 30 {
 		return fmt.Errorf("%w subnet %s: the length must be 8 to 30", ErrInvalid, p)
 	}
@@ -84,6 +90,8 @@ func (s *Subnet) complete6() error {
 		return fmt.Errorf("%w subnet %s: larger than what a site has (RFC 6177); the length must be 48 to 126, usually 64", ErrInvalid, p)
 	case p.Bits() > 126:
 		return fmt.Errorf("%w subnet %s: no room for a guest beside the anycast address of routers (RFC 4291); the length must be 48 to 126, usually 64", ErrInvalid, p)
+	case s.SLAAC && p.Bits() != 64:
+		return fmt.Errorf("%w subnet %s: a guest makes its address itself in a /64 only (RFC 4862); leave SLAAC out, or take a /64", ErrInvalid, p)
 	case s.Gateway.IsValid():
 		return fmt.Errorf("%w gateway %s of subnet %s: the gateway of an IPv6 subnet is link-local and made from the network's VNI, "+
 			"so that a guest that moves notices (RFC 6059); leave it out", ErrInvalid, s.Gateway, p)

@@ -45,7 +45,7 @@ func (m *Manager) AddVTEP(ctx context.Context, n store.Row[Network], v VTEP) (*s
 	}
 	key, mapping := store.CAKey(n.Value.VNI, v.CA), store.MappingKey(n.Value.VNI, v.CA)
 	return (&store.Txn{}).Unchanged(n.Key, n.Revision).UnchangedUnder(store.NetworkMappings(n.Value.VNI), rev).
-		Unchanged(key, held).Put(key, holder).
+		Unchanged(key, held.Revision).Put(key, holder).
 		Absent(mapping).Put(mapping, vnet.Mapping{
 		VNI: n.Value.VNI, CA: v.CA, PA: v.PA, MAC: v.MAC, Epoch: vnet.NewEpoch(m.Era, uint64(rev)), Port: holder.Port,
 	}), nil
@@ -114,11 +114,11 @@ func (m *Manager) TakeVIP(ctx context.Context, n store.Row[Network], vip vnet.CA
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, err
 	}
-	rev, err := m.checkFree(ctx, n.Value.VNI, vip, holder)
+	free, err := m.checkFree(ctx, n.Value.VNI, vip, holder)
 	if err != nil {
 		return nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
 	}
-	return t.Unchanged(key, rev).Put(key, holder), nil
+	return t.Unchanged(key, free.Revision).Put(key, holder), nil
 }
 
 func (n *Network) checkVIP(vip vnet.CA) error {

@@ -48,6 +48,9 @@ func complete(s *vnet.Service) error {
 			return fmt.Errorf("%w backend %s: given twice", ErrInvalid, b.Member)
 		case b.Weight > vnet.MaxWeight:
 			return fmt.Errorf("%w backend %s: weight %d, at most %d", ErrInvalid, b.Member, b.Weight, vnet.MaxWeight)
+		case s.Protocol == vnet.SCTP && b.Port != s.Port:
+			return fmt.Errorf("%w backend %s: it listens on %d, the service on %d; the checksum of SCTP covers the port, so it can't be changed on the way",
+				ErrInvalid, b.Member, b.Port, s.Port)
 		case b.CA.Is4() != s.VIP.Is4():
 			return fmt.Errorf("%w backend %s: it is reached at %s, which is not of the family of %s", ErrInvalid, b.Member, b.CA, s.VIP)
 		}

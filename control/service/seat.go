@@ -65,6 +65,9 @@ func (m *Manager) Join(ctx context.Context, v vnet.VNI, port string, cas []vnet.
 		}
 		b := seat.Backend
 		b.Member, b.CA, b.Port, b.Dead = port, cas[at], cmp.Or(b.Port, s.Port), false
+		if s.Protocol == vnet.SCTP {
+			b.Port = s.Port
+		}
 		s.Backends = append(s.Backends, b)
 		t.Unchanged(row.Key, row.Revision).Put(row.Key, s)
 	}

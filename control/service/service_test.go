@@ -78,7 +78,10 @@ func TestComplete(t *testing.T) {
 	}{
 		{"as it is", func(*vnet.Service) {}, ""},
 		{"no check", func(s *vnet.Service) { s.Check = nil }, ""},
-		{"SCTP, checked by TCP", func(s *vnet.Service) { s.Protocol, s.Check.Port = vnet.SCTP, 7070 }, ""},
+		{"SCTP, checked by TCP", func(s *vnet.Service) {
+			s.Protocol, s.Check.Port, s.Backends[0].Port = vnet.SCTP, 7070, 443
+		}, ""},
+		{"SCTP to another port", func(s *vnet.Service) { s.Protocol, s.Check, s.Backends[1].Port = vnet.SCTP, nil, 444 }, "checksum"},
 		{"UDP without a port to check", func(s *vnet.Service) { s.Protocol = vnet.UDP }, "which TCP port"},
 		{"ICMP", func(s *vnet.Service) { s.Protocol = vnet.ICMP }, "tcp, udp or sctp"},
 		{"port 0", func(s *vnet.Service) { s.Port = 0 }, "1 to 65535"},
@@ -200,6 +203,13 @@ func TestSeats(t *testing.T) {
 		}
 	}
 	b.must(b.Join(ctx, red, "p77", cas[:1], []Seat{{"six", vnet.Backend{}}}))
+	sctp := web()
+	sctp.Name, sctp.Protocol, sctp.Check, sctp.Backends = "sctp", vnet.SCTP, nil, nil
+	b.must(b.Create(ctx, sctp))
+	b.must(b.Join(ctx, red, "p9", cas, []Seat{{"sctp", vnet.Backend{Port: 8443, Weight: 7}}}))
+	if got := b.behind("sctp"); got != "p9 10.17.34.99:443/7" {
+		t.Errorf("behind sctp: %s", got)
+	}
 	if got := b.behind("six"); got != "p9 fd17::99:443/66" {
 		t.Errorf("joined without an address of the family: %s", got)
 	}
