@@ -181,7 +181,7 @@ func (h *Host) openPorts(context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.networks.kick, h.networks.kickIn, h.networks.tapOf, h.ports = ps.kick, ps.kickIn, ps.tapOf, ps
+	h.networks.kickIn, h.networks.tapOf, h.ports = ps.kickIn, ps.tapOf, ps
 	accounts.here = ps.networksOf
 	accounts.begin(slices.Collect(stdmaps.Keys(ps.found)))
 	h.sweeper = newSweeper(h.maps, accounts, h.registry, h.log)

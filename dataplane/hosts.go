@@ -46,6 +46,7 @@ func (ns *networks) OnHostGone(name string) {
 	row, ok := ns.hosts[name]
 	delete(ns.hosts, name)
 	delete(ns.hops, row.nextHop)
+	delete(ns.taken, row.nextHop)
 	ns.mu.Unlock()
 	if !ok {
 		return
@@ -86,21 +87,17 @@ func (ns *networks) forgetHosts() {
 // earlier session, since mappings in the datapath name it; else a free one; 0
 // when there is none.
 func (ns *networks) hopFor(prefix netip.Prefix) uint32 {
-	taken := map[uint32]bool{}
-	for _, h := range ns.hosts {
-		taken[h.nextHop] = true
-	}
-	for pa, n := range ns.kept {
-		if prefix.Contains(pa.Addr) && !taken[n] {
+	for n, pa := range ns.kept {
+		if prefix.Contains(pa.Addr) && !ns.taken[n] {
+			ns.taken[n] = true
 			return n
 		}
 	}
-	for _, n := range ns.kept {
-		taken[n] = true
-	}
-	for n := uint32(1); n <= maxNextHops; n++ {
-		if !taken[n] {
-			return n
+	for range maxNextHops {
+		ns.last = ns.last%maxNextHops + 1
+		if _, kept := ns.kept[ns.last]; !kept && !ns.taken[ns.last] {
+			ns.taken[ns.last] = true
+			return ns.last
 		}
 	}
 	return 0

@@ -24,6 +24,8 @@ type port struct {
 	wake chan struct{} // of length 1: look again
 	done chan struct{} // closed when the worker has ended
 
+	needs []vnet.VNI // its networks; the lock of [ports] guards it
+
 	mu      sync.Mutex // guards what other goroutines hand in or ask for
 	intent  vnet.Intent
 	fresh   bool // the intent comes from a server, not from a record

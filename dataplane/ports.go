@@ -20,8 +20,9 @@ type ports struct {
 	ctx    context.Context // of the workers; nil until run
 	byName map[string]*port
 	byID   map[vnet.PortID]*port
-	found  map[vnet.PortID]*Row // in the datapath, not claimed by an intent yet
-	seen   map[string]bool      // since a resync began; nil: there is none
+	users  map[vnet.VNI]map[*port]struct{} // the ports that need a network
+	found  map[vnet.PortID]*Row            // in the datapath, not claimed by an intent yet
+	seen   map[string]bool                 // since a resync began; nil: there is none
 	wg     sync.WaitGroup
 }
 
@@ -29,7 +30,7 @@ type ports struct {
 func newPorts(r rooms, log *slog.Logger) (*ports, error) {
 	p := &ports{
 		rooms: r, log: log,
-		byName: map[string]*port{}, byID: map[vnet.PortID]*port{},
+		byName: map[string]*port{}, byID: map[vnet.PortID]*port{}, users: map[vnet.VNI]map[*port]struct{}{},
 		found: map[vnet.PortID]*Row{},
 	}
 	rows, err := r.datapath.Rows()
@@ -79,8 +80,10 @@ func (ps *ports) set(in vnet.Intent) {
 		p = nil
 	}
 	if p == nil || !p.set(in) {
-		ps.start(in, nil).set(in)
+		p = ps.start(in, nil)
+		p.set(in)
 	}
+	ps.index(p, &in)
 }
 
 // start makes a port's worker. If the id belongs to another port, that one goes
@@ -99,6 +102,7 @@ func (ps *ports) start(in vnet.Intent, rec *record) *port {
 		p.resume(*rec, row)
 	}
 	ps.byName[in.Port], ps.byID[in.ID] = p, p
+	ps.index(p, &in)
 	delete(ps.found, in.ID)
 	ps.wg.Go(func() {
 		defer close(p.done)
@@ -169,6 +173,7 @@ func (ps *ports) forget(p *port) {
 	if ps.byName[p.name] == p {
 		delete(ps.byName, p.name)
 	}
+	ps.index(p, nil)
 }
 
 // gone says that there is no intent for the port any more.
@@ -260,21 +265,36 @@ func (ps *ports) kick() {
 	}
 }
 
-// kickIn lets the ports look again that are in a network, or about to be.
+// kickIn lets the ports look again that need a network.
 func (ps *ports) kickIn(vni vnet.VNI) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	for _, p := range ps.byName {
-		if p.uses(vni) {
-			p.kick()
-		}
+	for p := range ps.users[vni] {
+		p.kick()
 	}
 }
 
-func (p *port) uses(vni vnet.VNI) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.intent.Current.VNI == vni || p.intent.Next != nil && p.intent.Next.VNI == vni
+// index notes which networks a port needs, by its newest intent; nil: none.
+func (ps *ports) index(p *port, in *vnet.Intent) {
+	for _, vni := range p.needs {
+		if delete(ps.users[vni], p); len(ps.users[vni]) == 0 {
+			delete(ps.users, vni)
+		}
+	}
+	p.needs = nil
+	if in == nil {
+		return
+	}
+	p.needs = in.Current.VNIs()
+	if in.Next != nil {
+		p.needs = append(p.needs, in.Next.VNIs()...)
+	}
+	for _, vni := range p.needs {
+		if ps.users[vni] == nil {
+			ps.users[vni] = map[*port]struct{}{}
+		}
+		ps.users[vni][p] = struct{}{}
+	}
 }
 
 func (ps *ports) count() int {

@@ -23,8 +23,7 @@ type networks struct {
 	groups     *groups
 	services   *services
 	routes     *routes
-	kick       func()         // ports may go on
-	kickIn     func(vnet.VNI) // those in a network
+	kickIn     func(vnet.VNI) // ports that need a network may go on
 	tapOf      func(vnet.VNI, vnet.MAC) (int, bool)
 	refresh    chan struct{} // of length 1: resolve next hops again
 	resynced   chan struct{} // of length 1: a server has said all
@@ -44,7 +43,9 @@ type networks struct {
 	broken map[vnet.VNI]error
 	hosts  map[string]hostRow
 	hops   map[uint32]NextHop // as last written
-	kept   map[vnet.PA]uint32 // next hops that mappings of an earlier session name
+	taken  map[uint32]bool    // next hops of hosts
+	last   uint32             // that was given out
+	kept   map[uint32]vnet.PA // next hops that mappings of an earlier session name
 }
 
 const (
@@ -59,17 +60,17 @@ const (
 
 func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.Logger) (*networks, error) {
 	ns := &networks{
-		datapath: d, neighbours: n, self: self, log: log, metrics: m, kick: func() {}, kickIn: func(vnet.VNI) {},
+		datapath: d, neighbours: n, self: self, log: log, metrics: m, kickIn: func(vnet.VNI) {},
 		tapOf:  func(vnet.VNI, vnet.MAC) (int, bool) { return 0, false },
 		groups: newGroups(), services: newServices(d, log),
 		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{},
 		refresh: make(chan struct{}, 1), resynced: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
 		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
-		hops: map[uint32]NextHop{}, kept: map[vnet.PA]uint32{},
+		hops: map[uint32]NextHop{}, kept: map[uint32]vnet.PA{}, taken: map[uint32]bool{},
 	}
 	err := d.EachMapping(func(m MappingRow) {
 		if m.NextHop != 0 {
-			ns.kept[m.PA] = m.NextHop
+			ns.kept[m.NextHop] = m.PA // all that share it are of one host
 		}
 	})
 	if err != nil {
@@ -161,7 +162,7 @@ func (ns *networks) OnNetworkSynced(vni vnet.VNI, _ int64) {
 	ns.loaded[vni] = true
 	ns.mu.Unlock()
 	ns.policyLoaded(vni)
-	ns.kick()
+	ns.kickIn(vni)
 }
 
 // OnNetworkGone says that this host needs a network no more.

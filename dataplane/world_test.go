@@ -47,7 +47,8 @@ type world struct {
 
 	furnish func(*rooms) // puts real things in the place of fakes
 
-	countdown int // acts until the kill; 0: never
+	quiet     bool // acts are not noted
+	countdown int  // acts until the kill; 0: never
 	kill      func()
 	agent     *ports
 	stop      context.CancelFunc
@@ -152,7 +153,9 @@ func (w *world) act(format string, args ...any) error {
 	if w.countdown < 0 {
 		return errKilled
 	}
-	w.acts = append(w.acts, fmt.Sprintf(format, args...))
+	if !w.quiet {
+		w.acts = append(w.acts, fmt.Sprintf(format, args...))
+	}
 	if w.countdown > 0 {
 		if w.countdown--; w.countdown == 0 {
 			w.countdown = -1
