@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -23,16 +24,15 @@ func TestEveryDropReason(t *testing.T) {
 		"too_big": true, // TestTooBig
 		"none":    true,
 	}
-	for _, r := range []string{ // their cases come with the tests of contract 2
-		"ip_options", "bad_l4", "fragment_tiny", "fragment_overlap", "fragment_lost", "rule_out", "rule_in", "no_rule_in", "flow_quota", "draining", "midstream", "rate_from", "rate_to", "answer_rate", "no_backend", "dead_backend", "service_clash", "bad_nd", "spoofed_nd", "nd_probe", "nd_own", "nd_stranger", "nd_unasked", "rogue_ra", "rogue_dhcp", "link_scope",
-	} {
-		seen[r] = true
-	}
 	dropsFromVM(t, seen)
 	dropsFromWire(t, seen)
 	dropsToPort(t, seen)
 	dropsFromHost(t, seen)
 	dropsOfBuckets(t, seen)
+	a, b := newWorld(t)
+	dropsOfPackets(t, seen, a, b)
+	dropsOfLinks(t, seen, a, b)
+	dropsOfPolicy(t, seen, a, b)
 	for r := DropReason(0); r < DropReason(datapathDropReasonDROP_MAX); r++ {
 		if !seen[r.String()] {
 			t.Errorf("no case for %s", r)
@@ -297,7 +297,36 @@ func dropsOfBuckets(t *testing.T, seen covered) {
 	if n, err := b.dp.PortCounters(redB.id); err != nil || n.Unresolved != 3 || n.Drops != 2 {
 		t.Errorf("counters %+v, %v, want 3 unresolved, 2 drops", n, err)
 	}
+	answerRate(b, seen)
 	fillRing(t, seen)
+}
+
+// answerRate: ARP, neighbour discovery and pings of both families share one bucket.
+func answerRate(b *host, seen covered) {
+	gateways := redB.gateways()
+	asks := []func() uint32{}
+	for _, frame := range [][]byte{
+		eth(gatewayMAC, redB.mac, etherARP, arp(1, redB.mac, caB, [6]byte{}, gateway)),
+		redB.frame(solicit(caB6, solicitedNode(caA6), caA6, redB.mac)),
+		redB.frame(ping(caB, gateways[0], text(29))),
+		redB.frame(ping(caB6, gateways[1], text(29))),
+		redB.frame(solicit(caB6, gateways[1], gateways[1], redB.mac)),
+	} {
+		asks = append(asks, func() uint32 { v, _ := b.send(redB, frame); return v })
+	}
+	for i, ask := range asks {
+		before := b.drops()
+		ask()
+		b.counted(fmt.Sprintf("answer %d within the rate", i), before, "none")
+	}
+	b.drain(redB.id, bucketAnswer)
+	for i, ask := range asks {
+		seen.refused(b, fmt.Sprintf("answer %d above the rate", i), "answer_rate", ask)
+	}
+	b.must(b.resetBuckets(redB.id))
+	before := b.drops()
+	asks[0]()
+	b.counted("an answer later", before, "none")
 }
 
 func fillRing(t *testing.T, seen covered) {

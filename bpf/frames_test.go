@@ -130,7 +130,8 @@ func arp(op uint16, senderMAC [6]byte, sender netip.Addr, targetMAC [6]byte, tar
 	return append(append(b, targetMAC[:]...), t[:]...)
 }
 
-// A tunnel is the outer headers of a VXLAN frame; zero fields get right values.
+// A tunnel is the outer headers of a VXLAN frame, of the family of src; zero
+// fields get right values.
 type tunnel struct {
 	src, dst netip.Addr
 	vni      uint32
@@ -148,6 +149,9 @@ func (u tunnel) with(inner []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, or(u.dport, 4789))
 	b = binary.BigEndian.AppendUint16(b, uint16(or(u.udpLen, 8+len(v))))
 	b = append(append(b, 0, 0), v...)
+	if u.src.Is6() {
+		return eth([6]byte{}, routerMAC, etherIPv6, ipv6{src: u.src, dst: u.dst, next: protoUDP, tos: u.ip.tos}.with(b))
+	}
 	u.ip.src, u.ip.dst, u.ip.proto = u.src, u.dst, protoUDP
 	return eth([6]byte{}, routerMAC, etherIPv4, u.ip.with(b))
 }
@@ -167,8 +171,7 @@ func sum(b []byte) uint16 {
 }
 
 func l4sum(src, dst netip.Addr, proto byte, segment []byte) uint16 {
-	s, d := src.As4(), dst.As4()
-	pseudo := append(append([]byte{}, s[:]...), d[:]...)
+	pseudo := append(src.AsSlice(), dst.AsSlice()...)
 	pseudo = binary.BigEndian.AppendUint16(append(pseudo, 0, proto), uint16(len(segment)))
 	return ^sum(append(pseudo, segment...))
 }

@@ -268,8 +268,13 @@ static __always_inline enum drop_reason clamp_mss(struct __sk_buff *skb, struct 
 	offered = bpf_htons(p->options[at] << 8 | p->options[at + 1]);
 	if (bpf_ntohs(offered) <= mss_of(p, mtu))
 		return DROP_NONE;
-	if (bpf_skb_store_bytes(skb, tcp + sizeof(struct tcphdr) + at, &fits, sizeof(fits), 0) ||
-	    bpf_l4_csum_replace(skb, tcp + offsetof(struct tcphdr, check), offered, fits, sizeof(fits)))
+	if (bpf_skb_store_bytes(skb, tcp + sizeof(struct tcphdr) + at, &fits, sizeof(fits), 0))
+		return DROP_TRUNCATED;
+	if (at & 1) { /* its bytes are halves of two words of the checksum */
+		offered = __builtin_bswap16(offered);
+		fits = __builtin_bswap16(fits);
+	}
+	if (bpf_l4_csum_replace(skb, tcp + offsetof(struct tcphdr, check), offered, fits, sizeof(fits)))
 		return DROP_TRUNCATED;
 	return DROP_NONE;
 }

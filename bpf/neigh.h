@@ -187,7 +187,8 @@ static __always_inline enum drop_reason read_nd(struct frame *f, const struct po
 	const struct ipv6hdr *ip = ip_header(f, sizeof(*ip));
 	enum drop_reason why;
 
-	if (!ip || ip->hop_limit != 255 || p->fragment != WHOLE)
+	/* Not in fragments, be it a single one (RFC 6980). */
+	if (!ip || ip->hop_limit != 255 || p->header != sizeof(*ip))
 		return DROP_BAD_ND;
 	switch (p->icmp_type) {
 	case ND_RS:

@@ -79,7 +79,7 @@ static __always_inline enum drop_reason examine(struct received *r)
 	why = check_source(r);
 	if (why)
 		return why;
-	return permit(&r->f, p->id, r->port, true);
+	return as_inner(permit(&r->f, p->id, r->port, true));
 }
 
 #endif

@@ -42,11 +42,21 @@ var (
 	caB      = netip.MustParseAddr("10.17.34.86")
 	caNobody = netip.MustParseAddr("10.17.34.119")
 
-	redA  = member{id: 23, vni: red, mac: [6]byte{0x02, 0x52, 0x1a, 0x2b, 0x3c, 0x4d}, pa: netip.MustParseAddr("100.64.18.73"), ca: caA, epoch: 0x0002_0000_0000_9c41}
-	redA2 = member{id: 29, vni: red, mac: [6]byte{0x02, 0x52, 0x1b, 0x2c, 0x3d, 0x4e}, pa: netip.MustParseAddr("100.64.18.94"), ca: caA2, epoch: 0x0002_0000_0000_9c52}
-	blueA = member{id: 31, vni: blue, mac: [6]byte{0x02, 0x52, 0x1c, 0x2d, 0x3e, 0x4f}, pa: netip.MustParseAddr("100.64.18.115"), ca: caA, epoch: 0x0002_0000_0000_9c63}
-	redB  = member{id: 37, vni: red, mac: [6]byte{0x02, 0x52, 0x5e, 0x6f, 0x71, 0x82}, pa: netip.MustParseAddr("100.64.27.136"), ca: caB, epoch: 0x0002_0000_0000_9c74}
-	blueB = member{id: 41, vni: blue, mac: [6]byte{0x02, 0x52, 0x5f, 0x72, 0x83, 0x94}, pa: netip.MustParseAddr("100.64.27.157"), ca: caB, epoch: 0x0002_0000_0000_9c85}
+	caA6      = netip.MustParseAddr("fd17:2a5c:8b3e:4d91:6472:f8a5:93c6:b751")
+	caA26     = netip.MustParseAddr("fd17:2a5c:8b3e:4d91:6472:f8a5:93c6:b768")
+	caB6      = netip.MustParseAddr("fd17:2a5c:8b3e:4d91:6472:f8a5:93c6:b786")
+	caNobody6 = netip.MustParseAddr("fd17:2a5c:8b3e:4d91:6472:f8a5:93c6:b7a9")
+
+	hostA6   = netip.MustParseAddr("2001:db8:2b1d:93a7:48c6:5e7f:8291:a437")
+	hostB6   = netip.MustParseAddr("2001:db8:2b1d:93a7:48c6:5e7f:8291:b553")
+	prefixA6 = netip.MustParsePrefix("2001:db8:2b1d:93a7:48c6:5e7f:6218:0/112")
+	prefixB6 = netip.MustParsePrefix("2001:db8:2b1d:93a7:48c6:5e7f:6427:0/112")
+
+	redA  = member{id: 23, vni: red, mac: [6]byte{0x02, 0x52, 0x1a, 0x2b, 0x3c, 0x4d}, pa: netip.MustParseAddr("100.64.18.73"), ca: caA, ca6: caA6, epoch: 0x0002_0000_0000_9c41}
+	redA2 = member{id: 29, vni: red, mac: [6]byte{0x02, 0x52, 0x1b, 0x2c, 0x3d, 0x4e}, pa: netip.MustParseAddr("100.64.18.94"), ca: caA2, ca6: caA26, epoch: 0x0002_0000_0000_9c52}
+	blueA = member{id: 31, vni: blue, mac: [6]byte{0x02, 0x52, 0x1c, 0x2d, 0x3e, 0x4f}, pa: netip.MustParseAddr("100.64.18.115"), ca: caA, ca6: caA6, epoch: 0x0002_0000_0000_9c63}
+	redB  = member{id: 37, vni: red, mac: [6]byte{0x02, 0x52, 0x5e, 0x6f, 0x71, 0x82}, pa: netip.MustParseAddr("100.64.27.136"), ca: caB, ca6: caB6, epoch: 0x0002_0000_0000_9c74}
+	blueB = member{id: 41, vni: blue, mac: [6]byte{0x02, 0x52, 0x5f, 0x72, 0x83, 0x94}, pa: netip.MustParseAddr("100.64.27.157"), ca: caB, ca6: caB6, epoch: 0x0002_0000_0000_9c85}
 )
 
 // A member is a port as the tests speak of it.
@@ -56,18 +66,47 @@ type member struct {
 	mac   [6]byte
 	pa    netip.Addr
 	ca    netip.Addr
+	ca6   netip.Addr // invalid: none
 	epoch uint64
 }
 
 func (m member) port(ifindex int) Port {
-	return Port{
+	p := Port{
 		Ifindex: ifindex, VNI: m.vni, Epoch: m.epoch, MAC: m.mac, PA: m.pa,
 		CAs: []netip.Prefix{netip.PrefixFrom(m.ca, 24)}, Gateway: gateway, MTU: 1500, Flags: Open,
 	}
+	if m.ca6.IsValid() {
+		p.CAs = append(p.CAs, netip.PrefixFrom(m.ca6, 64))
+	}
+	return p
 }
 
 func (m member) mapping(nextHop uint32) Mapping {
 	return Mapping{MappingKey{m.vni, m.ca}, m.pa, m.mac, nextHop}
+}
+
+func (m member) mapping6(nextHop uint32) Mapping {
+	return Mapping{MappingKey{m.vni, m.ca6}, m.pa, m.mac, nextHop}
+}
+
+// cas are the member's addresses, by family: 0 is IPv4.
+func (m member) cas() [2]netip.Addr { return [2]netip.Addr{m.ca, m.ca6} }
+
+// gateways are those of the member's network, by family.
+func (m member) gateways() [2]netip.Addr { return [2]netip.Addr{gateway, gateway6(m.vni).ip()} }
+
+// linkLocal is an address that a guest makes itself.
+func (m member) linkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m.mac[0] ^ 2, 9: m.mac[1], 10: m.mac[2], 11: 0xff, 12: 0xfe, 13: m.mac[3], 14: m.mac[4], 15: m.mac[5]})
+}
+
+// over6 is the member with a PA of the same number in an IPv6 underlay.
+func (m member) over6() member {
+	pas := map[netip.Prefix]netip.Prefix{prefixA: prefixA6, prefixB: prefixB6}
+	b := pas[netip.PrefixFrom(m.pa, 24).Masked()].Addr().As16()
+	b[14], b[15] = 0x5c, m.pa.As4()[3]
+	m.pa = netip.AddrFrom16(b)
+	return m
 }
 
 // A host is one load of the datapath with devices for its ports.
@@ -87,15 +126,36 @@ func newWorld(t *testing.T) (a, b *host) {
 	isolate(t)
 	a = newHost(t, "a", hostA, prefixA, nil)
 	b = newHost(t, "b", hostB, prefixB, nil)
-	a.addPorts(redA, redA2, blueA)
-	b.addPorts(redB, blueB)
-	for _, h := range []*host{a, b} {
-		h.must(h.dp.PutMappings(redA.mapping(7), redA2.mapping(7), blueA.mapping(7), redB.mapping(7), blueB.mapping(7)))
-		h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
-	}
 	a.must(a.dp.PutHost(prefixB))
 	b.must(b.dp.PutHost(prefixA))
+	settle(a, b, func(m member) member { return m })
 	return a, b
+}
+
+// newWorld6 is newWorld over an IPv6 underlay; its members are over6.
+func newWorld6(t *testing.T) (a, b *host) {
+	t.Helper()
+	isolate(t)
+	wide := func(o *Options) { o.UnderlayMTU = 1570 }
+	a = newHost(t, "a", hostA6, prefixA6, wide)
+	b = newHost(t, "b", hostB6, prefixB6, wide)
+	a.must(a.dp.PutHost(prefixB6))
+	b.must(b.dp.PutHost(prefixA6))
+	settle(a, b, member.over6)
+	return a, b
+}
+
+// settle gives the hosts their members, and each the mappings of all.
+func settle(a, b *host, of func(member) member) {
+	a.t.Helper()
+	a.addPorts(of(redA), of(redA2), of(blueA))
+	b.addPorts(of(redB), of(blueB))
+	for _, h := range []*host{a, b} {
+		for _, m := range []member{redA, redA2, blueA, redB, blueB} {
+			h.must(h.dp.PutMappings(of(m).mapping(7), of(m).mapping6(7)))
+		}
+		h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
+	}
 }
 
 // isolate puts the test into network and mount namespaces of its own. The thread
@@ -125,7 +185,7 @@ func bpffs(t *testing.T) string {
 func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, change func(*Options)) *host {
 	t.Helper()
 	h := &host{t: t, name: name, taps: map[uint16]int{}}
-	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As4()[3]})
+	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As16()[15]})
 	h.options = Options{
 		PinDir: filepath.Join(bpffs(t), "replug"), Uplink: h.uplink.Attrs().Index, IMDS: 1, IMDSMAC: imdsMAC,
 		UplinkMAC: [6]byte(h.uplink.Attrs().HardwareAddr), GatewayMAC: gatewayMAC, HostAddress: addr, PAPrefix: pas, UnderlayMTU: 1550,
