@@ -131,6 +131,27 @@ func TestNetworkdThatTakesTheMTU(t *testing.T) {
 	follows(t, "mtu=yes\n"+networkd, "/run/systemd/netif/links/2", "bounce 5.5s")
 }
 
+// TestNetworkdLosesAFamily: what a network doesn't have, its guest doesn't keep.
+func TestNetworkdLosesAFamily(t *testing.T) {
+	for name, want := range map[string]string{
+		"IPv4": "fd28:394a:5b6c:7d8e::62/128 | default via " + blueRouter + ", fd28:394a:5b6c:7d8e::/64",
+		"IPv6": "10.17.34.62/24 | 10.17.34.0/24, 10.17.34.1/32, 203.0.113.54/32 via 10.17.34.1, default via 10.17.34.1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCable(t)
+			c.kernelRouter(false)
+			in, next := dualPlaces()
+			next.Addrs = map[string][]vnet.Addr{"IPv4": next.Addrs[1:], "IPv6": next.Addrs[:1]}[name]
+			c.agent.set(in)
+			startClient(t, t.TempDir(), "mtu=no\n"+networkd)
+			c.reach(in.Current.Epoch, vnet.StatusLeased, 20*time.Second)
+			s, took := c.swap(in, next, 20*time.Second)
+			t.Logf("followed on rung %q in %s; it said %s", s.Rung, took.Round(time.Millisecond), c.heardFromGuest())
+			c.becomes(want, 10*time.Second)
+		})
+	}
+}
+
 // dhclient is deaf to its link. It leaves routers to the kernel.
 const dhclient = "exec dhclient -6 -d -v -lf /var/lib/leases eth0"
 

@@ -9,7 +9,7 @@
 //
 // It does not decide where a port should be, and knows no store. The rooms below
 // this one don't know each other; files here wire them: maps.go the datapath,
-// devices.go the devices, machines.go the hypervisor, guests.go DHCP and ARP.
+// devices.go the devices, machines.go the hypervisor, guests.go and router.go what guests ask and hear.
 package dataplane
 
 import (

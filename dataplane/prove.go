@@ -149,15 +149,16 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 			p.docs.Renew(p.id, false)
 		}
 	}
-	var frame time.Time // the last one, from any of the place's CAs
+	var frame time.Time // the last one, from any of the place's CAs or a link-local address
 	if t, err := p.datapath.Times(p.id); err == nil && t.Epoch == r.Epoch {
 		blackout = t.Blackout
 		frame = moment{t.Seen, t.Epoch}.in(r)
 	}
+	_, v6 := in.Current.V6()
 	for _, f := range list {
 		at := e.answers[f].in(r)
-		if len(list) == 1 && frame.After(at) {
-			at = frame // else it may be of the other family
+		if f == ipv4 && !v6 && frame.After(at) {
+			at = frame // else it may be of IPv6, and from before the guest has its address
 		}
 		if at.IsZero() || p.needsACK(in, f) && (r.ack(f).IsZero() || p.sameCA(in, f) && at.Before(*r.ack(f))) {
 			return time.Time{}, 0

@@ -300,6 +300,30 @@ func TestGuestSettles(t *testing.T) {
 	})
 }
 
+// TestAFrameIsNoProofOfIPv6: the datapath's stopwatch doesn't tell a frame of the new
+// address from one of the guest's link-local address, or of the other family.
+func TestAFrameIsNoProofOfIPv6(t *testing.T) {
+	for name, want := range map[string]vnet.StatusPhase{"IPv4": vnet.StatusPublished, "IPv6": vnet.StatusFlipped, "both": vnet.StatusFlipped} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			next := intent().Current.Epoch + 1
+			in, _ := dualSwap(w, func(in *vnet.Intent, g *guest) {
+				in.Next.Addrs = map[string][]vnet.Addr{"IPv4": in.Next.Addrs[:1], "IPv6": in.Next.Addrs[1:], "both": in.Next.Addrs}[name]
+				g.deaf, in.Next.Trigger = true, vnet.TriggerNone
+				time.AfterFunc(1500*time.Millisecond, func() {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					w.times = Times{Epoch: next, Seen: time.Now()}
+				})
+			})
+			settle(time.Second)
+			if s := w.last(in.Current.Epoch); s.Phase != want {
+				t.Errorf("%s: %s, want %s", name, s.Phase, want)
+			}
+		})
+	}
+}
+
 // stir lets a guest look for a router.
 func (w *world) stir(id vnet.PortID, e vnet.Epoch) {
 	w.mu.Lock()

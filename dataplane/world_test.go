@@ -43,6 +43,7 @@ type world struct {
 	statuses    []vnet.Status
 	acts        []string // in order
 	guests      map[vnet.PortID]*guest
+	times       Times   // of any port
 	told        []said6 // by Router Advertisements, in order
 
 	furnish func(*rooms) // puts real things in the place of fakes
@@ -330,7 +331,11 @@ func (w *world) Detach(id vnet.PortID, ifindex int) error {
 
 func (w *world) Tally(vnet.PortID) (Tally, error) { return Tally{}, nil }
 
-func (w *world) Times(vnet.PortID) (Times, error) { return Times{}, nil }
+func (w *world) Times(vnet.PortID) (Times, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.times, nil
+}
 
 // Intents.
 

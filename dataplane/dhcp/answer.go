@@ -121,7 +121,10 @@ func Answer(frame []byte, port Port) (Reply, error) {
 		return Reply{}, err
 	}
 	addr, ok := port.Place.V4()
-	if !ok {
+	switch {
+	case !ok && req.MessageType() == dhcpv4.MessageTypeRequest:
+		return reply(req, Nak, addr, port), nil // whatever it asks for is of another place
+	case !ok:
 		return Reply{}, fmt.Errorf("%s from %s: %w", req.MessageType(), port.MAC, ErrNoAddress)
 	}
 	kind, err := decide(req, addr.CA.Addr)

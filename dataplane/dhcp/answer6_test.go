@@ -294,6 +294,35 @@ func TestLeaseOfADay6(t *testing.T) {
 	}
 }
 
+// TestLargest6: whatever a client asks and a place has, the answer fits what every
+// link carries.
+func TestLargest6(t *testing.T) {
+	var cas []vnet.Addr
+	var many []netip.Addr
+	var stale []string
+	for i := range byte(8) {
+		a := netip.AddrFrom16([16]byte{0xfd, 0x9a, 3: i, 15: 0x67})
+		cas, many = append(cas, vnet.Addr{CA: vnet.CA{Addr: a}, Bits: 64}), append(many, a)
+		stale = append(stale, netip.AddrFrom16([16]byte{0xfd, 0x17, 3: i, 15: 0x76}).String())
+	}
+	p := port6()
+	p.Place.Addrs = cas
+	p.Place.DHCP = vnet.DHCP{DNS: many, NTP: many, Domain: strings.Repeat("a-label-of-fifteen.", 13) + "end"}
+	m := with(ask6(dhcpv6.MessageTypeRenew, stale...), association([4]byte{1}), association([4]byte{2}), &dhcpv6.OptIAPD{IaId: otherIAID})
+	m.Options.Del(dhcpv6.OptionClientID)
+	m.AddOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionClientID, OptionData: append([]byte{0, 7}, make([]byte, 128)...)})
+	r, err := dhcp.Answer(wrap6(m.ToBytes()), p)
+	if err != nil || r.Kind != dhcp.Grant {
+		t.Fatalf("got %s, %v", r.Kind, err)
+	}
+	if n := len(r.Frame) - 14; n > 1280 || n < 1100 {
+		t.Errorf("packet of %d bytes", n)
+	}
+	if got := len(open6(t, r.Frame).Options.IANA()[0].Options.Addresses()); got != 16 {
+		t.Errorf("%d addresses, want 8 old ones and 8 new ones", got)
+	}
+}
+
 func TestGolden6(t *testing.T) {
 	p := port6()
 	p.Place.Addrs = append(p.Place.Addrs[:1:1], vnet.Addr{CA: vnet.CA{Addr: netip.MustParseAddr(own6)}, Bits: 64})

@@ -82,6 +82,12 @@ func TestNoAnswer(t *testing.T) {
 	if _, err := dhcp.Answer(request{kind: dhcpv4.MessageTypeDiscover}.frame(), p); !errors.Is(err, dhcp.ErrNoAddress) {
 		t.Errorf("a place without IPv4: %v", err)
 	}
+	for _, req := range []request{{kind: dhcpv4.MessageTypeRequest}, {kind: dhcpv4.MessageTypeRequest, ciaddr: stale}, {kind: dhcpv4.MessageTypeRequest, asked: own}} {
+		r, err := dhcp.Answer(req.frame(), p)
+		if err != nil || r.Kind != dhcp.Nak || open(t, r.Frame).MessageType() != dhcpv4.MessageTypeNak {
+			t.Errorf("%+v at a place without IPv4: %s, %v; want a NAK", req, r.Kind, err)
+		}
+	}
 }
 
 // FuzzAnswer looks for a panic, and for an answer that breaks a promise: never

@@ -191,7 +191,11 @@ type DataDisk struct {
 
 // String names a place for logs: "blue 10.0.0.20 (0.7)".
 func (p *Place) String() string {
-	if a, ok := p.V4(); ok {
+	a, ok := p.V4()
+	if !ok {
+		a, ok = p.V6()
+	}
+	if ok {
 		return fmt.Sprintf("%s %s (%s)", p.Network, a.CA, p.Epoch)
 	}
 	return fmt.Sprintf("%s (%s)", p.Network, p.Epoch)
