@@ -52,19 +52,41 @@ func (f *worldTaps) Delete(id vnet.PortID) error {
 
 type worldMachines world
 
-func (f *worldMachines) Start(_ context.Context, in vnet.Intent, _ uint16) error {
+func (f *worldMachines) Start(_ context.Context, in vnet.Intent, _ uint16) (bool, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.act("start %s", in.Machine.ID); err != nil {
-		return err
+		return false, err
+	}
+	if w.saved[in.Machine.ID] {
+		w.saved[in.Machine.ID], w.running[in.Machine.ID] = false, true
+		return true, nil
 	}
 	w.running[in.Machine.ID] = !w.dies
 	if g := w.guests[in.ID]; g != nil {
 		g.link = true
 		g.ask()
 	}
+	return false, nil
+}
+
+func (f *worldMachines) Save(_ context.Context, m vnet.Machine) error {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.act("save %s", m.ID); err != nil {
+		return err
+	}
+	w.saved[m.ID], w.running[m.ID] = true, false
 	return nil
+}
+
+func (f *worldMachines) Saved(m vnet.Machine) bool {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.saved[m.ID]
 }
 
 func (f *worldMachines) Stop(_ context.Context, m vnet.Machine) error {
@@ -207,7 +229,7 @@ func (f *worldProber) Probe(_ int, _ vnet.MAC, place *vnet.Place) error {
 
 type worldDocs world
 
-func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document, _ imds.Guest) {
+func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document, about imds.Guest) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -217,7 +239,7 @@ func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document, _ im
 	if row := w.rows[id]; row.Epoch != e {
 		w.t.Errorf("published epoch %s while %s is in force", e, row.Epoch)
 	}
-	w.published[id], w.docs[id] = e, d
+	w.published[id], w.docs[id], w.slept[id] = e, d, about.Slept
 	if g := w.guests[id]; g != nil && g.reports && d != nil {
 		g.read(e, d)
 	}

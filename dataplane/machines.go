@@ -20,16 +20,31 @@ var errNoSlot = errors.New("the NIC has no slot of its own: it can't be taken ou
 // machines runs VMs by a compute driver; driver is nil on a host without.
 type machines struct{ driver compute.Driver }
 
-func (m machines) Start(ctx context.Context, in vnet.Intent, mtu uint16) error {
+func (m machines) Start(ctx context.Context, in vnet.Intent, mtu uint16) (bool, error) {
 	if m.driver == nil {
-		return errNoMachines
+		return false, errNoMachines
 	}
 	tap := in.Tap
 	if tap == "" {
 		tap = netdev.TapName(in.ID)
 	}
-	_, err := m.driver.Ensure(ctx, *in.Machine, compute.NIC{Tap: tap, MAC: in.MAC, MTU: int(mtu)})
-	return err
+	s, err := m.driver.Ensure(ctx, *in.Machine, compute.NIC{Tap: tap, MAC: in.MAC, MTU: int(mtu)})
+	return s.Resumed, err
+}
+
+func (m machines) Save(ctx context.Context, spec vnet.Machine) error {
+	if m.driver == nil {
+		return errNoMachines
+	}
+	return m.driver.Save(ctx, spec.ID)
+}
+
+func (m machines) Saved(spec vnet.Machine) bool {
+	if m.driver == nil {
+		return false
+	}
+	s, err := m.driver.State(context.Background(), spec.ID)
+	return err == nil && s.Saved
 }
 
 func (m machines) Stop(ctx context.Context, spec vnet.Machine) error {

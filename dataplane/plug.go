@@ -216,6 +216,8 @@ func (p *port) on(in *vnet.Intent) bool {
 	p.power = vnet.PowerOff
 	if p.machines.Running(*in.Machine) {
 		p.power = vnet.PowerOn
+	} else if p.machines.Saved(*in.Machine) {
+		p.power = vnet.PowerSaved
 	}
 	return p.power == vnet.PowerOn
 }
@@ -230,6 +232,8 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	running := p.on(&in)
 	p.turned()
 	switch {
+	case p.rests(&in) && m.Power == vnet.PowerOn:
+		return p.rest(ctx, &in)
 	case running == (m.Power == vnet.PowerOn):
 		if running {
 			p.agents.Open(p.id, *m)
@@ -257,10 +261,12 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	}
 	ctx, cancel := p.long(ctx)
 	defer cancel()
-	if err := p.machines.Start(ctx, in, p.guestMTU(&in.Current)); err != nil {
+	resumed, err := p.machines.Start(ctx, in, p.guestMTU(&in.Current))
+	if err != nil {
 		return 0, fmt.Errorf("start the machine: %w", err)
 	}
-	p.log.Info("machine started", "image", m.Image)
+	p.run.Resumed, p.run.dirty = resumed, true
+	p.log.Info("machine started", "image", m.Image, "resumed", resumed)
 	return 0, nil
 }
 

@@ -246,7 +246,9 @@ func (p *port) ask() {
 // publish lets the metadata service serve the place's document.
 func (p *port) publish(_ context.Context, in *vnet.Intent) (outcome, error) {
 	place := &in.Current
-	p.docs.Publish(p.id, place.Epoch, place.Document, guestOf(in, place))
+	guest := guestOf(in, place)
+	guest.Slept = p.run.Resumed
+	p.docs.Publish(p.id, place.Epoch, place.Document, guest)
 	if !slices.ContainsFunc(p.run.Hops, func(h vnet.Hop) bool { return h.Name == "publish" }) {
 		p.run.hop("publish")
 	}

@@ -141,11 +141,14 @@ type Taps interface {
 
 // Machines run VMs. Every call is idempotent.
 type Machines interface {
-	// Start boots the machine on the port's tap, unless it runs already.
-	Start(ctx context.Context, in vnet.Intent, mtu uint16) error
+	// Start boots the machine on the port's tap, unless it runs already. One that
+	// was saved goes on where it was: resumed.
+	Start(ctx context.Context, in vnet.Intent, mtu uint16) (resumed bool, err error)
+	Save(ctx context.Context, m vnet.Machine) error   // off; to go on where it was
 	Stop(ctx context.Context, m vnet.Machine) error   // off; disks stay
 	Delete(ctx context.Context, m vnet.Machine) error // off, and its disks deleted
 	Running(m vnet.Machine) bool
+	Saved(m vnet.Machine) bool
 }
 
 // A Link is the guest's end of a port's cable.

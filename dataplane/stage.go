@@ -45,7 +45,7 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return wait, nil
 	}
 	if p.staged == nil || p.staged.Epoch != next.Epoch {
-		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled()}
+		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled(), Resumed: p.run.Resumed}
 		p.staged.hop("stage")
 	}
 	p.staged.resumed = false
@@ -60,6 +60,9 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (time.Duration, error) {
 	if err := p.fits(next); err != nil {
 		return 0, err
+	}
+	if p.asleep(in) {
+		return wakes, nil
 	}
 	if err := p.device(in); err != nil {
 		return 0, err

@@ -73,11 +73,12 @@ type run struct {
 	Former   []former          `json:"former,omitempty"` // IPv6 routers that the guest may still believe in
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
-	Boots    bool              `json:"boots,omitempty"`  // the guest starts in this place: it asks by itself
-	Pooled   bool              `json:"pooled,omitempty"` // the guest waits in the pool until it is seen here
-	Cuts     int               `json:"cuts,omitempty"`   // of the link so far
-	Tried    int               `json:"tried,omitempty"`  // rung of the ladder
-	Agent    bool              `json:"agent,omitempty"`  // the guest's agent is told instead of a first cut
+	Boots    bool              `json:"boots,omitempty"`   // the guest starts in this place: it asks by itself
+	Pooled   bool              `json:"pooled,omitempty"`  // the guest waits in the pool until it is seen here
+	Cuts     int               `json:"cuts,omitempty"`    // of the link so far
+	Tried    int               `json:"tried,omitempty"`   // rung of the ladder
+	Agent    bool              `json:"agent,omitempty"`   // the guest's agent is told instead of a first cut
+	Resumed  bool              `json:"resumed,omitempty"` // the guest slept until this walk: its clock stood still
 
 	dirty   bool // the record doesn't have this yet
 	resumed bool // an earlier session of the agent began it
@@ -159,6 +160,7 @@ func (p *port) begin(in *vnet.Intent) {
 	case p.staged != nil && p.staged.Epoch == in.Current.Epoch:
 		p.run.Hops, p.run.From = p.staged.Hops, p.staged.From
 		p.run.Pooled = p.run.Pooled || p.staged.Pooled
+		p.run.Resumed = p.staged.Resumed
 	case p.row != nil:
 		p.run.From = used(p.row)
 	}

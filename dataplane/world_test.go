@@ -28,6 +28,8 @@ type world struct {
 	attached    map[int]vnet.PortID
 	taps        map[string]int
 	running     map[string]bool
+	saved       map[string]bool
+	slept       map[vnet.PortID]bool // its document says so
 	published   map[vnet.PortID]vnet.Epoch
 	docs        map[vnet.PortID]*vnet.Document
 	loaded      map[vnet.VNI]bool
@@ -85,7 +87,7 @@ var errKilled = errors.New("the agent was killed")
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), rows: map[vnet.PortID]Row{}, attached: map[int]vnet.PortID{}, taps: map[string]int{},
-		running: map[string]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
+		running: map[string]bool{}, saved: map[string]bool{}, slept: map[vnet.PortID]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
 		loaded: map[vnet.VNI]bool{red: true, blue: true}, guests: map[vnet.PortID]*guest{},
 		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, limits: map[vnet.PortID]vnet.Limits{},
 	}

@@ -16,6 +16,7 @@ type launch struct {
 	image   image
 	dir     string
 	accel   string
+	resume  bool // goes on from its saved state
 	runWith bool // QEMU has -run-with user= (9.1) instead of -runas
 }
 
@@ -58,6 +59,9 @@ func (c *Config) args(l *launch) []string {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=mon%d,fd=%d,server=on,wait=off", id, fd), "-mon", fmt.Sprintf("chardev=mon%d,mode=control", id))
 	}
 	a = append(a, channelArgs()...)
+	if l.resume {
+		a = append(a, "-loadvm", savedName)
+	}
 	fill := strings.NewReplacer("{dir}", l.dir, "{id}", m.ID)
 	for _, x := range c.ExtraArgs {
 		a = append(a, fill.Replace(x))

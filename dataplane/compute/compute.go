@@ -8,6 +8,7 @@
 //	               qmp.sock       monitor, for whoever moves the NIC's link
 //	               power.sock     monitor, for this package
 //	               guest.sock     second channel to the agent in the guest
+//	               saved          is there while the machine's state rests in os.qcow2
 //	               qemu.pid, qemu.log
 //
 // It makes no taps, and knows nothing of networks: a NIC is a tap's name and a MAC.
@@ -30,6 +31,7 @@ var (
 	ErrNoImage  = errors.New("the image is not on this host")
 	ErrNoQEMU   = errors.New("QEMU is not on this host")
 	ErrDiskFull = errors.New("the disk is full")
+	ErrOff      = errors.New("the machine is off")
 	ErrBoot     = errors.New("QEMU did not start")
 	ErrHung     = errors.New("QEMU runs but its monitor does not answer")
 )
@@ -42,6 +44,9 @@ type Driver interface {
 	// Stop ends the machine and keeps its disks: graceful presses the power
 	// button first. One that is off or unknown is no error.
 	Stop(ctx context.Context, id string, graceful bool) error
+	// Save ends the machine and keeps its state in its disks: its next start goes on
+	// where it was, once. One that is saved already is no error.
+	Save(ctx context.Context, id string) error
 	// Delete ends the machine and removes all it has. An unknown one is no error.
 	Delete(ctx context.Context, id string) error
 	// List returns every machine of the host, running or not.
@@ -75,6 +80,8 @@ type State struct {
 	Channel string // socket of the port [vnet.ChannelName]
 	Console string // file with the output of serial port 0
 	Accel   string // "kvm" or "tcg", of the last start
+	Saved   bool   // off, and to go on where it was
+	Resumed bool   // of Ensure: it went on where it was
 	Problem string // what is wrong with its files, if anything
 }
 
@@ -89,6 +96,10 @@ type Exit struct {
 type Monitor interface {
 	Status(ctx context.Context) (string, error)
 	Powerdown(ctx context.Context) error
+	Stop(ctx context.Context) error // its CPUs
+	Cont(ctx context.Context) error
+	Save(ctx context.Context, name string) error
+	Drop(ctx context.Context, name string) error
 	Quit(ctx context.Context) error
 	Close() error
 }

@@ -184,10 +184,14 @@ func openMonitor(ctx context.Context, socket string) (Monitor, error) {
 }
 
 func (m *monitor) ask(command string) (string, error) {
-	fmt.Fprintf(m.conn, `{"execute":%q}`, command)
+	return m.send(fmt.Sprintf(`{"execute":%q}`, command))
+}
+
+func (m *monitor) send(line string) (string, error) {
+	fmt.Fprint(m.conn, line)
 	for m.in.Scan() {
 		var a struct {
-			Return *struct{ Status string }
+			Return *reply
 			Error  *struct{ Desc string }
 		}
 		if err := json.Unmarshal(m.in.Bytes(), &a); err != nil {
@@ -203,13 +207,36 @@ func (m *monitor) ask(command string) (string, error) {
 	return "", errors.New("monitor is gone")
 }
 
+// A reply is a status, or what the monitor for people says.
+type reply struct{ Status string }
+
+func (r *reply) UnmarshalJSON(b []byte) error {
+	if b[0] == '"' {
+		return json.Unmarshal(b, &r.Status)
+	}
+	type status reply
+	return json.Unmarshal(b, (*status)(r))
+}
+
+func (m *monitor) human(line string) error {
+	said, err := m.send(fmt.Sprintf(`{"execute":"human-monitor-command","arguments":{"command-line":%q}}`, line))
+	if err == nil && strings.TrimSpace(said) != "" {
+		err = errors.New(said)
+	}
+	return err
+}
+
 func (m *monitor) Status(context.Context) (string, error) { return m.ask("query-status") }
 func (m *monitor) Powerdown(context.Context) error {
 	_, err := m.ask("system_powerdown")
 	return err
 }
-func (m *monitor) Quit(context.Context) error { _, err := m.ask("quit"); return err }
-func (m *monitor) Close() error               { return m.conn.Close() }
+func (m *monitor) Stop(context.Context) error                { _, err := m.ask("stop"); return err }
+func (m *monitor) Cont(context.Context) error                { _, err := m.ask("cont"); return err }
+func (m *monitor) Save(_ context.Context, name string) error { return m.human("savevm " + name) }
+func (m *monitor) Drop(_ context.Context, name string) error { return m.human("delvm " + name) }
+func (m *monitor) Quit(context.Context) error                { _, err := m.ask("quit"); return err }
+func (m *monitor) Close() error                              { return m.conn.Close() }
 
 func check(t *testing.T, err error) {
 	t.Helper()

@@ -161,16 +161,16 @@ func (q *QEMU) Ensure(ctx context.Context, spec vnet.Machine, nic NIC) (State, e
 	m, unlock := q.lock(spec.ID)
 	defer unlock()
 	if p := q.running(m); p != nil {
-		if err := q.answers(ctx, spec.ID, patience); err != nil {
-			return q.state(spec.ID, p), err
-		}
-		return q.state(spec.ID, p), nil
+		err := errors.Join(q.answers(ctx, spec.ID, patience), q.wake(ctx, spec.ID))
+		return q.state(spec.ID, p), err
 	}
-	p, err := q.start(ctx, spec, nic, m)
+	p, resumed, err := q.start(ctx, spec, nic, m)
 	if err != nil {
 		return State{}, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
-	return q.state(spec.ID, p), nil
+	s := q.state(spec.ID, p)
+	s.Resumed = resumed
+	return s, nil
 }
 
 // answers proves that a process is a QEMU that works. Whether its guest runs is
@@ -190,13 +190,13 @@ func (q *QEMU) answers(ctx context.Context, id string, in time.Duration) error {
 }
 
 // start makes what is missing and runs QEMU. What it made is removed if that fails.
-func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine) (_ *process, err error) {
+func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine) (_ *process, resumed bool, err error) {
 	if _, err := exec.LookPath(q.c.QEMU); err != nil {
-		return nil, fmt.Errorf("%w: %w (install qemu-system-x86)", ErrNoQEMU, err)
+		return nil, false, fmt.Errorf("%w: %w (install qemu-system-x86)", ErrNoQEMU, err)
 	}
 	im, err := openImage(q.c.Images, spec.Image)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	l := launch{machine: spec, nic: nic, image: im, dir: q.dir(spec.ID)}
 	_, statErr := os.Stat(l.dir)
@@ -208,20 +208,33 @@ func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine
 		}()
 	}
 	if err := os.MkdirAll(l.dir, 0o750); err != nil {
-		return nil, full(err)
+		return nil, false, full(err)
 	}
 	if err := q.makeDisks(ctx, l.dir, &spec, im); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if l.accel, err = q.accel(ctx, im.kernel); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	p, err := q.launch(ctx, &l)
+	if l.resume, err = unmark(l.dir); err != nil {
+		return nil, false, err
+	}
+	p, err := q.run(ctx, &l, m)
+	if err == nil && l.resume {
+		q.forgetState(ctx, spec.ID)
+	}
+	return p, l.resume, err
+}
+
+// run starts QEMU and returns when its monitor answers.
+func (q *QEMU) run(ctx context.Context, l *launch, m *machine) (*process, error) {
+	id := l.machine.ID
+	p, err := q.launch(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	q.watch(spec.ID, m, p)
-	if err := q.answers(ctx, spec.ID, starting); err != nil {
+	q.watch(id, m, p)
+	if err := q.answers(ctx, id, starting); err != nil {
 		p.asked.Store(true)
 		said := lastWords(l.dir)
 		return nil, fmt.Errorf("%w: %s: %w", ErrBoot, said, errors.Join(err, q.end(p)))
@@ -277,6 +290,8 @@ func (q *QEMU) state(id string, p *process) State {
 	s.Accel = r.Accel
 	if p != nil {
 		s.Power, s.PID = vnet.PowerOn, p.pid
+	} else {
+		s.Saved = q.saved(id)
 	}
 	return s
 }

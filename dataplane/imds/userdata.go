@@ -13,11 +13,17 @@ import (
 	"replug/directory/vnet"
 )
 
+// wakeClock sets the clock of a guest that slept by the hardware's, which did not.
+const wakeClock = `now=$(cat /sys/class/rtc/rtc0/since_epoch) && [ "$now" -gt "$(date +%s)" ] && date -s "@$now"; true`
+
 // cloudConfig is what the metadata of other clouds has no word for, as cloud-init's
 // own configuration: "" when there is nothing. With a user in it, for clouds that
 // can't name one.
-func cloudConfig(d *vnet.Document, user bool) string {
+func cloudConfig(d *vnet.Document, g *Guest, user bool) string {
 	c := map[string]any{}
+	if g.Slept {
+		c["bootcmd"] = [][]string{{"sh", "-c", wakeClock}}
+	}
 	if user && d.User != "" {
 		c["user"] = map[string]any{"name": d.User}
 	}
@@ -57,7 +63,7 @@ func cloudConfig(d *vnet.Document, user bool) string {
 }
 
 // userData is the owner's user data, with what else the document says beside it.
-func userData(d *vnet.Document) []byte { return joined(cloudConfig(d, false), d.UserData) }
+func userData(d *vnet.Document, g *Guest) []byte { return joined(cloudConfig(d, g, false), d.UserData) }
 
 // joined makes one piece of user data of cloud-config and the owner's.
 func joined(config string, own []byte) []byte {

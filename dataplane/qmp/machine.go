@@ -81,6 +81,29 @@ func (c *Client) Stop(ctx context.Context) error { return c.Execute(ctx, "stop",
 // Cont lets the virtual CPUs run.
 func (c *Client) Cont(ctx context.Context) error { return c.Execute(ctx, "cont", nil, nil) }
 
+// Save writes the machine's state, memory and devices, into its disks as a
+// snapshot of that name, in place of one that has it.
+func (c *Client) Save(ctx context.Context, name string) error { return c.human(ctx, "savevm "+name) }
+
+// Drop removes what [Client.Save] wrote. One that isn't there is no error.
+func (c *Client) Drop(ctx context.Context, name string) error {
+	err := c.human(ctx, "delvm "+name)
+	if err != nil && strings.Contains(err.Error(), "does not exist") {
+		return nil
+	}
+	return err
+}
+
+// human runs a command of the monitor for people, which says nothing when all is well.
+func (c *Client) human(ctx context.Context, line string) error {
+	var said string
+	err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &said)
+	if said = strings.TrimSpace(said); err == nil && said != "" {
+		return &Error{Command: line, Class: "GenericError", Desc: said}
+	}
+	return err
+}
+
 // Quit ends the QEMU process, and returns when the monitor is gone.
 func (c *Client) Quit(ctx context.Context) error {
 	// QEMU may be gone before its answer is through.

@@ -2334,6 +2334,7 @@ type Place struct {
 	OldConnections string                 `protobuf:"bytes,20,opt,name=old_connections,json=oldConnections,proto3" json:"old_connections,omitempty"` // reset, drain, silence; empty: reset
 	Drain          *durationpb.Duration   `protobuf:"bytes,21,opt,name=drain,proto3" json:"drain,omitempty"`
 	FlowLog        bool                   `protobuf:"varint,22,opt,name=flow_log,json=flowLog,proto3" json:"flow_log,omitempty"`
+	Hold           string                 `protobuf:"bytes,40,opt,name=hold,proto3" json:"hold,omitempty"` // vnet.Hold; empty: warm
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2520,6 +2521,13 @@ func (x *Place) GetFlowLog() bool {
 		return x.FlowLog
 	}
 	return false
+}
+
+func (x *Place) GetHold() string {
+	if x != nil {
+		return x.Hold
+	}
+	return ""
 }
 
 type Addr struct {
@@ -3423,7 +3431,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x0e\n" +
-	"\x02os\x18\x03 \x01(\bR\x02os\"\x9d\x05\n" +
+	"\x02os\x18\x03 \x01(\bR\x02os\"\xb1\x05\n" +
 	"\x05Place\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
@@ -3447,7 +3455,8 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x06router\x18\x13 \x01(\bR\x06router\x12'\n" +
 	"\x0fold_connections\x18\x14 \x01(\tR\x0eoldConnections\x12/\n" +
 	"\x05drain\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x19\n" +
-	"\bflow_log\x18\x16 \x01(\bR\aflowLog\"Z\n" +
+	"\bflow_log\x18\x16 \x01(\bR\aflowLog\x12\x12\n" +
+	"\x04hold\x18( \x01(\tR\x04hold\"Z\n" +
 	"\x04Addr\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\x05R\x04bits\x12\x18\n" +

@@ -49,6 +49,7 @@ const (
 	PowerOn     Power = "on"
 	PowerOff    Power = "off"
 	PowerAbsent Power = "absent" // no machine, disks deleted
+	PowerSaved  Power = "saved"  // off, to go on where it was: see [HoldSnapshot]
 )
 
 // A HostInfo is a host as it registers: what control needs to place ports on it

@@ -65,6 +65,14 @@ const (
 	TriggerNone   Trigger = "none"   // the guest already has the new address; only traffic proves it
 )
 
+// A Hold is how a machine waits in its place.
+type Hold string
+
+// HoldSnapshot: once its guest has said that it waits, the machine rests as a state
+// in its disks, and goes on from there when its next place is made ready. The zero
+// Hold is warm: it runs.
+const HoldSnapshot Hold = "snapshot"
+
 // A Place is where a port is: its network, its addresses, and all that the host
 // needs to answer for them without asking anybody. The DHCP answer is a pure
 // function of the place and the port's MAC.
@@ -91,6 +99,7 @@ type Place struct {
 	OldConnections OldConnections `json:"old_connections,omitempty"`
 	Drain          time.Duration  `json:"drain,omitempty"` // at most, with [DrainConnections]
 	FlowLog        bool           `json:"flow_log,omitempty"`
+	Hold           Hold           `json:"hold,omitempty"`
 }
 
 // Has reports whether ca is one of the place's addresses.

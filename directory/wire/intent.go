@@ -125,7 +125,7 @@ func (r *reader) personality(field, s string) vnet.Personality {
 
 func (r *reader) power(field, s string) vnet.Power {
 	switch p := vnet.Power(s); p {
-	case "", vnet.PowerOn, vnet.PowerOff, vnet.PowerAbsent:
+	case "", vnet.PowerOn, vnet.PowerOff, vnet.PowerAbsent, vnet.PowerSaved:
 		return p
 	default:
 		r.fail(field, fmt.Errorf("%q is no power", s))

@@ -27,6 +27,7 @@ func FromPlace(p *vnet.Place) *directorypb.Place {
 		Mtu: uint32(p.MTU), Isolated: p.Isolated,
 		Dns: each(p.DHCP.DNS, text), Domain: p.DHCP.Domain, Ntp: each(p.DHCP.NTP, text),
 		Lease: durationpb.New(p.DHCP.Lease), Document: fromDocument(p.Document),
+		Hold: string(p.Hold),
 		Swap: p.Swap, Undo: p.Undo, Confirm: string(p.Confirm), Trigger: string(p.Trigger),
 		Groups: p.Groups, Router: p.Router, FlowLog: p.FlowLog,
 		OldConnections: string(p.OldConnections), Drain: durationpb.New(p.Drain),
@@ -56,6 +57,7 @@ func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 			Lease: r.duration(field+".lease", m.Lease),
 		},
 		Document: r.document(field+".document", m.Document),
+		Hold:     vnet.Hold(m.Hold),
 		Swap:     m.Swap, Undo: m.Undo,
 		Confirm: vnet.Confirm(m.Confirm), Trigger: vnet.Trigger(m.Trigger),
 		Groups: each(m.Groups, same), Router: m.Router, FlowLog: m.FlowLog,
@@ -71,6 +73,9 @@ func (r *reader) choices(field string, p *vnet.Place) {
 	case "", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller:
 	default:
 		r.fail(field+".confirm", fmt.Errorf("%q is no proof", p.Confirm))
+	}
+	if p.Hold != "" && p.Hold != vnet.HoldSnapshot {
+		r.fail(field+".hold", fmt.Errorf("%q is no way to wait", p.Hold))
 	}
 	switch p.Trigger {
 	case "", vnet.TriggerBounce, vnet.TriggerNone:

@@ -84,6 +84,7 @@ func place(t *rapid.T) vnet.Place {
 		}), true).Draw(t, "document"),
 		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"),
 		Confirm: rapid.SampledFrom([]vnet.Confirm{"", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller}).Draw(t, "confirm"),
+		Hold:    rapid.SampledFrom([]vnet.Hold{"", vnet.HoldSnapshot}).Draw(t, "hold"),
 		Trigger: rapid.SampledFrom([]vnet.Trigger{"", vnet.TriggerBounce, vnet.TriggerNone}).Draw(t, "trigger"),
 		Groups:  list(t, words, "groups"), Router: rapid.Bool().Draw(t, "router"), FlowLog: rapid.Bool().Draw(t, "flow log"),
 		OldConnections: rapid.SampledFrom([]vnet.OldConnections{"", vnet.ResetConnections, vnet.DrainConnections, vnet.SilenceConnections}).Draw(t, "old"),

@@ -1,0 +1,112 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	savedFile = "saved"          // in the machine's directory
+	savedName = "replug"         // of the snapshot in its disks
+	saving    = 30 * time.Second // to write a guest's memory, on a busy host
+)
+
+// Save ends the machine and keeps its state: see [Driver]. The mark is written when
+// the state is whole and the guest no longer runs, and is gone before the guest runs
+// again: a state is never gone back to twice.
+func (q *QEMU) Save(ctx context.Context, id string) error {
+	if !word.MatchString(id) {
+		return fmt.Errorf("save machine %q: %w: its id is not a name", id, ErrSpec)
+	}
+	m, unlock := q.lock(id)
+	defer unlock()
+	p := q.running(m)
+	if p == nil {
+		if q.saved(id) {
+			return nil
+		}
+		return fmt.Errorf("save machine %s: %w", id, ErrOff)
+	}
+	if err := q.save(ctx, id, p); err != nil {
+		return fmt.Errorf("save machine %s: %w", id, err)
+	}
+	return nil
+}
+
+func (q *QEMU) save(ctx context.Context, id string, p *process) error {
+	ctx, cancel := context.WithTimeout(ctx, saving)
+	defer cancel()
+	mon, err := q.c.Open(ctx, filepath.Join(q.dir(id), powerSocket))
+	if err != nil {
+		return err
+	}
+	defer mon.Close()
+	if err := mon.Stop(ctx); err != nil {
+		return err
+	}
+	err = mon.Save(ctx, savedName)
+	if err == nil {
+		err = replace(filepath.Join(q.dir(id), savedFile), []byte(savedName))
+	}
+	if err != nil {
+		return errors.Join(err, mon.Cont(context.WithoutCancel(ctx)))
+	}
+	p.asked.Store(true)
+	_ = mon.Quit(ctx) // whether it did shows below
+	if gone(ctx, p, patience) {
+		return nil
+	}
+	return q.end(p)
+}
+
+// saved reports whether the machine's state rests.
+func (q *QEMU) saved(id string) bool {
+	_, err := os.Stat(filepath.Join(q.dir(id), savedFile))
+	return err == nil
+}
+
+// unmark takes the mark away, before the guest runs again, and reports whether it
+// was there.
+func unmark(dir string) (bool, error) {
+	err := os.Remove(filepath.Join(dir, savedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// wake lets a guest go on whose agent died before it could let QEMU go.
+func (q *QEMU) wake(ctx context.Context, id string) error {
+	marked, err := unmark(q.dir(id))
+	if !marked {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mon, err := q.c.Open(ctx, filepath.Join(q.dir(id), powerSocket))
+	if err != nil {
+		return err
+	}
+	defer mon.Close()
+	return mon.Cont(ctx)
+}
+
+// forgetState gives the room back that a state took in the disks. It only costs
+// room if that fails.
+func (q *QEMU) forgetState(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mon, err := q.c.Open(ctx, filepath.Join(q.dir(id), powerSocket))
+	if err == nil {
+		err = mon.Drop(ctx, savedName)
+		mon.Close()
+	}
+	if err != nil {
+		q.c.Log.Warn("a state that is no longer needed stays in the disk", "vm", id, "err", err)
+	}
+}

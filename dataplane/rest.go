@@ -1,0 +1,54 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+const (
+	// quiet is for a guest that has just reported: the answer is to reach it before
+	// it stands still, or it would ask a connection that is no more. Nothing tells.
+	quiet = 3 * time.Second
+	// wakes is when a guest that is being resumed is looked at again.
+	wakes = 100 * time.Millisecond
+)
+
+// rests reports whether the machine is to wait as a saved state: its pool says so,
+// its guest waits, and no other place is being made ready.
+func (p *port) rests(in *vnet.Intent) bool {
+	if in.Current.Hold != vnet.HoldSnapshot || in.Next != nil && in.Next.Epoch > in.Current.Epoch || p.run.Epoch != in.Current.Epoch {
+		return false
+	}
+	return p.run.Step == stepSettled || p.run.Step == stepConfirm && !personalityOf(in).Reports()
+}
+
+// rest saves the machine, unless it rests already. One that has died meanwhile is
+// not started: it is no longer what its pool believes, and is reported off.
+func (p *port) rest(ctx context.Context, in *vnet.Intent) (time.Duration, error) {
+	if p.power != vnet.PowerOn {
+		return powerCheck, nil
+	}
+	if g := p.run.Guest; g != nil {
+		if left := quiet - time.Since(g.At); left > 0 {
+			return left, nil
+		}
+	}
+	p.closeLink()
+	ctx, cancel := p.long(ctx)
+	defer cancel()
+	if err := p.machines.Save(ctx, *in.Machine); err != nil {
+		return 0, fmt.Errorf("save the machine: %w", err)
+	}
+	p.on(in)
+	p.turned()
+	p.log.Info("machine saved")
+	return powerCheck, nil
+}
+
+// asleep reports whether the guest is not there yet for its next place.
+func (p *port) asleep(in *vnet.Intent) bool {
+	return in.Machine != nil && in.Machine.Power == vnet.PowerOn && in.Current.Hold == vnet.HoldSnapshot && !p.on(in)
+}

@@ -1,0 +1,100 @@
+package dataplane
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"replug/directory/vnet"
+)
+
+// resting is a VM whose pool holds it as a saved state.
+func resting(w *world) (vnet.Intent, *guest) {
+	in := intent()
+	in.Tap, in.Monitor, in.Machine = "", "", machine(vnet.PowerOn)
+	in.Machine.Personality = vnet.PersonalityCloudInit
+	in.Current.Document.Tag, in.Current.Hold = vnet.TagPartial, vnet.HoldSnapshot
+	g := w.guestAt(in, "")
+	g.link = false // until it boots
+	return in, g
+}
+
+// A pooled VM is saved once its guest waits and has had its answer; it goes on when
+// its next place is made ready, and is bounced there like any other.
+func TestSnapshotPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, g := resting(w)
+		g.notices = 150 * time.Millisecond
+		ps := w.begin()
+		ps.set(in)
+		settle(2 * time.Second)
+		if w.saved["vm-23"] {
+			t.Fatal("saved before the guest could have its answer")
+		}
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); !w.saved["vm-23"] || s.Power != vnet.PowerSaved || s.Phase != vnet.StatusConfirmed {
+			t.Fatalf("saved %t, last status %+v", w.saved["vm-23"], s)
+		}
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		w.inOrder("start vm-23", "publish 23 3.7", "save vm-23", "start vm-23")
+		if got := w.phases(in.Next.Epoch); !slices.Equal(got, []vnet.StatusPhase{vnet.StatusPrepared}) || !w.running["vm-23"] {
+			t.Fatalf("staged: %v, running %t", got, w.running["vm-23"])
+		}
+		in = switched(in)
+		ps.set(in)
+		settle(time.Minute)
+		s := w.last(in.Current.Epoch)
+		if s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 200ms" || s.Power != vnet.PowerOn || !w.slept[23] {
+			t.Errorf("last status %+v, told that it slept: %t", s, w.slept[23])
+		}
+		if n := count(w.acts, "save vm-23"); n != 1 {
+			t.Errorf("saved %d times", n)
+		}
+	})
+}
+
+// A swap that was released lets the VM rest again; an agent that starts leaves one
+// that rests alone; one whose machine died while it rested is not started.
+func TestSnapshotPoolRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, _ := resting(w)
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		ps.set(prepared(in))
+		settle(time.Second)
+		ps.set(in)
+		settle(time.Minute)
+		if n := count(w.acts, "save vm-23"); n != 2 || !w.saved["vm-23"] {
+			t.Errorf("after a swap that was released it was saved %d times, rests: %t", n, w.saved["vm-23"])
+		}
+		starts := count(w.acts, "start vm-23")
+		ps = w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		if n := count(w.acts, "start vm-23"); n != starts || w.last(in.Current.Epoch).Power != vnet.PowerSaved {
+			t.Errorf("a new agent started it: %d starts, were %d; %+v", n, starts, w.last(in.Current.Epoch))
+		}
+		w.mu.Lock()
+		w.saved["vm-23"] = false
+		w.mu.Unlock()
+		settle(time.Minute)
+		if s := w.last(in.Current.Epoch); s.Power != vnet.PowerOff || w.running["vm-23"] {
+			t.Errorf("its state is gone: %+v, running %t", s, w.running["vm-23"])
+		}
+	})
+}
+
+func count(acts []string, act string) (n int) {
+	for _, a := range acts {
+		if a == act {
+			n++
+		}
+	}
+	return n
+}
