@@ -30,26 +30,34 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// The binary goes into images that have nothing else: it is static and small.
+// The binary goes into images that have nothing else: it is static and small, and
+// there is one for each machine that a guest may have.
 func TestBinary(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "replug-guest")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info.Size() >= 8e6 {
-		t.Errorf("%d bytes, want less than 8 MB", info.Size())
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.Contains(b, []byte("/lib64/ld-linux")) {
-		t.Error("not static: it names a dynamic loader")
+	for _, target := range []string{"linux/amd64", "linux/arm64", "windows/amd64"} {
+		system, machine, _ := strings.Cut(target, "/")
+		file := filepath.Join(t.TempDir(), "replug-guest")
+		env := append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+machine)
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
+		vet := exec.Command("go", "vet", ".", "replug/dataplane/guest")
+		for _, cmd := range []*exec.Cmd{build, vet} {
+			cmd.Env = env
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %v\n%s", target, cmd.Args, err, out)
+			}
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() >= 8e6 {
+			t.Errorf("%s: %d bytes, want less than 8 MB", target, info.Size())
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte("/lib64/ld-linux")) || bytes.Contains(b, []byte("/lib/ld-linux")) {
+			t.Errorf("%s: not static: it names a dynamic loader", target)
+		}
 	}
 }

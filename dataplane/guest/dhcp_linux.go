@@ -180,11 +180,6 @@ func (c *dhcpClient) await(ctx context.Context, msg *dhcpv4.DHCPv4, deadline tim
 	return nil, errSilent
 }
 
-func isTimeout(err error) bool {
-	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
-}
-
 // v4 returns the IPv4 address in ip, or the zero Addr.
 func v4(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)

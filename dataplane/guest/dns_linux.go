@@ -113,11 +113,3 @@ func (m machine) setResolvConf(servers []netip.Addr) error {
 		return out
 	})
 }
-
-func join(addrs []netip.Addr, between string) string {
-	var all []string
-	for _, a := range addrs {
-		all = append(all, a.String())
-	}
-	return strings.Join(all, between)
-}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -22,6 +24,9 @@ func (m files) path(p string) string { return filepath.Join(m.root, p) }
 
 // name is a host name as RFC 1123, section 2.1 has it. Linux takes 64 bytes of it.
 var name = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+
+// login is what useradd of the common systems takes.
+var login = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
 func isName(s string) bool { return len(s) <= 253 && name.MatchString(s) }
 
@@ -42,7 +47,7 @@ func (m files) putFile(f vnet.File) error {
 	if mode == 0 {
 		mode = 0o644
 	}
-	if !filepath.IsAbs(f.Path) || filepath.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsRune(f.Path, 0) {
+	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsAny(f.Path, "\x00\\:") {
 		return fmt.Errorf("file %q: %w path (want absolute, without '..')", f.Path, errInvalid)
 	}
 	if mode&^0o777 != 0 {
@@ -101,4 +106,12 @@ func (m files) edit(path string, mode fs.FileMode, change func([]string) []strin
 		lines = strings.Split(t, "\n")
 	}
 	return m.write(path, mode, []byte(strings.Join(change(lines), "\n")+"\n"))
+}
+
+func join(addrs []netip.Addr, between string) string {
+	var all []string
+	for _, a := range addrs {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, between)
 }

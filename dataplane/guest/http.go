@@ -90,3 +90,8 @@ func readAnswer(r *bufio.Reader) (status int, body []byte, err error) {
 	}
 	return status, body, nil
 }
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}

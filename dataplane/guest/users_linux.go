@@ -13,9 +13,6 @@ import (
 	"replug/directory/vnet"
 )
 
-// login is what useradd of the common systems takes.
-var login = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-
 // An account is a line of /etc/passwd.
 type account struct {
 	name     string
