@@ -126,3 +126,9 @@ func (c *channel) await(verb string, words int) ([]string, error) {
 		}
 	}
 }
+
+// ExecScript is what a guest runs, by sh, to serve [GuestExec].
+func ExecScript() []byte {
+	b, _ := guestFiles.ReadFile("guest/exec.sh") // embedded
+	return b
+}
