@@ -29,6 +29,7 @@ type cable struct {
 	*world
 	handle  *netlink.Handle // of the namespace, whoever asks
 	ifindex int             // of wire0
+	maps    *maps
 	guests  *guests
 	sender  *trap.Sender
 
@@ -61,9 +62,10 @@ func newCable(t *testing.T) *cable {
 	must(t, err)
 	t.Cleanup(func() { c.end(); c.sender.Close(); handle.Close() })
 	m := c.load()
+	c.maps = m
 	c.furnish = func(r *rooms) {
 		r.datapath, r.taps, r.links = wired{m, c.world}, cableTaps{c}, cableLinks{c}
-		r.prober, r.router = prober{c.sender}, routers{c.sender}
+		r.prober, r.router, r.resetter = prober{c.sender}, routers{c.sender}, resets{c.sender}
 	}
 	ps := c.begin()
 	c.guests = &guests{ports: ps, sender: c.sender, metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, log: slog.New(slog.NewTextHandler(io.Discard, nil))}

@@ -38,6 +38,7 @@ type world struct {
 	limits      map[vnet.PortID]vnet.Limits
 	connections []Connection
 	connected   vnet.Epoch    // in which they are
+	way         Way           // to everybody
 	slow        time.Duration // to list them
 	full        error
 	dies        bool // every machine, at once
@@ -88,7 +89,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), rows: map[vnet.PortID]Row{}, attached: map[int]vnet.PortID{}, taps: map[string]int{},
 		running: map[string]bool{}, saved: map[string]bool{}, slept: map[vnet.PortID]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
-		loaded: map[vnet.VNI]bool{red: true, blue: true}, guests: map[vnet.PortID]*guest{},
+		loaded: map[vnet.VNI]bool{red: true, blue: true}, way: Way{Ifindex: 55}, guests: map[vnet.PortID]*guest{},
 		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, limits: map[vnet.PortID]vnet.Limits{},
 	}
 	for vni := range w.loaded {
