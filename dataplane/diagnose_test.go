@@ -113,8 +113,9 @@ func (w *fakeWitness) Flows(id vnet.PortID) ([]ask.Flow, error) {
 
 // fakeHouse is the ports of a host.
 type fakeHouse struct {
-	mu  sync.Mutex
-	all []*port
+	mu   sync.Mutex
+	all  []*port
+	gone bool // its rules are
 }
 
 func (h *fakeHouse) find(ok func(*port) bool) *port {
