@@ -13,7 +13,8 @@
 static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u32 id,
 				    enum capture_point point, enum drop_reason why)
 {
-	__u32 len = skb->len, snap = len < SNAP ? len : SNAP, zero = 0;
+	__u64 snap = skb->len < SNAP ? skb->len : SNAP;
+	__u32 zero = 0;
 	struct captured *c;
 	struct lost *lost;
 
@@ -28,9 +29,9 @@ static __always_inline void capture(struct __sk_buff *skb, const struct packet *
 	c->port_id = id;
 	c->reason = why;
 	c->point = point;
-	c->len = len;
+	c->len = skb->len;
 	c->snapped = snap;
-	if (!snap || snap > SNAP || bpf_skb_load_bytes(skb, 0, c->frame, snap)) {
+	if (!WITHIN(snap, ETH_HLEN, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap)) {
 		bpf_ringbuf_discard(c, 0);
 		return;
 	}

@@ -216,6 +216,9 @@ func carriedOver(t *testing.T, m *machine, ports []member, others netip.Prefix) 
 	if want := (Route{VNI: red, Prefix: pfx("203.0.113.0/26"), NextHop: caB}); len(routes) != 1 || routes[0] != want || len(hosts) != 1 || hosts[0] != others {
 		t.Errorf("routes %v, hosts %v, %v, want %v and %v", routes, hosts, errors.Join(err1, err2), want, others)
 	}
+	if n := len(m.dp.peers.rows); n != 2 {
+		t.Errorf("%d peers, want this host and the other, not one a PA", n)
+	}
 	var hop datapathNextHop
 	if err := m.dp.objs.NextHops.Lookup(uint32(5), &hop); err != nil || hop.Refreshed != 77 || hop.Dst != routerMAC || int(hop.Ifindex) != m.uplink {
 		t.Errorf("next hop: got %+v, %v", hop, err)

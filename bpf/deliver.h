@@ -64,7 +64,7 @@ static __always_inline enum drop_reason permit(const struct frame *f, __u32 id,
 {
 	f->p->len = f->len;
 	f->p->gso = f->gso;
-	return judge(f->p, port, id, inbound);
+	return judge(port, id, inbound);
 }
 
 /* What a guest sees of any peer is the gateway: the neighbour that its ARP knows. */

@@ -348,8 +348,9 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
  * Returns an enum drop_reason. A function of its own, so that the verifier walks
  * it once a program and not once for each way that leads here.
  */
-__noinline int judge(struct packet *p, const struct port *port, __u32 id, __u32 inbound)
+__noinline int judge(const struct port *port, __u32 id, __u32 inbound)
 {
+	struct packet *p = packet_at_hand();
 	enum drop_reason why;
 	__u8 natted;
 

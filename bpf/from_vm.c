@@ -46,7 +46,7 @@ static __always_inline enum drop_reason decide_way(struct sent *s)
 		p->dport = p->nat_port;
 	}
 	p->next = p->dst;
-	why = find_way(p, s->port);
+	why = find_way(s->port);
 	if (why)
 		return why;
 	if (p->here)
@@ -148,7 +148,7 @@ static __always_inline enum drop_reason decide(struct sent *s, __u32 tap, bool t
 static __always_inline enum drop_reason trap_frame(struct __sk_buff *skb, const struct sent *s)
 {
 	const struct packet *p = s->f.p;
-	__u32 len = s->f.len;
+	__u64 len = s->f.len;
 	enum drop_reason why;
 	struct trap *t;
 
@@ -157,7 +157,7 @@ static __always_inline enum drop_reason trap_frame(struct __sk_buff *skb, const 
 	why = open_trap(p, s->port, len, &t);
 	if (why)
 		return why;
-	if (!len || len > TRAP_FRAME || bpf_skb_load_bytes(skb, 0, t->frame, len)) {
+	if (!WITHIN(len, ETH_HLEN, TRAP_FRAME) || bpf_skb_load_bytes(skb, 0, t->frame, len)) {
 		bpf_ringbuf_discard(t, 0);
 		return DROP_TRAP_SIZE;
 	}
@@ -250,16 +250,13 @@ static __always_inline enum drop_reason send_to_imds(struct __sk_buff *skb, stru
 /* Makes a SYN offer no more than the way can carry. */
 static __always_inline enum drop_reason clamp_mss(struct __sk_buff *skb, struct packet *p, __u32 mtu)
 {
-	__u32 tcp = ETH_HLEN + p->header, len = p->options_len;
+	__u32 tcp = ETH_HLEN + p->header;
+	__u64 len = p->options_len;
 	__be16 offered, fits = bpf_htons(mss_of(p, mtu));
 	int at;
 
-	if (!(p->tcp_flags & TCP_SYN) || p->fragment != WHOLE || len > sizeof(p->options))
+	if (!(p->tcp_flags & TCP_SYN) || p->fragment != WHOLE || !WITHIN(len, 4, sizeof(p->options)))
 		return DROP_NONE;
-	barrier_var(len); /* clang would test len - 1, and the verifier not see len */
-	if (!len)
-		return DROP_NONE;
-	barrier_var(len);
 	if (bpf_skb_load_bytes(skb, tcp + sizeof(struct tcphdr), p->options, len))
 		return DROP_TRUNCATED;
 	at = find_mss(p);

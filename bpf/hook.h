@@ -38,10 +38,8 @@ static __always_inline struct frame open_frame(struct __sk_buff *skb, __u32 head
 /* The packet that a hook fills in, empty. NULL can't be, but the verifier wants to hear it. */
 static __always_inline struct packet *open_packet(bool trace)
 {
-	struct packet *p;
-	__u32 zero = 0;
+	struct packet *p = packet_at_hand();
 
-	p = bpf_map_lookup_elem(&packets, &zero);
 	if (!p)
 		return NULL;
 	p->id = p->to_id = p->mtu = 0;

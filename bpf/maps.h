@@ -296,6 +296,17 @@ struct {
 	__uint(max_entries, 1);
 } packets SEC(".maps");
 
+/*
+ * A function of its own looks the packet up again rather than taking it as an
+ * argument: Linux 6.1 takes keys from a map's value, but not from an argument.
+ */
+static __always_inline struct packet *packet_at_hand(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&packets, &zero);
+}
+
 /* [0]: the last frame that was traced. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -69,7 +69,7 @@ static __always_inline int rewrite(struct __sk_buff *skb, struct frame *f, enum 
 {
 	struct packet *p = f->p;
 	void *ip = ip_header(f, p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
-	__be16 *ports = f->l4, old = 0;
+	__be16 *at = (__be16 *)f->l4 + (end == END_DESTINATION), old = 0;
 	struct addr from;
 
 	if (!ip)
@@ -79,11 +79,10 @@ static __always_inline int rewrite(struct __sk_buff *skb, struct frame *f, enum 
 	else
 		write_addr4(ip, end, to, &from);
 	if (port && p->fragment != LATER_FRAGMENT) {
-		if (!ports || (void *)(ports + 2) > f->rest.end)
+		if (!f->l4 || (void *)(at + 1) > f->rest.end)
 			return -1;
-		ports += end == END_DESTINATION;
-		old = *ports;
-		*ports = port;
+		old = *at;
+		*at = port;
 	}
 	return fix_checksum(skb, p, &from, to, old, port ? port : old);
 }

@@ -16,6 +16,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
 
 #include "vnet.h"
 
@@ -70,6 +71,17 @@ struct icmp {
 	__be16 id;  /* of an echo */
 	__be16 mtu; /* RFC 1191; the echo sequence number */
 };
+
+/*
+ * Whether min <= len <= max, len a __u64 variable. The comparisons are kept apart:
+ * of "len - min <= max - min", to which clang folds them, and of "len != 0", Linux
+ * 6.1 learns nothing about len.
+ */
+#define WITHIN(len, min, max)                                                                      \
+	({                                                                                         \
+		barrier_var(len);                                                                  \
+		(len) <= (max) && ({ barrier_var(len); (len) >= (min); });                         \
+	})
 
 /* Returns the next size bytes, or NULL if they aren't there. */
 static __always_inline void *take(struct cursor *c, __u32 size)

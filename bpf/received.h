@@ -31,7 +31,7 @@ static __always_inline enum drop_reason check_source(struct received *r)
 	struct tally *n;
 
 	p->next = p->src;
-	p->known = !find_way(p, r->port);
+	p->known = !find_way(r->port);
 	p->vni = carried;
 	if (p->known)
 		return same_addr(&p->pa, &p->outer_src) ? DROP_NONE : DROP_WRONG_SOURCE;

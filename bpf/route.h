@@ -117,11 +117,12 @@ static __always_inline enum drop_reason find_mapping(struct packet *p)
 }
 
 /*
- * Finds the way from a port to p->next: p->vni, pa, mac, next_hop and here.
+ * Finds the way of the packet at hand from a port to its next CA: p->vni, pa, mac, next_hop and here.
  * Returns an enum drop_reason. A function of its own: see judge.
  */
-__noinline int find_way(struct packet *p, const struct port *port)
+__noinline int find_way(const struct port *port)
 {
+	struct packet *p = packet_at_hand();
 	enum drop_reason why;
 
 	if (!p || !port)
