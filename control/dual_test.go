@@ -304,3 +304,53 @@ func TestVTEPs(t *testing.T) {
 	must(op.RemoveVTEP(w.ctx, &pb.RemoveVTEPRequest{RequestId: "f", Tenant: "acme", Network: "red", Name: "edge"}))(t)
 	w.wait("nothing is left but the resting address", func() error { return onlyResting(before, w.rows()) })
 }
+
+// The intents of many ports follow their network with few writes, and only once.
+func TestLiveNetworkOfMany(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	const many = 230
+	red, err := store.Get[network.Network](w.ctx, w.store, network.Key("acme", "red"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < many; i += 46 {
+		txn := &store.Txn{}
+		for j := i; j < i+46; j++ {
+			p := network.Port{Name: fmt.Sprint("p", j), Tenant: "acme", Host: "h7"}
+			ca, _ := vnet.ParseCA(fmt.Sprintf("10.17.34.%d", j+2))
+			in := vnet.Intent{Port: p.Name, Host: "h7", Current: red.Value.Place(p, []vnet.CA{ca}, vnet.NewEpoch(1, uint64(j+7)))}
+			txn.Put(network.PortKey(p.Name), p).Add(network.PutIntent(&in))
+		}
+		if _, err := w.store.Commit(w.ctx, txn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	txns := w.store.Txns()
+	must(w.as("acme").AddRoute(w.ctx, &pb.AddRouteRequest{RequestId: "a", Moniker: "red", Route: &pb.Route{Prefix: "0.0.0.0/0", NextHop: "10.17.34.9"}}))(t)
+	w.wait("all have the route", func() error {
+		rows, _, err := store.List[vnet.Intent](w.ctx, w.store, store.Intents)
+		routers := 0
+		for _, r := range rows {
+			if len(r.Value.Current.Routes) != 1 {
+				return fmt.Errorf("not %s", r.Value.Port)
+			}
+			if r.Value.Current.Router {
+				routers++
+			}
+		}
+		if routers != 1 {
+			t.Errorf("%d routers", routers)
+		}
+		return err
+	})
+	// Some may be looked at one by one when the route comes.
+	if n := w.store.Txns() - txns; n > 7+renewFew {
+		t.Errorf("%d writes for %d ports", n, many)
+	}
+	for j := range many {
+		if n := w.versions(store.IntentKey("h7", fmt.Sprint("p", j))); n != 2 {
+			t.Fatalf("port %d was written %d times", j, n)
+		}
+	}
+}

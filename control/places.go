@@ -13,14 +13,19 @@ import (
 	"replug/directory/vnet"
 )
 
-// renewBatch is how many intents go with one write.
-const renewBatch = 50
+// renewBatch is how many intents go with one write, and renewFew how many are read
+// one by one rather than all at once.
+const (
+	renewBatch = 50
+	renewFew   = 10
+)
 
 // renewPlaces makes the intents follow their networks: what is changed of a live
 // network (routes, peers, subnets, flow log) is one row, and each port in it gets
 // the change from here. An intent that a swap has just written is looked at too,
 // since its place was made when the swap began.
 func (r *reign) renewPlaces(ctx context.Context, keys []string, all bool) (time.Time, error) {
+	all = all || len(keys) > renewFew
 	for _, k := range keys {
 		all = all || strings.HasPrefix(k, store.Networks)
 	}

@@ -453,3 +453,35 @@ func TestOldConnections(t *testing.T) {
 		code(t, bad.String(), err, codes.InvalidArgument)
 	}
 }
+
+// A server that dies in mid-swap leaves what the port was behind in the record: the
+// next one brings it back.
+func TestServicesOverRestart(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	w.vm("web-1", "red", "")
+	w.service("red", "web", "10.17.34.200", "web-1")
+	w.service("blue", "web", "10.17.34.200")
+	h.behave(manners{upTo: func(p vnet.Place) vnet.StatusPhase {
+		if p.Undo {
+			return vnet.StatusConfirmed
+		}
+		return vnet.StatusFlipped
+	}})
+	s := must(w.as("acme").StartSwap(w.ctx, &pb.StartSwapRequest{RequestId: "a", Vm: "web-1", Network: "blue", Services: []string{"web"}, LeaseBudget: durationpb.New(time.Minute)}))(t)
+	w.wait("the flip", func() error {
+		if got := w.behind("red", "web"); got != "" {
+			return fmt.Errorf("behind red's: %s", got)
+		}
+		return nil
+	})
+	w.restart()
+	must(w.as("acme").CancelSwap(w.ctx, &pb.CancelSwapRequest{RequestId: "b", Id: s.Id}))(t)
+	if s := w.swapDone(s.Id); s.Phase != "undone" || fmt.Sprint(s.Before.Services) != "[web]" {
+		t.Errorf("cancelled: %v", s)
+	}
+	if red, blue := w.behind("red", "web"), w.behind("blue", "web"); red != "web-1 10.17.34.2:8443/70" || blue != "" {
+		t.Errorf("behind red's: %s, blue's: %s", red, blue)
+	}
+}

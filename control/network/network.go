@@ -164,20 +164,27 @@ func (m *Manager) Delete(ctx context.Context, tenant string, moniker vnet.Monike
 	}
 	n := row.Value
 	if len(n.Peers) > 0 {
-		return nil, fmt.Errorf("network %q: %w: it is a peer of %q, and %d more; unpeer them first", moniker, ErrInUse, n.Peers[0].Moniker, len(n.Peers)-1)
+		return nil, fmt.Errorf("network %q: %w: it is a peer of %q%s; unpeer them first", moniker, ErrInUse, n.Peers[0].Moniker, andMore(len(n.Peers)-1))
 	}
 	held, rev, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
 	if err != nil {
 		return nil, err
 	}
-	for _, h := range held {
-		if h.Value.State != Resting {
-			return nil, fmt.Errorf("network %q: %w: %s %s %s, and %d more; delete or move them first", moniker, ErrInUse,
-				strings.TrimPrefix(h.Key, casPrefix(n.VNI)), h.Value.State, h.Value.owner(), len(held)-1)
-		}
+	held = slices.DeleteFunc(held, func(h store.Row[Holder]) bool { return h.Value.State == Resting })
+	if len(held) > 0 {
+		h := held[0]
+		return nil, fmt.Errorf("network %q: %w: %s %s %s%s; delete or move them first", moniker, ErrInUse,
+			strings.TrimPrefix(h.Key, casPrefix(n.VNI)), h.Value.State, h.Value.owner(), andMore(len(held)-1))
 	}
 	return (&store.Txn{}).Unchanged(row.Key, row.Revision).Delete(row.Key).Delete(vniKey(n.VNI)).
 		UnchangedUnder(casPrefix(n.VNI), rev).DeleteUnder(casPrefix(n.VNI)).DeleteUnder(store.NetworkGroups(n.VNI)), nil
+}
+
+func andMore(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", and %d more", n)
 }
 
 // Place returns where port p with some addresses is, but for what the caller knows:
