@@ -26,16 +26,17 @@ const (
 
 // A ladder is climbed until the guest is seen. Short cuts of the link are enough
 // for a guest that asks at once; some adapters and drivers sample the link, or
-// debounce it, and see only a long one: systemd-networkd (252) that takes its MTU
-// from DHCP, as netplan has it, keeps its leases through less than 5 s. The first rung is never renew: the flip is
-// made while the link is down.
+// debounce it, and see only a long one. NetworkManager (1.42) keeps its leases
+// through less than 6 s; systemd-networkd (252) too, through less than 5 s, when it
+// takes its MTU from DHCP, as netplan has it. The first rung is never renew: the
+// flip is made while the link is down.
 type ladder []rung
 
 var (
 	bounces = ladder{
 		{bounce, 20 * time.Millisecond, time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 5500 * time.Millisecond, 4 * time.Second},
+		{bounce, 6500 * time.Millisecond, 4 * time.Second},
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is

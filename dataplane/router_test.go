@@ -267,7 +267,7 @@ func TestBothFamiliesAreProven(t *testing.T) {
 		w.mu.Unlock()
 		settle(2 * time.Minute)
 		s := w.last(in.Current.Epoch)
-		if s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 5.5s" {
+		if s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 6.5s" {
 			t.Errorf("last status %+v", s)
 		}
 		for _, hop := range []string{"dhcp", "dhcpv6"} {
