@@ -54,7 +54,7 @@ type Options struct {
 	IMDSMAC     [6]byte      // its address
 	GatewayMAC  [6]byte      // what guests see as their gateway, and as each peer
 	HostAddress netip.Addr   // the host's underlay address, IPv4 or IPv6: the family of the underlay
-	PAPrefix    netip.Prefix // PAs of this host, at most 65,536; HostAddress alone if all ports share it
+	PAPrefix    netip.Prefix // PAs of this host; HostAddress alone if all ports share it
 	UnderlayMTU int          // bytes of an outer IP packet
 
 	// Capacities, 0: 65,536 each.
@@ -84,6 +84,9 @@ type Datapath struct {
 	flips     uint64            // counts them
 	unsettled map[uint16]uint64 // port -> its last flip, if a frame may still use what that replaced
 	rules     ruleSpace         // which pieces of the rules map are taken
+
+	changes sync.Mutex // guards changed
+	changed uint64     // how often anything that leads to a way has changed
 
 	peers    peerTable
 	services serviceTable
@@ -189,7 +192,10 @@ func (d *Datapath) readBack() error {
 		return fmt.Errorf("read the datapath's config: %w", err)
 	}
 	d.trace = s.TraceMark
-	return errors.Join(d.readRules(), d.readPeers(prefix(datapathAddr(s.PaNet), uint32(datapathAddr(s.PaMask).ones()))), d.readServices())
+	if err := d.objs.Directory.Lookup(uint32(0), &d.changed); err != nil {
+		return fmt.Errorf("read how often the directory has changed: %w", err)
+	}
+	return errors.Join(d.directoryChanged(), d.readRules(), d.readPeers(prefix(datapathAddr(s.PaNet), uint32(datapathAddr(s.PaMask).ones()))), d.readServices())
 }
 
 // sign signs maps that have just been made.
@@ -310,8 +316,6 @@ func (o Options) settings() (datapathSettings, error) {
 		return s, fmt.Errorf("%w: no HostAddress", ErrOptions)
 	case !o.PAPrefix.IsValid() || o.PAPrefix.Addr().Is4() != o.HostAddress.Is4():
 		return s, fmt.Errorf("%w: PAPrefix %s is not of the family of HostAddress %s", ErrOptions, o.PAPrefix, o.HostAddress)
-	case o.PAPrefix.Addr().BitLen()-o.PAPrefix.Bits() > 16:
-		return s, fmt.Errorf("%w: PAPrefix %s has more than 65,536 addresses, which is what a mapping can tell apart", ErrOptions, o.PAPrefix)
 	case o.UnderlayMTU < 576+overhead:
 		return s, fmt.Errorf("%w: UnderlayMTU %d leaves a guest less than 576 bytes", ErrOptions, o.UnderlayMTU)
 	case o.GatewayMAC == [6]byte{}:

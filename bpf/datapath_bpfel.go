@@ -138,19 +138,25 @@ const (
 type datapathFlow struct {
 	_          structs.HostLayout
 	Epoch      uint64
-	Began      uint64
+	WaySince   uint64
 	Seen       uint32
 	Aggregated uint32
 	Generation uint32
 	Rule       int32
 	Acked      [2]uint32
-	Nat        datapathAddr
-	Backend    uint32
-	NatPort    uint16
+	Vni        uint32
+	NextHop    uint32
+	Mac        [6]uint8
+	Here       uint8
 	Flags      uint8
-	Pad        uint8
 	From       datapathFlowCount
 	To         datapathFlowCount
+	Pa         datapathAddr
+	Nat        datapathAddr
+	Began      uint64
+	Backend    uint32
+	NatPort    uint16
+	Pad        uint16
 }
 
 type datapathFlowBudget struct {
@@ -200,12 +206,11 @@ type datapathFlowKey struct {
 	_      structs.HostLayout
 	Remote datapathAddr
 	Local  datapathAddr
-	PortId uint32
 	Rport  uint16
 	Lport  uint16
+	PortId uint16
 	Proto  uint8
-	Pad    [3]uint8
-	_      [4]byte
+	Pad    uint8
 }
 
 type datapathFlowSeen uint32
@@ -637,6 +642,7 @@ const (
 	datapathMapBuckets         = "buckets"
 	datapathMapCaptures        = "captures"
 	datapathMapContract        = "contract"
+	datapathMapDirectory       = "directory"
 	datapathMapDropWatch       = "drop_watch"
 	datapathMapDrops           = "drops"
 	datapathMapFlowBudgets     = "flow_budgets"
@@ -737,6 +743,7 @@ type datapathMapSpecs struct {
 	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
 	Captures     *ebpf.MapSpec `ebpf:"captures"`
 	Contract     *ebpf.MapSpec `ebpf:"contract"`
+	Directory    *ebpf.MapSpec `ebpf:"directory"`
 	DropWatch    *ebpf.MapSpec `ebpf:"drop_watch"`
 	Drops        *ebpf.MapSpec `ebpf:"drops"`
 	FlowBudgets  *ebpf.MapSpec `ebpf:"flow_budgets"`
@@ -801,6 +808,7 @@ type datapathMaps struct {
 	Buckets      *ebpf.Map `ebpf:"buckets"`
 	Captures     *ebpf.Map `ebpf:"captures"`
 	Contract     *ebpf.Map `ebpf:"contract"`
+	Directory    *ebpf.Map `ebpf:"directory"`
 	DropWatch    *ebpf.Map `ebpf:"drop_watch"`
 	Drops        *ebpf.Map `ebpf:"drops"`
 	FlowBudgets  *ebpf.Map `ebpf:"flow_budgets"`
@@ -836,6 +844,7 @@ func (m *datapathMaps) Close() error {
 		m.Buckets,
 		m.Captures,
 		m.Contract,
+		m.Directory,
 		m.DropWatch,
 		m.Drops,
 		m.FlowBudgets,

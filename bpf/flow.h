@@ -11,6 +11,7 @@
 #include "fragment.h"
 #include "lb.h"
 #include "rate.h"
+#include "route.h"
 #include "rules.h"
 
 static __always_inline __u32 timeout_of(const struct flow *flow, __u8 proto)
@@ -45,7 +46,7 @@ static __always_inline void make_key(struct packet *p, __u32 id, bool inbound)
 	k->lport = inbound ? p->dport : p->sport;
 	k->port_id = id;
 	k->proto = p->proto;
-	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+	k->pad = 0;
 }
 
 static __always_inline void tell_flow(const struct packet *p, const struct port *port, bool inbound,
@@ -83,31 +84,14 @@ static __always_inline void tally_flow(struct flow *flow, const struct packet *p
 	n->bytes += p->len;
 }
 
-/* A service's flow has two rows, one a direction: they live and end together. */
-static __always_inline void touch_twin(const struct packet *p, const struct flow *flow, __u8 flags,
-				       __u32 now)
-{
-	struct flow_key key = p->key;
-	struct flow *twin;
-
-	key.remote = flow->nat;
-	key.rport = flow->nat_port;
-	twin = bpf_map_lookup_elem(&flows, &key);
-	if (!twin || twin->epoch != flow->epoch)
-		return;
-	twin->seen = now;
-	twin->flags |= flags & (FLOW_ANSWERED | FLOW_CLOSING | FLOW_RESET);
-}
-
 /* Notes that a packet of the flow has passed. */
 static __always_inline void touch(struct flow *flow, const struct packet *p, bool inbound, __u32 now)
 {
 	__u8 flags = flow->flags;
-	bool newer = flow->seen != now;
 
 	if (p->trace)
 		return;
-	if (newer)
+	if (flow->seen != now)
 		flow->seen = now;
 	if (inbound != !!(flags & FLOW_INBOUND))
 		flags |= FLOW_ANSWERED;
@@ -119,9 +103,6 @@ static __always_inline void touch(struct flow *flow, const struct packet *p, boo
 		if (p->tcp_flags & TCP_RST)
 			flags |= FLOW_RESET;
 	}
-	newer |= flags != flow->flags;
-	if (newer && flags & (FLOW_SERVICE | FLOW_BACKEND))
-		touch_twin(p, flow, flags, now);
 	if (flags != flow->flags)
 		flow->flags = flags;
 	tally_flow(flow, p, inbound);
@@ -144,6 +125,94 @@ static __always_inline bool afford_flow(__u32 id, __u64 now)
 	}
 	__sync_fetch_and_add(&b->rows, 1);
 	return true;
+}
+
+static __always_inline bool is_registered(const struct addr *pa)
+{
+	struct host_key key = { .prefixlen = 128 };
+
+	__builtin_memcpy(key.pa, pa, sizeof(key.pa));
+	return bpf_map_lookup_elem(&hosts, &key);
+}
+
+/*
+ * The way back must lead to where the frame came from. A source that nobody has
+ * told us of yet is believed for a while if a registered host vouches for it.
+ */
+static __always_inline enum drop_reason check_source(struct packet *p, const struct port *port)
+{
+	__u32 carried = p->vni;
+	struct tally *n;
+
+	p->next = p->src;
+	p->known = !find_way(port);
+	if (p->known)
+		return same_addr(&p->pa, &p->outer_src) ? DROP_NONE : DROP_WRONG_SOURCE;
+	p->vni = carried;
+	if (!is_registered(&p->outer_src))
+		return DROP_UNKNOWN_SOURCE;
+	if (!spend(p, p->id, BUCKET_UNRESOLVED, config.unresolved_interval, config.unresolved_burst))
+		return DROP_UNRESOLVED_RATE;
+	n = bpf_map_lookup_elem(&port_counters, &p->id);
+	if (n && !p->trace)
+		n->unresolved++;
+	return DROP_NONE;
+}
+
+/*
+ * Finds the way of a packet that is sent, or checks the one by which a packet
+ * has come from the wire. A packet of this host's own has been checked.
+ */
+static __always_inline enum drop_reason find_way_of(struct packet *p, const struct port *port,
+						    bool inbound)
+{
+	if (inbound)
+		return p->todo == TODO_LOCAL ? DROP_NONE : check_source(p, port);
+	p->next = p->natted ? p->nat : p->dst;
+	return find_way(port);
+}
+
+static __always_inline __u64 directory_now(void)
+{
+	__u32 zero = 0;
+	const __u64 *now = bpf_map_lookup_elem(&directory, &zero);
+
+	return now ? *now : 0;
+}
+
+/* Whether the flow knows its way; then p has it, too. */
+static __always_inline bool knows_way(struct packet *p, const struct flow *flow, bool inbound,
+				      __u64 since)
+{
+	if (!since || flow->way_since != since || p->trace)
+		return false;
+	if (inbound) {
+		p->known = 1;
+		return p->todo == TODO_LOCAL || same_addr(&flow->pa, &p->outer_src);
+	}
+	p->pa = flow->pa;
+	copy_mac(p->mac, flow->mac);
+	p->vni = flow->vni;
+	p->next_hop = flow->next_hop;
+	p->here = flow->here;
+	return true;
+}
+
+/* A source that is only believed for a while is asked for again. */
+static __always_inline void keep_way(struct flow *flow, const struct packet *p, bool inbound,
+				     __u64 since)
+{
+	if (p->trace || (inbound && (p->todo == TODO_LOCAL || !p->known)))
+		return;
+	flow->way_since = 0;
+	barrier();
+	flow->pa = p->pa;
+	copy_mac(flow->mac, p->mac);
+	flow->vni = p->vni;
+	flow->next_hop = p->next_hop;
+	flow->here = p->here;
+	barrier();
+	flow->way_since = since;
 }
 
 /* No driver hands XDP fewer bytes in one buffer. */
@@ -189,7 +258,7 @@ static __always_inline void remember_backend(struct packet *p)
 }
 
 static __always_inline enum drop_reason remember(struct packet *p, __u32 id, const struct port *port,
-						 bool inbound, __s32 rule, __u64 now)
+						 bool inbound, __s32 rule, __u64 now, __u64 since)
 {
 	struct flow *flow, *row = &p->row;
 
@@ -208,6 +277,7 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 		row->nat_port = p->nat_port;
 		row->backend = p->backend;
 	}
+	keep_way(row, p, inbound, since);
 	bpf_map_update_elem(&flows, &p->key, row, BPF_ANY);
 	if (row->flags & FLOW_SERVICE)
 		remember_backend(p);
@@ -242,14 +312,16 @@ static __always_inline bool is_related(struct packet *p, __u32 id, const struct 
 
 /* The first packet of a flow, or one whose flow has been forgotten. */
 static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const struct port *port,
-					      bool inbound, __u64 now, __s32 *rule)
+					      bool inbound, __u64 now, __u64 since, __s32 *rule)
 {
-	enum drop_reason why;
+	enum drop_reason why = inbound ? find_way_of(p, port, true) : DROP_NONE;
 
+	if (why)
+		return why;
 	p->climbs = p->gso != 0;
 	if (is_related(p, id, port, inbound, now)) {
 		*(inbound ? &p->flow_in : &p->flow_out) = FLOW_RELATED;
-		return DROP_NONE;
+		return inbound ? DROP_NONE : find_way_of(p, port, false);
 	}
 	make_key(p, id, inbound);
 	if (p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_SYN) && port->flags & PORT_STRICT) {
@@ -261,27 +333,26 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 	why = classify(p, port, inbound, p->icmp_type, rule);
 	if (!why && !inbound)
 		why = choose_backend(p, port);
+	if (!why && !inbound)
+		why = find_way_of(p, port, false);
 	if (!why && !p->trace)
-		why = remember(p, id, port, inbound, *rule, now);
+		why = remember(p, id, port, inbound, *rule, now, since);
 	tell_flow(p, port, inbound, why ? FLOW_DENIED : FLOW_STARTED, why, *rule);
 	return why;
 }
 
 /* The rules have changed: a flow that they wouldn't let begin any more ends. */
-static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
-						    const struct port *port, bool inbound,
+static __always_inline enum drop_reason judge_again(struct packet *p, const struct port *port,
 						    struct flow *flow)
 {
+	bool inbound = flow->flags & FLOW_INBOUND;
 	__u8 echo = p->v6 ? 128 : 8;
 	enum drop_reason why;
 	__s32 rule;
 
-	if (flow->flags & FLOW_BACKEND) { /* the rules know the service */
-		p->key.remote = flow->nat;
-		p->key.rport = flow->nat_port;
-	}
-	why = classify(p, port, flow->flags & FLOW_INBOUND, echo, &rule);
-	make_key(p, id, inbound);
+	if (flow->flags & FLOW_BACKEND) /* its other row is judged */
+		return DROP_NONE;
+	why = classify(p, port, inbound, echo, &rule);
 	if (!p->trace && why) {
 		bpf_map_delete_elem(&flows, &p->key);
 		tell_flow(p, port, inbound, FLOW_DENIED, why, rule);
@@ -317,30 +388,43 @@ static __always_inline enum drop_reason follow_service(struct packet *p, const s
 	return DROP_NONE;
 }
 
-static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
-						   const struct port *port, bool inbound)
+/* A packet of a flow that the port knows. */
+static __always_inline enum drop_reason go_on(struct packet *p, const struct port *port, bool inbound,
+					      __u32 now, __u64 since, struct flow *flow)
 {
-	__u64 now = bpf_jiffies64();
-	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
 	enum drop_reason why = DROP_NONE;
-	struct flow *flow;
 
-	make_key(p, id, inbound);
-	flow = bpf_map_lookup_elem(&flows, &p->key);
-	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
-	if (!flow || !is_alive(flow, port, p, now))
-		return begin(p, id, port, inbound, now, rule);
-	*rule = flow->rule;
 	if (flow->generation != port->generation)
-		why = judge_again(p, id, port, inbound, flow);
+		why = judge_again(p, port, flow);
 	if (!why)
 		why = follow_service(p, flow, inbound);
+	if (!why && !knows_way(p, flow, inbound, since)) {
+		why = find_way_of(p, port, inbound);
+		if (!why)
+			keep_way(flow, p, inbound, since);
+	}
 	if (why)
 		return why;
 	touch(flow, p, inbound, now);
 	if (inbound)
 		p->climbs = goes_up(p, port, flow, now);
 	return DROP_NONE;
+}
+
+static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
+						   const struct port *port, bool inbound)
+{
+	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
+	__u64 now = bpf_jiffies64(), since = directory_now();
+	struct flow *flow;
+
+	make_key(p, id, inbound);
+	flow = bpf_map_lookup_elem(&flows, &p->key);
+	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
+	if (!flow || !is_alive(flow, port, p, now))
+		return begin(p, id, port, inbound, now, since, rule);
+	*rule = flow->rule;
+	return go_on(p, port, inbound, now, since, flow);
 }
 
 /*
@@ -366,6 +450,8 @@ __noinline int judge(const struct port *port, __u32 id, __u32 inbound)
 		why = DROP_SERVICE_CLASH;
 	if (!why && inbound)
 		why = check_rate_to(p, id, port);
+	if (!why)
+		keep_fragment(p, id, port, inbound);
 	return why;
 }
 

@@ -22,28 +22,21 @@ static __always_inline void fragment_key_of(const struct packet *p, __u32 id, bo
 	key->inbound = inbound;
 }
 
-/* Gives a later fragment the ports of its first, and remembers those of a first. */
+/* Gives a later fragment the ports of its first. */
 static __always_inline enum drop_reason match_fragment(struct packet *p, __u32 id,
 						       const struct port *port, bool inbound)
 {
+	const struct fragment *first;
 	struct fragment_key key;
-	struct fragment *first;
 
 	if (p->fragment == WHOLE)
 		return DROP_NONE;
 	/* Nothing may end beyond the largest packet (ping of death). */
 	if (p->offset + p->payload > 0xffff)
 		return DROP_BAD_IP;
-	fragment_key_of(p, id, inbound, &key);
-	if (p->fragment == FIRST_FRAGMENT) {
-		struct fragment row = {
-			.sport = p->sport, .dport = p->dport, .first_len = p->payload, .epoch = port->epoch,
-		};
-
-		if (!p->trace)
-			bpf_map_update_elem(&fragments, &key, &row, BPF_ANY);
+	if (p->fragment == FIRST_FRAGMENT)
 		return DROP_NONE;
-	}
+	fragment_key_of(p, id, inbound, &key);
 	first = bpf_map_lookup_elem(&fragments, &key);
 	if (!first || first->epoch != port->epoch)
 		return DROP_FRAGMENT_LOST;
@@ -52,6 +45,21 @@ static __always_inline enum drop_reason match_fragment(struct packet *p, __u32 i
 	p->sport = first->sport;
 	p->dport = first->dport;
 	return DROP_NONE;
+}
+
+/* Remembers a first fragment that has passed. */
+static __always_inline void keep_fragment(const struct packet *p, __u32 id, const struct port *port,
+					  bool inbound)
+{
+	struct fragment row = {
+		.sport = p->sport, .dport = p->dport, .first_len = p->payload, .epoch = port->epoch,
+	};
+	struct fragment_key key;
+
+	if (p->fragment != FIRST_FRAGMENT || p->trace)
+		return;
+	fragment_key_of(p, id, inbound, &key);
+	bpf_map_update_elem(&fragments, &key, &row, BPF_ANY);
 }
 
 #endif

@@ -61,9 +61,6 @@ static __always_inline enum drop_reason take_in(struct received *r)
 	why = check_scope(p);
 	if (why)
 		return why;
-	why = check_source(r);
-	if (why)
-		return why;
 	return permit(&r->f, p->id, r->port, true);
 }
 

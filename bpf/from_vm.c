@@ -39,16 +39,11 @@ static __always_inline enum drop_reason decide_local(struct sent *s)
 static __always_inline enum drop_reason decide_way(struct sent *s)
 {
 	struct packet *p = s->f.p;
-	enum drop_reason why;
 
 	if (p->natted) {
 		p->dst = p->nat;
 		p->dport = p->nat_port;
 	}
-	p->next = p->dst;
-	why = find_way(s->port);
-	if (why)
-		return why;
 	if (p->here)
 		return decide_local(s);
 	p->todo = TODO_WIRE;

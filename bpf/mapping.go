@@ -49,6 +49,19 @@ func (d *Datapath) PutMappings(mappings ...Mapping) error {
 	if _, err := d.objs.Mappings.BatchUpdate(keys, values, nil); err != nil {
 		return fmt.Errorf("write %d mappings: %w", len(mappings), full(err))
 	}
+	return d.directoryChanged()
+}
+
+// directoryChanged tells the programs that ways which flows remember may lead
+// astray. It comes after the change: a flow that has found its way in between
+// looks for it once more.
+func (d *Datapath) directoryChanged() error {
+	d.changes.Lock()
+	defer d.changes.Unlock()
+	d.changed++
+	if err := d.objs.Directory.Put(uint32(0), d.changed); err != nil {
+		return fmt.Errorf("tell that the directory has changed: %w", err)
+	}
 	return nil
 }
 
@@ -71,10 +84,10 @@ func mix(h, w uint32) uint32 {
 func (d *Datapath) DeleteMappings(keys ...MappingKey) error {
 	for _, k := range keys {
 		if err := ignoreMissing(d.objs.Mappings.Delete(k.key())); err != nil {
-			return fmt.Errorf("delete mapping of %s in %d: %w", k.CA, k.VNI, err)
+			return errors.Join(fmt.Errorf("delete mapping of %s in %d: %w", k.CA, k.VNI, err), d.directoryChanged())
 		}
 	}
-	return nil
+	return d.directoryChanged()
 }
 
 // Mapping reads one mapping back, or false.
@@ -164,7 +177,7 @@ func (d *Datapath) PutRoute(r Route) error {
 	if err := d.objs.Routes.Put(routeKey(r.VNI, r.Prefix), datapathRoute{NextHop: as16(r.NextHop), Vni: r.Peer}); err != nil {
 		return fmt.Errorf("write route %s in %d: %w", r.Prefix, r.VNI, full(err))
 	}
-	return nil
+	return d.directoryChanged()
 }
 
 // DeleteRoute deletes a route; one that isn't there is no error.
@@ -172,7 +185,7 @@ func (d *Datapath) DeleteRoute(vni uint32, p netip.Prefix) error {
 	if err := ignoreMissing(d.objs.Routes.Delete(routeKey(vni, p))); err != nil {
 		return fmt.Errorf("delete route %s in %d: %w", p, vni, err)
 	}
-	return nil
+	return d.directoryChanged()
 }
 
 // Routes reads all routes back, in no order.

@@ -74,6 +74,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } next_hops SEC(".maps");
 
+/* [0]: how often anything that leads to a way has changed, from 1 on: see struct flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} directory SEC(".maps");
+
 /* Underlay prefixes of registered hosts; the value is free for Go. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -270,11 +270,11 @@ enum kind_shift { KIND_PROTO = 0, KIND_ICMP_TYPE = 8, KIND_FAMILY = 16 };
 struct flow_key {
 	struct addr remote;
 	struct addr local;
-	__u32 port_id;
 	__be16 rport;
 	__be16 lport;
+	__u16 port_id;
 	__u8 proto;
-	__u8 pad[3];		/* zero */
+	__u8 pad;		/* zero */
 };
 
 enum flow_flag {
@@ -303,21 +303,32 @@ struct flow_count {
 	__u64 bytes;		/* Ethernet */
 };
 
+/*
+ * What a packet of a flow reads and writes stands first. The way is what find_way
+ * found, or for a flow from the wire the PA that its source was found behind; it
+ * is good while nothing of the directory has changed since.
+ */
 struct flow {
 	__u64 epoch;		/* of the port then: older rows count for nothing */
-	__u64 began;		/* CLOCK_MONOTONIC, ns */
+	__u64 way_since;	/* of the directory when the way was found; 0: none is known */
 	__u32 seen;		/* ticks, the low half */
 	__u32 aggregated;	/* when its last merged frame went up; ticks, 0: never */
 	__u32 generation;	/* of the rules that judged it */
 	__s32 rule;		/* that allowed it: an id, or RULE_* */
 	__u32 acked[2];		/* TCP: the last number that the local end, the other end acknowledged */
-	struct addr nat;
-	__u32 backend;		/* index into backends, with FLOW_SERVICE */
-	__be16 nat_port;
+	__u32 vni;		/* the way */
+	__u32 next_hop;
+	__u8 mac[6];
+	__u8 here;
 	__u8 flags;		/* enum flow_flag */
-	__u8 pad;
 	struct flow_count from;	/* what the local end sent */
 	struct flow_count to;
+	struct addr pa;
+	struct addr nat;
+	__u64 began;		/* CLOCK_MONOTONIC, ns */
+	__u32 backend;		/* index into backends, with FLOW_SERVICE */
+	__be16 nat_port;
+	__u16 pad;
 };
 
 enum rule_id {
