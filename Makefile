@@ -26,10 +26,10 @@ export CGO_ENABLED := 0
 
 ##@ The two commands
 
-demo: build ## play the story: pool, claim, live swap, undo, faults; writes out/demo.json
+demo: build $(if $(GUEST),setup-test) ## play the story: pool, claim, live swap, undo, faults; writes out/demo.json. GUEST=debian: with the stock image
 	mkdir -p out
 	trap 'rc=$$?; bin/replug lab down --stale >&2 || true; exit $$rc' EXIT
-	bin/replug demo --out out/demo.json
+	bin/replug demo --out out/demo.json $(if $(GUEST),--guest $(GUEST))
 
 test: setup-test build ## run every test, those with real BPF, namespaces and QEMU too
 	tests/run.sh

@@ -230,7 +230,7 @@ func portTo(p *network.Port, in *vnet.Intent, s vnet.Status) *pb.Port {
 	out := &pb.Port{
 		Name: p.Name, Id: uint32(in.ID), Host: p.Host, Tenant: p.Tenant, Vm: p.VM, Mac: in.MAC.String(), Pa: in.PA.String(),
 		Network: string(in.Current.Network), Vni: uint32(in.Current.VNI), Addrs: addrTexts(&in.Current),
-		Epoch: in.Current.Epoch.String(), Mtu: uint32(in.Current.MTU), Tap: in.Tap, Error: s.Error,
+		Epoch: in.Current.Epoch.String(), Mtu: uint32(in.Current.MTU), Tap: in.Tap, Power: string(s.Power), Error: s.Error,
 		Groups: in.Current.Groups, Router: in.Current.Router, Limits: limitsTo(&in.Limits),
 	}
 	if s.Phase != 0 {

@@ -174,9 +174,9 @@ func labDown(name *string) *cobra.Command {
 }
 
 func demoCommand() *cobra.Command {
-	var file, name string
+	var file, name, guest string
 	cmd := &cobra.Command{Use: "demo", Short: "Play the story: pool, claim, live swap, undo, faults", Args: exact(0, "no argument"),
-		Example: "  replug demo --out out/demo.json",
+		Example: "  replug demo --out out/demo.json\n  replug demo --guest debian",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			bin, err := programs()
 			if err != nil {
@@ -186,8 +186,9 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return demo.Run(cmd.Context(), demo.Options{Out: cmd.OutOrStdout(), File: file, Bin: bin, Helper: help, Name: name})
+			return demo.Run(cmd.Context(), demo.Options{Out: cmd.OutOrStdout(), File: file, Bin: bin, Helper: help, Name: name, Guest: guest})
 		}}
+	cmd.Flags().StringVar(&guest, "guest", "", "the image that plays: debian is the stock one with cloud-init and nothing of ours (default: a small one with replug-guest)")
 	cmd.Flags().StringVar(&file, "out", "out/demo.json", "file for the result")
 	cmd.Flags().StringVar(&name, "lab", "demo", "name of the lab to play in")
 	return cmd

@@ -6011,6 +6011,7 @@ type Port struct {
 	Router        bool                   `protobuf:"varint,17,opt,name=router,proto3" json:"router,omitempty"`
 	Limits        *Limits                `protobuf:"bytes,18,opt,name=limits,proto3" json:"limits,omitempty"`
 	Services      []string               `protobuf:"bytes,19,rep,name=services,proto3" json:"services,omitempty"` // that it is a backend of; in GetPort only
+	Power         string                 `protobuf:"bytes,40,opt,name=power,proto3" json:"power,omitempty"`       // of its VM, as the host says: on, off, saved
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6176,6 +6177,13 @@ func (x *Port) GetServices() []string {
 		return x.Services
 	}
 	return nil
+}
+
+func (x *Port) GetPower() string {
+	if x != nil {
+		return x.Power
+	}
+	return ""
 }
 
 type Rate struct {
@@ -7852,7 +7860,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x11CancelSwapRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\xb1\x03\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xc7\x03\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
@@ -7873,7 +7881,8 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x06groups\x18\x10 \x03(\tR\x06groups\x12\x16\n" +
 	"\x06router\x18\x11 \x01(\bR\x06router\x121\n" +
 	"\x06limits\x18\x12 \x01(\v2\x19.replug.control.v1.LimitsR\x06limits\x12\x1a\n" +
-	"\bservices\x18\x13 \x03(\tR\bservices\"4\n" +
+	"\bservices\x18\x13 \x03(\tR\bservices\x12\x14\n" +
+	"\x05power\x18( \x01(\tR\x05power\"4\n" +
 	"\x04Rate\x12\x12\n" +
 	"\x04bits\x18\x01 \x01(\x04R\x04bits\x12\x18\n" +
 	"\apackets\x18\x02 \x01(\x04R\apackets\"^\n" +

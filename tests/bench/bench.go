@@ -54,6 +54,8 @@ var parts = []part{
 	{"order", order},
 	{"swaps", swaps},
 	{"memory", memory},
+	{"metadata", metadata},
+	{"claims", claims},
 }
 
 // Run measures everything, prints it, and writes the file. A figure below its

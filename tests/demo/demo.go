@@ -21,6 +21,7 @@ type Options struct {
 	Bin    string    // directory of the programs
 	Helper []string  // lab.Config.Helper
 	Name   string    // of the lab; "": demo
+	Guest  string    // the image that plays: "" is the small one with our agent, or "debian"
 }
 
 // Run plays the story once. It leaves nothing behind, also when ctx ends.

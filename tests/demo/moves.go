@@ -84,7 +84,8 @@ func (p *player) swap(ctx context.Context) error {
 	p.print.quote("replug vm swap web-1 --network blue --ip "+blueIP+" --hostname blue-1 --plan", string(out))
 	m := &p.result.Swap
 	err = p.measure(ctx, m, moving{vm: "web-1", from: "red", to: "blue", at: redIP, ip: blueIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
-		s, err := pb.NewSwapsClient(conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "demo-swap", Tenant: tenant, Vm: "web-1", Network: "blue", Ip: blueIP, Hostname: "blue-1"})
+		s, err := pb.NewSwapsClient(conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "demo-swap", Tenant: tenant, Vm: "web-1", Network: "blue", Ip: blueIP, Hostname: "blue-1",
+			LeaseBudget: p.world.cast.leaseBudget()})
 		if err != nil {
 			return "", err
 		}
@@ -193,6 +194,9 @@ func (p *player) identities(ctx context.Context, m *Move, s *pb.Swap) error {
 	before, ok := o.views[s.Vm]
 	if !ok {
 		return fmt.Errorf("VM %s was never looked at before the move", s.Vm)
+	}
+	if err := o.settle(ctx, s.Vm); err != nil {
+		return err
 	}
 	now, err := o.look(ctx, s.Vm)
 	if err != nil {

@@ -14,7 +14,7 @@ const pooled = 2
 
 // pool fills the pool and reads, inside each VM, which boot this is.
 func (p *player) pool(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, budget)
+	ctx, cancel := context.WithTimeout(ctx, p.world.cast.budget)
 	defer cancel()
 	w := p.world
 	if _, err := w.cluster.CLI(ctx, "pool", "set", kind, "--size", fmt.Sprint(pooled)); err != nil {
@@ -57,7 +57,7 @@ func (p *player) filled(ctx context.Context) error {
 
 // scratch makes a VM without the pool, for comparison, and removes it.
 func (p *player) scratch(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, budget)
+	ctx, cancel := context.WithTimeout(ctx, p.world.cast.budget)
 	defer cancel()
 	begin := time.Now()
 	out, err := p.world.cluster.CLI(ctx, "vm", "create", "plain-1", "--tenant", tenant, "--type", kind, "--network", "red",

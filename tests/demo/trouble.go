@@ -18,13 +18,13 @@ import (
 // rollback starts a swap of a guest whose DHCP is switched off. Nothing can
 // come of it: at the lease budget it has to be undone by itself.
 func (p *player) rollback(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, p.patience())
 	defer cancel()
 	vm, err := p.world.vm(ctx, "web-1")
 	if err != nil {
 		return err
 	}
-	if _, err := p.world.watched.exec(ctx, vm.Id, "mkdir -p /run/replug-guest; touch /run/replug-guest/dhcp-off"); err != nil {
+	if _, err := p.world.watched.exec(ctx, vm.Id, p.world.cast.deaf); err != nil {
 		return err
 	}
 	conn, err := p.world.cluster.Conn()
@@ -45,9 +45,12 @@ func (p *player) rollback(ctx context.Context) error {
 	r.ReachableAtOld = cluster.Ping(ctx, p.world.peers["blue"].Node, netip.MustParseAddr(blueIP)) == nil
 	p.print.line("%s after %.0f ms: %s", s.Phase, r.MS, s.Error)
 	p.print.line("web-1 answers a peer in blue at %s: %v", blueIP, r.ReachableAtOld)
-	_, err = p.world.watched.exec(ctx, vm.Id, "rm /run/replug-guest/dhcp-off")
+	_, err = p.world.watched.exec(ctx, vm.Id, p.world.cast.hears)
 	return err
 }
+
+// patience is for one swap with all that befalls it.
+func (p *player) patience() time.Duration { return time.Minute + 3*p.world.cast.lease }
 
 // A blow is a program to kill, and the phase of the swap at which to do it.
 type blow struct {
@@ -70,7 +73,8 @@ func (p *player) faults(ctx context.Context) error {
 			to = "blue"
 		}
 		ip := fmt.Sprintf("10.0.0.%d", 100+i) // a former address still rests
-		fault, err := p.strike(ctx, b, &pb.StartSwapRequest{RequestId: fmt.Sprintf("demo-fault-%d", i), Tenant: tenant, Vm: "web-1", Network: to, Ip: ip})
+		fault, err := p.strike(ctx, b, &pb.StartSwapRequest{RequestId: fmt.Sprintf("demo-fault-%d", i), Tenant: tenant, Vm: "web-1", Network: to, Ip: ip,
+			LeaseBudget: p.world.cast.leaseBudget()})
 		if err != nil {
 			return fmt.Errorf("%s killed at %s: %w", b.program, b.phase, err)
 		}
@@ -83,7 +87,7 @@ func (p *player) faults(ctx context.Context) error {
 // strike starts a swap, kills the program when the phase is reached, starts it
 // again, and waits for the end.
 func (p *player) strike(ctx context.Context, b blow, r *pb.StartSwapRequest) (Fault, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, p.patience())
 	defer cancel()
 	c := p.world.cluster
 	conn, err := c.Conn()

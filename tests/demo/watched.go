@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"time"
 
 	pb "replug/control/controlpb"
 	"replug/tests/lab"
@@ -67,7 +66,7 @@ func (o *watched) look(ctx context.Context, id string) (view, error) {
 
 // exec runs a shell command inside the guest.
 func (o *watched) exec(ctx context.Context, id, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, o.world.cast.patience)
 	defer cancel()
 	sock := filepath.Join(o.world.lab.Host(1).Dir(), "state", "vms", id, "exec.sock")
 	return lab.GuestExec(ctx, sock, command)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"path/filepath"
-	"time"
 
 	pb "replug/control/controlpb"
 	"replug/tests/cluster"
@@ -15,7 +13,6 @@ import (
 const (
 	tenant  = "acme"
 	kind    = "small"
-	budget  = 3 * time.Minute // for booting anything
 	peerIP  = "10.0.0.50"
 	streams = 1000 // bystander frames a second
 )
@@ -27,11 +24,16 @@ type world struct {
 	peers   map[string]*lab.Guest // by network
 	stream  *cluster.Stream
 	watched *watched
+	cast    cast
 }
 
 // build makes the stage: lab, cluster, tenant, networks, peers, bystanders.
 func (p *player) build(ctx context.Context) error {
-	image, err := lab.BuildGuest(ctx, filepath.Join(p.o.Bin, "replug-guest"))
+	cast, err := castOf(p.o.Guest)
+	if err != nil {
+		return err
+	}
+	image, err := cast.image(ctx, p.o.Bin)
 	if err != nil {
 		return err
 	}
@@ -40,7 +42,7 @@ func (p *player) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w := &world{lab: l, peers: make(map[string]*lab.Guest)}
+	w := &world{lab: l, peers: make(map[string]*lab.Guest), cast: cast}
 	p.world = w
 	// Only h1 runs VMs, so that the peers, on h2, are on the other host.
 	w.cluster, err = cluster.Start(ctx, l, cluster.Config{Bin: p.o.Bin, Image: image, Memory: map[int]int{1: 4096}})
@@ -53,7 +55,7 @@ func (p *player) build(ctx context.Context) error {
 		{"network", "create", "red", "--tenant", tenant, "--subnet", "10.0.0.0/24"},
 		{"network", "create", "blue", "--tenant", tenant, "--subnet", "10.0.0.0/24"},
 		{"network", "create", "green", "--tenant", tenant, "--subnet", "10.0.0.0/24"},
-		{"type", "create", kind, "--image", cluster.Image, "--cpus", "1", "--memory", "128"},
+		{"type", "create", kind, "--image", cluster.Image, "--cpus", "1", "--memory", cast.memory},
 	} {
 		if _, err := w.cluster.CLI(ctx, args...); err != nil {
 			return err

@@ -1,0 +1,168 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+
+	pb "replug/control/controlpb"
+	"replug/tests/cluster"
+	"replug/tests/lab"
+)
+
+// What a claim of the stock Debian image may take, from the call until cloud-init
+// has reported that it is ready for its owner. Emulated, on an idle machine.
+const (
+	warmMost     = 3000 // ms
+	snapshotMost = 5000
+	scratchMost  = 180000
+	poolBudget   = 10 * time.Minute
+)
+
+// claims measures the three ways to a VM with the stock Debian image: from a pool
+// that runs, from one that rests on disk, from scratch.
+func claims(ctx context.Context, o Options) (figures []Figure, err error) {
+	image, err := lab.BuildDebian(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
+	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin, Image: image, Memory: map[int]int{1: 8192}})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	conn, err := c.Conn()
+	if err != nil {
+		return nil, err
+	}
+	m := &claimer{conn: conn}
+	if err := m.furnish(ctx); err != nil {
+		return nil, err
+	}
+	took := map[string][]float64{}
+	for _, way := range []string{"warm", "snapshot", "scratch"} {
+		if took[way], err = m.measure(ctx, way, o.Rounds); err != nil {
+			return nil, fmt.Errorf("%s: %w", way, err)
+		}
+	}
+	scratch := median(took["scratch"])
+	return []Figure{
+		atMost("claim_cloudinit_p50_ms", "ms", took["warm"], percentile(50), warmMost, "from scratch", scratch),
+		atMost("claim_snapshot_p50_ms", "ms", took["snapshot"], percentile(50), snapshotMost, "from scratch", scratch),
+		atMost("claim_scratch_p50_ms", "ms", took["scratch"], percentile(50), scratchMost, "", 0),
+	}, nil
+}
+
+// A claimer claims VMs of one type, one after the other.
+type claimer struct {
+	conn *grpc.ClientConn
+	used int
+}
+
+const debian = "debian"
+
+func (m *claimer) furnish(ctx context.Context) error {
+	if _, err := pb.NewTenantsClient(m.conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant}); err != nil {
+		return err
+	}
+	if _, err := pb.NewNetworksClient(m.conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network",
+		Network: &pb.Network{Moniker: "red", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: subnet}}}}); err != nil {
+		return err
+	}
+	_, err := pb.NewVMTypesClient(m.conn).CreateVMType(ctx, &pb.CreateVMTypeRequest{RequestId: "type",
+		Type: &pb.VMType{Name: debian, Image: cluster.Image, Cpus: 1, MemoryMib: 384}})
+	return err
+}
+
+// measure returns the ms of n claims.
+func (m *claimer) measure(ctx context.Context, way string, n int) (runs []float64, err error) {
+	if way != "scratch" {
+		if err := m.fill(ctx, way, n); err != nil {
+			return nil, err
+		}
+	}
+	for left := n - 1; left >= 0; left-- {
+		took, err := m.claim(ctx, way, left)
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, took)
+	}
+	return runs, nil
+}
+
+// pool sets the pool's size. Nothing boots beside a claim, and it is not to begin
+// to between two of them.
+func (m *claimer) pool(ctx context.Context, way string, size int) error {
+	m.used++
+	_, err := pb.NewPoolsClient(m.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("pool-", m.used), Type: debian, Size: int32(size), Hold: way})
+	return err
+}
+
+// fill waits until n VMs are in the pool; in one that rests, until all of them do.
+func (m *claimer) fill(ctx context.Context, way string, n int) error {
+	if err := m.pool(ctx, way, n); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, poolBudget)
+	defer cancel()
+	return lab.Until(ctx, "the pool to fill", func() error {
+		r, err := pb.NewVMsClient(m.conn).ListVMs(ctx, &pb.ListVMsRequest{Tenant: "platform"})
+		if err != nil {
+			return err
+		}
+		ready := slices.DeleteFunc(r.Vms, func(vm *pb.VM) bool {
+			return vm.Phase != "pooled" || way == "snapshot" && vm.GetPort().GetPower() != "saved"
+		})
+		if len(ready) < n {
+			return fmt.Errorf("%d of %d wait", len(ready), n)
+		}
+		return nil
+	})
+}
+
+// claim returns the ms from the call until the claim is ready, and destroys its VM.
+func (m *claimer) claim(ctx context.Context, way string, left int) (float64, error) {
+	m.used++
+	name := fmt.Sprint("web-", m.used)
+	client := pb.NewClaimsClient(m.conn)
+	begin := time.Now()
+	claim, err := client.CreateClaim(ctx, &pb.CreateClaimRequest{RequestId: "claim-" + name, Tenant: tenant, Name: name, Type: debian, Network: "red",
+		Settings: &pb.Settings{User: "ann", SshKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMOnH3gkPF6Z0JqpXoyMwfzgTzxiiJqYHBvyOEhCbfLK ann"}}})
+	if err != nil {
+		return 0, err
+	}
+	stream, err := client.WatchClaim(ctx, &pb.GetClaimRequest{Id: claim.Id})
+	if err != nil {
+		return 0, err
+	}
+	for shrunk := way == "scratch"; claim.Phase != "ready"; {
+		if claim, err = stream.Recv(); err != nil {
+			return 0, err
+		}
+		if claim.Phase == "failed" {
+			return 0, fmt.Errorf("claim %s: %s", claim.Id, claim.Error)
+		}
+		if !shrunk && claim.Phase == "swapping" {
+			shrunk = true
+			if err := m.pool(ctx, way, left); err != nil {
+				return 0, err
+			}
+		}
+	}
+	took := ms(time.Since(begin))
+	if want := map[bool]string{true: "scratch", false: "pool"}[way == "scratch"]; claim.Source != want {
+		return 0, fmt.Errorf("claim %s was served from %s: %s", claim.Id, claim.Source, claim.Note)
+	}
+	_, err = pb.NewVMsClient(m.conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: "end-" + name, Tenant: tenant, Name: name})
+	return took, err
+}

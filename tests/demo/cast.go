@@ -1,0 +1,71 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"replug/tests/lab"
+)
+
+// A cast is the image that plays, and what it needs for that.
+type cast struct {
+	image    func(ctx context.Context, bin string) (dir string, err error)
+	memory   string        // MiB
+	budget   time.Duration // for booting anything
+	patience time.Duration // for a script inside
+	lease    time.Duration // for a swap until it is seen; 0: as usual
+	settled  string        // a script that succeeds once the guest has done what follows a claim; "": nothing does
+	deaf     string        // switches the guest's DHCP off
+	hears    string        // and on again
+}
+
+// casts are the small guest with our agent in it, and the stock Debian image with
+// nothing of ours, which networkd moves: its first swap climbs the ladder to a long cut.
+var casts = map[string]cast{
+	"": {
+		image: func(ctx context.Context, bin string) (string, error) {
+			return lab.BuildGuest(ctx, filepath.Join(bin, "replug-guest"))
+		},
+		memory: "128", budget: 3 * time.Minute, patience: 20 * time.Second,
+		deaf: "mkdir -p /run/replug-guest; touch /run/replug-guest/dhcp-off", hears: "rm /run/replug-guest/dhcp-off",
+	},
+	"debian": {
+		image:  func(ctx context.Context, _ string) (string, error) { return lab.BuildDebian(ctx) },
+		memory: "384", budget: 12 * time.Minute, patience: 2 * time.Minute, lease: time.Minute,
+		settled: "test -f /var/lib/cloud/instance/boot-finished",
+		deaf:    "systemctl stop systemd-networkd.socket systemd-networkd", hears: "systemctl start systemd-networkd",
+	},
+}
+
+func castOf(name string) (cast, error) {
+	c, ok := casts[name]
+	if !ok {
+		return c, fmt.Errorf("no guest %q plays here: leave it out, or take debian", name)
+	}
+	return c, nil
+}
+
+// leaseBudget is what a swap is asked for.
+func (c *cast) leaseBudget() *durationpb.Duration {
+	if c.lease == 0 {
+		return nil
+	}
+	return durationpb.New(c.lease)
+}
+
+// settle waits until the guest has done what follows a claim.
+func (o *watched) settle(ctx context.Context, id string) error {
+	if o.world.cast.settled == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.world.cast.budget)
+	defer cancel()
+	return lab.Until(ctx, id+" to finish its boot", func() error {
+		_, err := o.exec(ctx, id, o.world.cast.settled)
+		return err
+	})
+}
