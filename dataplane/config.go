@@ -26,6 +26,8 @@ type Config struct {
 	Memory        int          // MiB that VMs may use; 0: no VMs of our own
 	MaxPorts      int
 	MaxMappings   int    // of all networks that have ports here; 0: 65,536
+	MaxFlows      int    // of all ports; 0: 65,536
+	MaxRules      int    // of all ports; 0: 65,536
 	CA, Cert, Key string // files
 	XDP           string // of the uplink: auto, on or off
 	QEMUArgs      []string
@@ -59,8 +61,10 @@ func (c *Config) Check() error {
 	if c.MaxPorts < 1 || c.MaxPorts > int(vnet.MaxPortID) {
 		bad("max-ports %d: want 1 to %d", c.MaxPorts, vnet.MaxPortID)
 	}
-	if c.MaxMappings < 0 || c.MaxMappings > 1<<24 {
-		bad("max-mappings %d: want 1 to %d", c.MaxMappings, 1<<24)
+	for name, n := range map[string]int{"max-mappings": c.MaxMappings, "max-flows": c.MaxFlows, "max-rules": c.MaxRules} {
+		if n < 0 || n > 1<<24 {
+			bad("%s %d: want 1 to %d", name, n, 1<<24)
+		}
 	}
 	if c.Accel != "" && c.Accel != "auto" && c.Accel != "kvm" && c.Accel != "tcg" {
 		bad("accel %q: want auto, kvm or tcg", c.Accel)

@@ -19,7 +19,7 @@ func loadMaps(u *underlay, c *Config, log *slog.Logger) (*maps, error) {
 	}
 	d, err := bpf.Load(bpf.Options{
 		PinDir: c.pins(), Uplink: u.uplink.Ifindex, UplinkMAC: u.uplink.MAC, IMDS: u.imds.Near.Ifindex, IMDSMAC: u.imds.Near.MAC, GatewayMAC: vnet.GatewayMAC,
-		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(c.MaxMappings), DecapFlags: decap,
+		HostAddress: u.uplink.Addr, PAPrefix: u.prefix, UnderlayMTU: u.uplink.MTU, Mappings: uint32(c.MaxMappings), Flows: uint32(c.MaxFlows), Rules: uint32(c.MaxRules), DecapFlags: decap,
 	})
 	if errors.Is(err, bpf.ErrShape) {
 		return nil, fmt.Errorf("%w; to go back for good, drain the host, then run replug-host teardown", err)

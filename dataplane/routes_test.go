@@ -48,19 +48,20 @@ func TestRoutes(t *testing.T) {
 			if err := ns.Use(c.id, c.places...); err != nil {
 				t.Fatal(err)
 			}
-			if got := f.routes[kept].NextHop; got.IsValid() && got.String() != c.want || !got.IsValid() && c.want != "" {
+			_, r := f.routed(kept)
+			if got := r.NextHop; got.IsValid() && got.String() != c.want || !got.IsValid() && c.want != "" {
 				t.Fatalf("port %d at %v: %s, want %s", c.id, c.places, got, c.want)
 			}
 		}
 		ns.OnResync()
 		ns.OnSynced(20)
 		settle(staleRoutes - time.Second)
-		if len(f.routes) != 2 {
-			t.Errorf("a route went before its ports had time: %v", f.routes)
+		if n, _ := f.routed(kept); n != 2 {
+			t.Errorf("%d routes: one went before its ports had time", n)
 		}
 		settle(2 * time.Second)
-		if _, ok := f.routes[old]; ok || len(f.routes) != 1 {
-			t.Errorf("routes left: %v", f.routes)
+		if n, r := f.routed(old); r.Prefix.IsValid() || n != 1 {
+			t.Errorf("%d routes left, %v", n, r)
 		}
 	})
 }

@@ -19,7 +19,7 @@ import (
 
 // A table is the datapath's side of the directory.
 type table struct {
-	mu       sync.Mutex // guards what is written in the background: hops, stamps
+	mu       sync.Mutex // guards what is written in the background: hops, stamps, routes
 	mappings map[MappingKey]MappingRow
 	hosts    map[netip.Prefix]bool
 	hops     map[uint32]NextHop
@@ -119,14 +119,24 @@ func (f *table) hop(i uint32) (NextHop, time.Duration) {
 }
 
 func (f *table) SetRoute(v vnet.VNI, r vnet.Route) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.routes[routeKey{v, r.Prefix}] = r
-	f.writes++
 	return nil
 }
 
 func (f *table) DeleteRoute(v vnet.VNI, p netip.Prefix) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	delete(f.routes, routeKey{v, p})
 	return nil
+}
+
+// routed returns how many routes there are, and one of them.
+func (f *table) routed(k routeKey) (int, vnet.Route) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.routes), f.routes[k]
 }
 
 func (f *table) EachRoute(each func(vnet.VNI, vnet.Route)) error {

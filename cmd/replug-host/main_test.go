@@ -36,7 +36,7 @@ metrics-listen: ""
 			return cmp.Diff(dataplane.Config{
 				Servers: []string{"10.1.2.3:7443", "10.1.2.4:7443"}, Name: "h9", Memory: 1234567, MaxPorts: 77,
 				QEMUArgs: []string{"-serial", "unix:{dir}/exec.sock"}, Labels: map[string]string{"rack": "r7", "region": "5"},
-				StateDir: o.StateDir, BPFFS: o.BPFFS, Images: o.Images, Accel: "auto", MaxMappings: 65536, PAPrefix: o.PAPrefix,
+				StateDir: o.StateDir, BPFFS: o.BPFFS, Images: o.Images, Accel: "auto", XDP: "auto", MaxMappings: 65536, MaxFlows: 65536, MaxRules: 65536, PAPrefix: o.PAPrefix,
 			}, o.Config, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }))
 		}, nil},
 		{"the command line wins", all, []string{"--name", "h8", "--server", "10.9.9.9:1"}, func(o *options) string {

@@ -124,10 +124,23 @@ func TestUplink6(t *testing.T) {
 			t.Errorf("%q: %+v, %v", name, u, err)
 		}
 	}
-	hop, err := netdev.Resolve(netip.MustParseAddr("fd31:78::9"))
-	if err != nil || hop.Gateway.String() != "fd31:77::1" || hop.Resolved {
-		t.Errorf("next hop %+v, %v", hop, err)
+	resolved := func(want error) {
+		t.Helper()
+		hop, err := netdev.Resolve(netip.MustParseAddr("fd31:78::9"))
+		if !errors.Is(err, want) || want == nil && (hop.Gateway.String() != "fd31:77::1" || hop.Resolved) {
+			t.Errorf("next hop %+v, %v", hop, err)
+		}
 	}
+	resolved(nil)
+	prefix := netip.MustParsePrefix("fd31:78::/64")
+	for range 2 {
+		must(t, netdev.EnsureBlackhole(prefix))
+	}
+	resolved(netdev.ErrNoRoute)
+	for range 2 {
+		must(t, netdev.RemoveBlackhole(prefix))
+	}
+	resolved(nil)
 }
 
 // TestNextHop finds a router, sees it replaced by one with another MAC, and
