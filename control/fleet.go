@@ -58,8 +58,12 @@ func (f fleet) Boot(ctx context.Context, typ string) error {
 	r := f.r
 	return r.alone(ctx, func() error {
 		return r.retried(ctx, func() (*store.Txn, error) {
+			p, err := r.pools.Get(ctx, typ)
+			if err != nil {
+				return nil, err
+			}
 			txn := &store.Txn{}
-			_, err := r.composeVM(ctx, vmSpec{tenant: resource.Platform, typ: typ, network: placeholder, pool: true}, txn)
+			_, err = r.composeVM(ctx, vmSpec{tenant: resource.Platform, typ: typ, network: placeholder, pool: true, hold: p.Hold}, txn)
 			return txn, err
 		})
 	})
@@ -109,15 +113,15 @@ func (r *reign) bootingOf(ctx context.Context, pooled bool) (map[string]int, err
 
 // composePool composes the size of a pool, and the placeholder network when it is
 // the first one.
-func (r *reign) composePool(ctx context.Context, typ string, size int, txn *store.Txn) error {
-	if _, err := r.vms.GetType(ctx, typ); err != nil {
+func (r *reign) composePool(ctx context.Context, p pool.Pool, txn *store.Txn) error {
+	if _, err := r.vms.GetType(ctx, p.Type); err != nil {
 		return err
 	}
-	set, err := r.pools.Set(typ, size)
+	set, err := r.pools.Set(p.Type, p.Size, p.Hold)
 	if err != nil {
 		return err
 	}
-	txn.Exists(compute.TypeKey(typ)).Add(set)
+	txn.Exists(compute.TypeKey(p.Type)).Add(set)
 	row, err := r.networks.Get(ctx, resource.Platform, placeholder)
 	if err == nil {
 		return r.completePlaceholder(ctx, &row.Value, txn)
@@ -155,11 +159,15 @@ func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack 
 	if err != nil {
 		return "", nil, err
 	}
+	used, err := r.vms.UsedRoom(ctx)
+	if err != nil {
+		return "", nil, err
+	}
 	r.takingMu.Lock()
 	defer r.takingMu.Unlock()
 	for _, m := range pool.Ready(members, typ) {
 		row, err := r.vms.Get(ctx, m.ID)
-		if err != nil || r.taking[m.ID] || !r.connected(row.Value.Host) {
+		if err != nil || r.taking[m.ID] || !r.wakeable(&row.Value, used) {
 			continue
 		}
 		r.taking[m.ID] = true
@@ -170,4 +178,15 @@ func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack 
 		}, nil
 	}
 	return "", nil, nil
+}
+
+// wakeable reports whether a pooled VM's host is there, and has the memory for it
+// if it rests.
+func (r *reign) wakeable(vm *compute.VM, used map[string]compute.Room) bool {
+	for _, h := range r.s.up.all() {
+		if h.Name == vm.Host {
+			return !vm.Rests() || h.Memory-used[h.Name].Memory >= vm.Memory
+		}
+	}
+	return false
 }

@@ -1,12 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
 	pb "replug/control/controlpb"
 	"replug/control/pool"
 	"replug/directory/store"
+	"replug/directory/vnet"
 )
 
 type typesAPI struct {
@@ -70,18 +72,28 @@ func (poolsAPI) SetPool(ctx context.Context, q *pb.SetPoolRequest) (*pb.Pool, er
 	if err := c.operator(); err != nil {
 		return nil, err
 	}
-	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
-		return q.Type, c.composePool(ctx, q.Type, int(q.Size), txn)
-	})
+	p := pool.Pool{Type: q.Type, Size: int(q.Size)}
+	switch q.Hold {
+	case "", warm:
+	case string(vnet.HoldSnapshot):
+		p.Hold = vnet.HoldSnapshot
+	default:
+		return nil, fmt.Errorf("%w hold %q: warm or snapshot", ErrInvalid, q.Hold)
+	}
+	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) { return q.Type, c.composePool(ctx, p, txn) })
 	if err != nil {
 		return nil, err
 	}
-	return c.poolTo(ctx, pool.Pool{Type: q.Type, Size: int(q.Size)})
+	return c.poolTo(ctx, p)
 }
+
+// warm is the API's word for the zero [vnet.Hold].
+const warm = "warm"
 
 func (c *caller) poolTo(ctx context.Context, p pool.Pool) (*pb.Pool, error) {
 	n, err := c.pools.Count(ctx, p.Type)
-	return &pb.Pool{Type: p.Type, Size: int32(p.Size), Ready: int32(n.Ready), Booting: int32(n.Booting), Error: n.Error}, err
+	return &pb.Pool{Type: p.Type, Size: int32(p.Size), Ready: int32(n.Ready), Booting: int32(n.Booting), Error: n.Error,
+		Hold: cmp.Or(string(p.Hold), warm)}, err
 }
 
 func (poolsAPI) GetPool(ctx context.Context, q *pb.GetPoolRequest) (*pb.Pool, error) {

@@ -30,6 +30,7 @@ type vmSpec struct {
 	data     []int64
 	claim    string
 	pool     bool
+	hold     vnet.Hold // how it waits in the pool
 }
 
 // composeVM composes a VM from scratch: its row, name, disks, port and intent.
@@ -60,7 +61,7 @@ func (r *reign) composeVM(ctx context.Context, s vmSpec, txn *store.Txn) (comput
 	}
 	vm, vmTxn, err := r.vms.Create(ctx, compute.VM{
 		Name: s.name, Tenant: s.tenant, Host: host.Name, Pool: s.pool, Claim: s.claim, Settings: s.settings,
-		Personality: host.Personalities[typ.Image],
+		Personality: host.Personalities[typ.Image], Hold: s.hold,
 	}, typ)
 	if err != nil {
 		return vm, err
@@ -99,7 +100,7 @@ func (r *reign) composeParts(ctx context.Context, vm *compute.VM, typ compute.Ty
 		return err
 	}
 	in.Machine = vm.Machine(storage.Machine(disks))
-	in.Current.Confirm = vm.Confirm(true)
+	in.Current.Confirm, in.Current.Hold = vm.Confirm(true), s.hold
 	in.Current.Document = vm.Document(s.pool)
 	in.Current.Document.Epoch = in.Current.Epoch
 	txn.Add(diskTxn, portTxn, network.PutIntent(&in))

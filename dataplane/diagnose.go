@@ -90,12 +90,13 @@ type diagnosis struct {
 	ports   residents
 	rules   func(id uint32) (RuleName, bool)
 	device  func(ifindex int) string
+	uplink  vnet.MAC
 	copies  *copies
 	log     *slog.Logger
 }
 
-func newDiagnosis(w Witness, ps residents, rules func(uint32) (RuleName, bool), device func(int) string, log *slog.Logger) *diagnosis {
-	return &diagnosis{witness: w, ports: ps, rules: rules, device: device, copies: newCopies(w, log), log: log}
+func newDiagnosis(w Witness, ps residents, rules func(uint32) (RuleName, bool), device func(int) string, uplink vnet.MAC, log *slog.Logger) *diagnosis {
+	return &diagnosis{witness: w, ports: ps, rules: rules, device: device, uplink: uplink, copies: newCopies(w, log), log: log}
 }
 
 // answer answers one question; it is a client.Asked.

@@ -113,8 +113,9 @@ func (w *fakeWitness) Flows(id vnet.PortID) ([]ask.Flow, error) {
 
 // fakeHouse is the ports of a host.
 type fakeHouse struct {
-	mu  sync.Mutex
-	all []*port
+	mu   sync.Mutex
+	all  []*port
+	gone bool // its rules are
 }
 
 func (h *fakeHouse) find(ok func(*port) bool) *port {
@@ -154,7 +155,7 @@ func newDiagnosed() (*diagnosis, *fakeWitness, *fakeHouse) {
 	h.add("acme.web-1", 23, "acme")
 	h.add("acme.db-1", 45, "acme")
 	rules := func(id uint32) (RuleName, bool) { return RuleName{0xa1b2c3, "web", "https"}, id == 77 }
-	return newDiagnosis(w, h, rules, func(i int) string { return fmt.Sprint("dev", i) }, slog.New(slog.DiscardHandler)), w, h
+	return newDiagnosis(w, h, rules, func(i int) string { return fmt.Sprint("dev", i) }, vnet.MAC{2, 0xee, 1, 2, 3, 4}, slog.New(slog.DiscardHandler)), w, h
 }
 
 // within ends before the test hangs.
@@ -209,6 +210,10 @@ func TestTraceNames(t *testing.T) {
 	q.Port = "acme.web-9"
 	if err := asked(t, t.Context(), d, ask.KindTraceFromVM, q, func(ask.Trace) {}); err == nil || !strings.Contains(err.Error(), "acme.web-9") {
 		t.Errorf("a port that isn't here: %v", err)
+	}
+	wire := vxlan(w.sent)
+	if err := asked(t, t.Context(), d, ask.KindTraceFromWire, ask.TraceFromWire{Frame: wire}, func(a ask.Trace) { got = a }); err != nil || frame.Words(got.Sent)[0] != "Ethernet 02:aa:bb:cc:dd:02 > 02:ee:01:02:03:04" || !bytes.Equal(w.sent[6:], wire[6:]) {
+		t.Errorf("from the wire, by way of a router: %v, %q", err, frame.Words(got.Sent))
 	}
 	if err := asked(t, t.Context(), d, "horoscope", q, func(ask.Trace) {}); !errors.Is(err, errQuestion) {
 		t.Errorf("a question of a later server: %v", err)

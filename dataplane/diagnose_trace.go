@@ -3,6 +3,7 @@ package dataplane
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"replug/directory/ask"
 	"replug/directory/frame"
@@ -55,12 +56,16 @@ func source(p *vnet.Place, dst netip.Addr) (netip.Addr, error) {
 	return first, nil
 }
 
+// traceFromWire asks the datapath what becomes of a frame that another host sends.
+// The routers on its way would give it this host's MAC.
 func (d *diagnosis) traceFromWire(q ask.TraceFromWire) (ask.Trace, error) {
-	t, err := d.witness.TraceFromWire(q.Frame)
+	arrives := slices.Clone(q.Frame)
+	copy(arrives, d.uplink[:])
+	t, err := d.witness.TraceFromWire(arrives)
 	if err != nil {
 		return ask.Trace{}, fmt.Errorf("run the frame through the datapath: %w", err)
 	}
-	return d.trace(t, q.Frame), nil
+	return d.trace(t, arrives), nil
 }
 
 // trace names what the datapath has numbers for.

@@ -57,6 +57,7 @@ type flowLogger struct {
 	mu     sync.Mutex
 	out    *flowlog.Log
 	places map[vnet.PortID][]wasAt // the newest last
+	names  map[int64]string        // of rules that let flows begin: the rule may be gone when they end
 	missed uint64                  // of the ring, counted so far
 	failed bool                    // the last write did: it is said once
 	logs   bool                    // some port here is logged
@@ -74,7 +75,7 @@ func newFlowLogger(e FlowEvents, ps residents, rules func(int64) string, dir str
 	if err != nil {
 		return nil, err
 	}
-	l := &flowLogger{events: e, ports: ps, rules: rules, log: log, out: out, places: map[vnet.PortID][]wasAt{},
+	l := &flowLogger{events: e, ports: ps, rules: rules, log: log, out: out, places: map[vnet.PortID][]wasAt{}, names: map[int64]string{},
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "replug_flow_records_lost_total",
 			Help: "Flow log records that were not written: the ring was full, the disk refused, or the port had left its place."}, []string{"reason"}),
 		written: prometheus.NewCounter(prometheus.CounterOpts{Name: "replug_flow_records_total", Help: "Flow log records written."}),
@@ -179,7 +180,7 @@ func (l *flowLogger) record(e *FlowEvent, at wasAt) *flowlog.Record {
 	r := &flowlog.Record{
 		Time: e.At.UTC(), Event: e.Kind, Tenant: at.place.Tenant, Network: at.place.Network, VNI: at.place.VNI, Port: at.name,
 		Direction: vnet.Out, Protocol: e.Protocol, Local: e.Local, Remote: e.Remote, Verdict: vnet.Allow,
-		Rule: l.rules(e.Rule), Reason: e.Drop, Seconds: e.Lasted.Seconds(), Packets: e.Packets, Bytes: e.Bytes,
+		Rule: l.rule(e), Reason: e.Drop, Seconds: e.Lasted.Seconds(), Packets: e.Packets, Bytes: e.Bytes,
 	}
 	if e.Inbound {
 		r.Direction = vnet.In
@@ -188,6 +189,22 @@ func (l *flowLogger) record(e *FlowEvent, at wasAt) *flowlog.Record {
 		r.Verdict = vnet.Deny
 	}
 	return r
+}
+
+// rule names what decided, as it was called when it did.
+func (l *flowLogger) rule(e *FlowEvent) string {
+	const most = 10000
+	if e.Kind == flowlog.End {
+		if name, ok := l.names[e.Rule]; ok {
+			return name
+		}
+		return l.rules(e.Rule)
+	}
+	if _, known := l.names[e.Rule]; !known && len(l.names) >= most {
+		clear(l.names)
+	}
+	l.names[e.Rule] = l.rules(e.Rule)
+	return l.names[e.Rule]
 }
 
 // at tells where a port was in an epoch: a flow that ends after its port has moved

@@ -46,7 +46,13 @@ func newLogged(t *testing.T) (*flowLogger, *fakeEvents, *fakeHouse, *prometheus.
 	dir := t.TempDir()
 	e, h := &fakeEvents{lost: 1000}, &fakeHouse{}
 	reg := prometheus.NewRegistry()
-	l, err := newFlowLogger(e, h, func(id int64) string { return fmt.Sprint("rule ", id) }, dir, reg, slog.New(slog.DiscardHandler))
+	rules := func(id int64) string {
+		if h.gone {
+			return "deleted"
+		}
+		return fmt.Sprint("rule ", id)
+	}
+	l, err := newFlowLogger(e, h, rules, dir, reg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +99,9 @@ func TestFlowLogFollowsEpoch(t *testing.T) {
 	after := *p.place
 	after.Epoch, after.Network, after.VNI = vnet.NewEpoch(3, 9), "blue", 0xb4c5d6
 	p.setPlace(&after, 5)
+	h.gone = true // the rules went with the network
 	l.take(event(flowlog.End, 23, 7))
+	h.gone = false
 	l.take(event(flowlog.Start, 23, 9))
 	l.take(event(flowlog.End, 23, 4)) // of a place that this agent has not seen
 	quiet := after

@@ -206,7 +206,7 @@ func (h *Host) openMetadata() {
 // openDiagnosis makes what tells of frames and flows.
 func (h *Host) openDiagnosis(context.Context) error {
 	rules := h.networks.groups.name
-	h.asks = newDiagnosis(h.maps, h.ports, rules, h.underlay.deviceName, h.log)
+	h.asks = newDiagnosis(h.maps, h.ports, rules, h.underlay.deviceName, vnet.MAC(h.underlay.uplink.MAC), h.log)
 	var err error
 	name := func(id int64) string { return ruleName(rules, id) }
 	h.flowLog, err = newFlowLogger(h.maps, h.ports, name, filepath.Join(h.config.StateDir, "flows"), h.registry, h.log)

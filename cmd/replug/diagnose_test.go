@@ -110,6 +110,11 @@ icmp      10.0.0.5      out        10.0.0.9        opening  0s      0s    0     
 }
 
 func TestDiagnoseUsage(t *testing.T) {
+	for _, name := range []string{"trace", "capture", "drops", "flows"} {
+		if cmd, _, err := newRoot().Find([]string{name}); err != nil || cmd.Name() != name {
+			t.Errorf("replug has no command %s: %v", name, err)
+		}
+	}
 	for _, args := range [][]string{
 		{"trace", "--from", "web-1", "--to", "10.0.0.9"}, {"trace", "tcp/443"}, {"trace", "--from", "web-1", "--to", "10.0.0.9", "tcp/0"},
 		{"trace", "--from", "web-1", "--to", "10.0.0.9", "tcp/https"}, {"capture"}, {"flows"},

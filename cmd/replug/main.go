@@ -64,7 +64,8 @@ func newRoot() *cobra.Command {
 	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(tenantCommand(c), networkCommand(c), typeCommand(c), poolCommand(c), vmCommand(c), claimCommand(c),
-		swapCommand(c), portCommand(c), vtepCommand(c), groupCommand(c), serviceCommand(c), hostCommand(c), clusterCommand(c), backupCommand(c), restoreCommand(), pkiCommand(),
+		swapCommand(c), portCommand(c), vtepCommand(c), groupCommand(c), serviceCommand(c), hostCommand(c),
+		traceCommand(c), captureCommand(c), dropsCommand(c), flowsCommand(c), clusterCommand(c), backupCommand(c), restoreCommand(), pkiCommand(),
 		labCommand(), demoCommand(), benchCommand())
 	return root
 }

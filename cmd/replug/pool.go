@@ -55,19 +55,21 @@ func types(ts ...*pb.VMType) *table {
 
 func poolCommand(c *caller) *cobra.Command {
 	var size int32
+	var hold string
 	set := &cobra.Command{Use: "set TYPE --size N", Short: "Keep N VMs of a type ready", Args: exact(1, "a TYPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if size < 0 {
 				return usageError{errors.New("--size says how many are to be ready, 0 or more")}
 			}
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				p, err := pb.NewPoolsClient(conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: c.id(), Type: args[0], Size: size})
+				p, err := pb.NewPoolsClient(conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: c.id(), Type: args[0], Size: size, Hold: hold})
 				if err != nil {
 					return err
 				}
 				return c.print(cmd, p, func() *table { return pools(p) })
 			})
 		}}
+	set.Flags().StringVar(&hold, "hold", "warm", "how they wait: warm (they run), or snapshot (saved on disk, resumed at the claim)")
 	set.Flags().Int32Var(&size, "size", -1, "how many are to be ready")
 	show := ask(c, question[*pb.Pool]{use: "show TYPE", short: "Show one pool", args: exact(1, "a TYPE"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Pool, error) {
@@ -83,9 +85,9 @@ func poolCommand(c *caller) *cobra.Command {
 }
 
 func pools(ps ...*pb.Pool) *table {
-	t := &table{head: []string{"TYPE", "SIZE", "READY", "BOOTING", "ERROR"}}
+	t := &table{head: []string{"TYPE", "SIZE", "READY", "BOOTING", "HOLD", "ERROR"}}
 	for _, p := range ps {
-		t.add(p.Type, p.Size, p.Ready, p.Booting, p.Error)
+		t.add(p.Type, p.Size, p.Ready, p.Booting, p.Hold, p.Error)
 	}
 	return t
 }

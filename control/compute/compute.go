@@ -63,6 +63,7 @@ type VM struct {
 	Image  string `json:"image"`
 	// Personality is that of the image on the host when the VM was made.
 	Personality vnet.Personality  `json:"personality,omitempty"`
+	Hold        vnet.Hold         `json:"hold,omitempty"` // how it waits, or waited, in the pool
 	UUID        string            `json:"uuid"`
 	Host        string            `json:"host"`
 	Port        string            `json:"port"`
@@ -220,6 +221,9 @@ func (vm *VM) Machine(disks []vnet.Disk) *vnet.Machine {
 	return &vnet.Machine{ID: vm.ID, UUID: vm.UUID, CPUs: vm.CPUs, Memory: vm.Memory, Image: vm.Image, Disks: disks, Power: vm.Power,
 		Personality: vm.Personality}
 }
+
+// Rests reports whether the VM waits on disk and uses no memory.
+func (vm *VM) Rests() bool { return vm.Phase == Pooled && vm.Hold == vnet.HoldSnapshot }
 
 // Confirm returns what can prove that the guest of the VM has followed a swap. An
 // agent says so each time; cloud-init once, when it leaves the pool; others never.

@@ -23,13 +23,18 @@ type Room struct {
 }
 
 // UsedRoom returns what the VMs on each host use. A VM that is stopped keeps its
-// room: it must be able to start again.
+// room: it must be able to start again. One that rests in the pool has none: it is
+// passed over if its host has none when it is to wake.
 func (m *Manager) UsedRoom(ctx context.Context) (map[string]Room, error) {
 	rows, _, err := store.List[VM](ctx, m.Store, store.VMs)
 	used := make(map[string]Room)
 	for _, r := range rows {
 		u := used[r.Value.Host]
-		used[r.Value.Host] = Room{Memory: u.Memory + r.Value.Memory, VMs: u.VMs + 1}
+		u.VMs++
+		if !r.Value.Rests() {
+			u.Memory += r.Value.Memory
+		}
+		used[r.Value.Host] = u
 	}
 	return used, err
 }

@@ -3399,6 +3399,7 @@ type Pool struct {
 	Ready         int32                  `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
 	Booting       int32                  `protobuf:"varint,4,opt,name=booting,proto3" json:"booting,omitempty"`
 	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // why it can't fill, if it can't
+	Hold          string                 `protobuf:"bytes,20,opt,name=hold,proto3" json:"hold,omitempty"`  // how its VMs wait: warm, snapshot
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3468,11 +3469,19 @@ func (x *Pool) GetError() string {
 	return ""
 }
 
+func (x *Pool) GetHold() string {
+	if x != nil {
+		return x.Hold
+	}
+	return ""
+}
+
 type SetPoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Size          int32                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Hold          string                 `protobuf:"bytes,20,opt,name=hold,proto3" json:"hold,omitempty"` // warm (default): they run; snapshot: saved on disk, resumed at the claim. Of VMs made from now on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3526,6 +3535,13 @@ func (x *SetPoolRequest) GetSize() int32 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *SetPoolRequest) GetHold() string {
+	if x != nil {
+		return x.Hold
+	}
+	return ""
 }
 
 type GetPoolRequest struct {
@@ -7640,18 +7656,20 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x16\n" +
-	"\x14DeleteVMTypeResponse\"t\n" +
+	"\x14DeleteVMTypeResponse\"\x88\x01\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x05R\x04size\x12\x14\n" +
 	"\x05ready\x18\x03 \x01(\x05R\x05ready\x12\x18\n" +
 	"\abooting\x18\x04 \x01(\x05R\abooting\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"W\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x12\n" +
+	"\x04hold\x18\x14 \x01(\tR\x04hold\"k\n" +
 	"\x0eSetPoolRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x05R\x04size\"$\n" +
+	"\x04size\x18\x03 \x01(\x05R\x04size\x12\x12\n" +
+	"\x04hold\x18\x14 \x01(\tR\x04hold\"$\n" +
 	"\x0eGetPoolRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\"\x12\n" +
 	"\x10ListPoolsRequest\"B\n" +

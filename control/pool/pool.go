@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"replug/directory/store"
+	"replug/directory/vnet"
 )
 
 // Errors of this package.
@@ -28,8 +29,9 @@ const MaxSize = 10000
 
 // A Pool is a row: how many VMs of a type are to wait.
 type Pool struct {
-	Type string `json:"type"`
-	Size int    `json:"size"`
+	Type string    `json:"type"`
+	Size int       `json:"size"`
+	Hold vnet.Hold `json:"hold,omitempty"` // how its VMs wait
 }
 
 // A Member is a VM of the platform, as the pool sees it.
@@ -86,15 +88,15 @@ func New(s *store.Store, f Fleet) *Manager {
 	return &Manager{Store: s, Fleet: f, Now: time.Now, state: make(map[string]*backoff)}
 }
 
-// Set composes how many VMs of a type are to wait. Size 0 ends the pool.
-func (m *Manager) Set(typ string, size int) (*store.Txn, error) {
+// Set composes how many VMs of a type are to wait, and how. Size 0 ends the pool.
+func (m *Manager) Set(typ string, size int, hold vnet.Hold) (*store.Txn, error) {
 	if size < 0 || size > MaxSize {
 		return nil, fmt.Errorf("%w pool of %d VMs: must be 0 to %d", ErrInvalid, size, MaxSize)
 	}
 	if size == 0 {
 		return (&store.Txn{}).Delete(Key(typ)), nil
 	}
-	return (&store.Txn{}).Put(Key(typ), Pool{Type: typ, Size: size}), nil
+	return (&store.Txn{}).Put(Key(typ), Pool{Type: typ, Size: size, Hold: hold}), nil
 }
 
 // List returns all pools.
