@@ -54,7 +54,7 @@ type Options struct {
 	IMDSMAC     [6]byte      // its address
 	GatewayMAC  [6]byte      // what guests see as their gateway, and as each peer
 	HostAddress netip.Addr   // the host's underlay address, IPv4 or IPv6: the family of the underlay
-	PAPrefix    netip.Prefix // PAs of this host; HostAddress alone if all ports share it
+	PAPrefix    netip.Prefix // PAs of this host, at most 65,536; HostAddress alone if all ports share it
 	UnderlayMTU int          // bytes of an outer IP packet
 
 	// Capacities, 0: 65,536 each.
@@ -316,6 +316,8 @@ func (o Options) settings() (datapathSettings, error) {
 		return s, fmt.Errorf("%w: no HostAddress", ErrOptions)
 	case !o.PAPrefix.IsValid() || o.PAPrefix.Addr().Is4() != o.HostAddress.Is4():
 		return s, fmt.Errorf("%w: PAPrefix %s is not of the family of HostAddress %s", ErrOptions, o.PAPrefix, o.HostAddress)
+	case o.PAPrefix.Addr().BitLen()-o.PAPrefix.Bits() > 16:
+		return s, fmt.Errorf("%w: PAPrefix %s has more than 65,536 addresses, which is what a mapping can tell apart", ErrOptions, o.PAPrefix)
 	case o.UnderlayMTU < 576+overhead:
 		return s, fmt.Errorf("%w: UnderlayMTU %d leaves a guest less than 576 bytes", ErrOptions, o.UnderlayMTU)
 	case o.GatewayMAC == [6]byte{}:

@@ -225,7 +225,7 @@ func TestUDPSegments(t *testing.T) {
 // in for from_wire, because it can set a mark.
 func TestUpTheVXLANDevice(t *testing.T) {
 	a, _ := newMachines(t)
-	a.add(redA, a)
+	guest, _ := a.add(redA, a)
 	frame := eth(redA.mac, redB.mac, etherIPv4, udp4(caB, caA, 7946, 5353, text(37)))
 	for _, c := range []struct {
 		name, reason string
@@ -260,6 +260,51 @@ func TestUpTheVXLANDevice(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
+	}
+	answerClimbs(t, a, guest)
+}
+
+// answerClimbs: a backend's answer that went up the VXLAN device becomes the
+// service's there, and the guest's kernel takes its checksum; once its row has
+// gone, it is refused.
+func answerClimbs(t *testing.T, a *machine, guest *room) {
+	t.Helper()
+	var in net.PacketConn
+	guest.in(func() (err error) {
+		in, err = net.ListenPacket("udp4", netip.AddrPortFrom(caA, 40329).String())
+		return err
+	})
+	defer in.Close()
+	clock, err := a.dp.clock(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := datapathFlowKey{Remote: as16(caB), Local: as16(caA), PortId: redA.id, Rport: swap16(7951), Lport: swap16(40329), Proto: protoUDP}
+	row := datapathFlow{Epoch: redA.epoch, Seen: clock.now, Nat: as16(vips[0]), NatPort: swap16(8453), Flags: uint8(datapathFlowFlagFLOW_BACKEND)}
+	if err := a.dp.objs.Flows.Put(key, row); err != nil {
+		t.Fatal(err)
+	}
+	answer := tunnel{vni: red, src: hostA, dst: hostA}.with(eth(redA.mac, redB.mac, etherIPv4, udp4(caB, caA, 7951, 40329, text(53))))[42:]
+	const mark = 0x5eb70000 | 0x8000
+	a.sendUp(mark|uint32(redA.id), answer)
+	b := make([]byte, 2048)
+	if err := in.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, from, err := in.ReadFrom(b)
+	if err != nil || from.String() != netip.AddrPortFrom(vips[0], 8453).String() || !bytes.Equal(b[:n], text(53)) {
+		t.Errorf("got %d bytes from %v, %v, want 53 from the service; drops %v", n, from, err, a.reasons())
+	}
+	if err := a.dp.objs.Flows.Delete(key); err != nil {
+		t.Fatal(err)
+	}
+	before := a.drop("changed")
+	a.sendUp(mark|uint32(redA.id), answer)
+	for deadline := time.Now().Add(5 * time.Second); a.drop("changed") != before+1; {
+		if time.Now().After(deadline) {
+			t.Fatalf("an answer whose row has gone wasn't refused; %v", a.reasons())
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -84,14 +84,31 @@ static __always_inline void tally_flow(struct flow *flow, const struct packet *p
 	n->bytes += p->len;
 }
 
+/* A service's flow has two rows, one a direction: they live and end together. */
+static __always_inline void touch_twin(const struct packet *p, const struct flow *flow, __u8 flags,
+				       __u32 now)
+{
+	struct flow_key key = p->key;
+	struct flow *twin;
+
+	key.remote = flow->nat;
+	key.rport = flow->nat_port;
+	twin = bpf_map_lookup_elem(&flows, &key);
+	if (!twin || twin->epoch != flow->epoch)
+		return;
+	twin->seen = now;
+	twin->flags |= flags & (FLOW_ANSWERED | FLOW_CLOSING | FLOW_RESET);
+}
+
 /* Notes that a packet of the flow has passed. */
 static __always_inline void touch(struct flow *flow, const struct packet *p, bool inbound, __u32 now)
 {
 	__u8 flags = flow->flags;
+	bool newer = flow->seen != now;
 
 	if (p->trace)
 		return;
-	if (flow->seen != now)
+	if (newer)
 		flow->seen = now;
 	if (inbound != !!(flags & FLOW_INBOUND))
 		flags |= FLOW_ANSWERED;
@@ -103,6 +120,9 @@ static __always_inline void touch(struct flow *flow, const struct packet *p, boo
 		if (p->tcp_flags & TCP_RST)
 			flags |= FLOW_RESET;
 	}
+	newer |= flags != flow->flags;
+	if (newer && flags & (FLOW_SERVICE | FLOW_BACKEND))
+		touch_twin(p, flow, flags, now);
 	if (flags != flow->flags)
 		flow->flags = flags;
 	tally_flow(flow, p, inbound);
@@ -342,17 +362,20 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 }
 
 /* The rules have changed: a flow that they wouldn't let begin any more ends. */
-static __always_inline enum drop_reason judge_again(struct packet *p, const struct port *port,
+static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
+						    const struct port *port, bool inbound,
 						    struct flow *flow)
 {
-	bool inbound = flow->flags & FLOW_INBOUND;
 	__u8 echo = p->v6 ? 128 : 8;
 	enum drop_reason why;
 	__s32 rule;
 
-	if (flow->flags & FLOW_BACKEND) /* its other row is judged */
-		return DROP_NONE;
-	why = classify(p, port, inbound, echo, &rule);
+	if (flow->flags & FLOW_BACKEND) { /* the rules know the service */
+		p->key.remote = flow->nat;
+		p->key.rport = flow->nat_port;
+	}
+	why = classify(p, port, flow->flags & FLOW_INBOUND, echo, &rule);
+	make_key(p, id, inbound);
 	if (!p->trace && why) {
 		bpf_map_delete_elem(&flows, &p->key);
 		tell_flow(p, port, inbound, FLOW_DENIED, why, rule);
@@ -389,13 +412,14 @@ static __always_inline enum drop_reason follow_service(struct packet *p, const s
 }
 
 /* A packet of a flow that the port knows. */
-static __always_inline enum drop_reason go_on(struct packet *p, const struct port *port, bool inbound,
-					      __u32 now, __u64 since, struct flow *flow)
+static __always_inline enum drop_reason go_on(struct packet *p, __u32 id, const struct port *port,
+					      bool inbound, __u32 now, __u64 since,
+					      struct flow *flow)
 {
 	enum drop_reason why = DROP_NONE;
 
 	if (flow->generation != port->generation)
-		why = judge_again(p, port, flow);
+		why = judge_again(p, id, port, inbound, flow);
 	if (!why)
 		why = follow_service(p, flow, inbound);
 	if (!why && !knows_way(p, flow, inbound, since)) {
@@ -424,7 +448,7 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
 	if (!flow || !is_alive(flow, port, p, now))
 		return begin(p, id, port, inbound, now, since, rule);
 	*rule = flow->rule;
-	return go_on(p, port, inbound, now, since, flow);
+	return go_on(p, id, port, inbound, now, since, flow);
 }
 
 /*

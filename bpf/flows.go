@@ -104,14 +104,26 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 	return s, err
 }
 
-// Connections returns the port's TCP connections of an epoch that are open.
+// Connections returns the port's TCP connections of an epoch that are open. What
+// a service's backend has acknowledged stands in the row of its answers.
 func (d *Datapath) Connections(port uint16, epoch uint64) ([]Flow, error) {
+	type end struct{ local, backend netip.AddrPort }
 	var open []Flow
+	acks := map[end]uint32{}
 	err := d.EachFlow(func(f Flow) {
-		if f.Port == port && f.Epoch == epoch && f.Protocol == 6 && f.Answered && !f.Closing && !f.Answers {
+		switch {
+		case f.Port != port || f.Epoch != epoch || f.Protocol != 6:
+		case f.Answers:
+			acks[end{f.Local, f.Remote}] = f.RemoteAck
+		case f.Answered && !f.Closing:
 			open = append(open, f)
 		}
 	})
+	for i, f := range open {
+		if ack, ok := acks[end{f.Local, f.Service}]; ok {
+			open[i].RemoteAck = ack
+		}
+	}
 	return open, err
 }
 

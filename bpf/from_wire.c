@@ -47,7 +47,11 @@ static __always_inline enum drop_reason translate(struct __sk_buff *skb, struct 
 	struct packet *p = f->p;
 
 	f->rest = all_of(skb);
-	if (parse_eth(f) || parse_ip(f) || rewrite(skb, f, END_SOURCE, &p->nat, p->nat_port))
+	if (parse_eth(f))
+		return DROP_INNER_TRUNCATED;
+	/* Unwrapped, it still has the outer Ethernet header: the room was made behind that. */
+	f->eth->h_proto = p->v6 ? ETH_P_BE_IPV6 : ETH_P_BE_IP;
+	if (parse_ip(f) || rewrite(skb, f, END_SOURCE, &p->nat, p->nat_port))
 		return DROP_INNER_TRUNCATED;
 	return DROP_NONE;
 }

@@ -77,6 +77,7 @@ func TestLoadRefusesOptions(t *testing.T) {
 		"no uplink":               func(o *Options) { o.Uplink = 0 },
 		"IPv6 host with IPv4 PAs": func(o *Options) { o.HostAddress = addr("2001:db8::7") },
 		"no PA prefix":            func(o *Options) { o.PAPrefix = netip.Prefix{} },
+		"too many PAs":            func(o *Options) { o.PAPrefix = netip.MustParsePrefix("100.64.0.0/15") },
 		"tiny MTU":                func(o *Options) { o.UnderlayMTU = 600 },
 		"no gateway":              func(o *Options) { o.GatewayMAC = [6]byte{} },
 		"not on a bpffs":          func(o *Options) { o.PinDir = t.TempDir() },

@@ -79,7 +79,7 @@ func (t *peerTable) find(pa netip.Addr) (netip.Prefix, bool) {
 	best, found := netip.Prefix{}, false
 	for bits := range t.sizes {
 		if p, err := pa.Prefix(bits); err == nil && (!found || bits > best.Bits()) {
-			if _, ok := t.byKey[p]; ok && low32(pa)-low32(p.Addr()) <= 0xffff {
+			if _, ok := t.byKey[p]; ok && reaches(p.Addr(), pa) {
 				best, found = p, true
 			}
 		}
@@ -135,6 +135,12 @@ func (t *peerTable) pa(m datapathMapping) (netip.Addr, uint32) {
 	b := row.Base.B
 	binary.BigEndian.PutUint32(b[12:], binary.BigEndian.Uint32(b[12:])+uint32(m.Offset))
 	return datapathAddr{B: b}.ip(), row.NextHop
+}
+
+// reaches says whether a mapping's offset leads from a peer's base to pa.
+func reaches(base, pa netip.Addr) bool {
+	b, a := base.As16(), pa.As16()
+	return [12]byte(a[:]) == [12]byte(b[:]) && low32(pa)-low32(base) <= 0xffff
 }
 
 func low32(a netip.Addr) uint32 {

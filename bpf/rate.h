@@ -47,12 +47,15 @@ static __always_inline bool keeps(const struct rate *r, __u32 id, enum bucket by
 	return !r->byte_cost || spend_at(id, bytes, now, r->byte_cost * len >> 16, r->byte_burst);
 }
 
-/* How many packets a frame is on a wire. */
+/* How many packets a frame is on a wire: each has p->gso bytes behind its headers. */
 static __always_inline __u32 segments_of(const struct packet *p)
 {
-	__u32 size = p->gso;
+	__u32 header = p->proto == IPPROTO_TCP ? sizeof(struct tcphdr) + p->options_len
+					       : sizeof(struct udphdr);
 
-	return size ? (p->len + size - 1) / size : 1;
+	if (!p->gso || p->payload <= header)
+		return 1;
+	return (p->payload - header + p->gso - 1) / p->gso;
 }
 
 static __always_inline enum drop_reason check_rate_from(const struct packet *p, __u32 id,
