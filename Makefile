@@ -34,6 +34,9 @@ demo: build $(if $(GUEST),setup-test) ## play the story: pool, claim, live swap,
 test: setup-test build ## run every test, those with real BPF, namespaces and QEMU too
 	tests/run.sh
 
+test-stock: setup-test build ## take the stock Debian image through pool, claim, reboots and swaps
+	REPLUG_STOCK=all TESTS=./tests/host RUN=TestCloudInit tests/run.sh
+
 ##@ Building
 
 build: setup $(PROGRAMS:%=build-%) ## build the programs into bin/
@@ -97,4 +100,4 @@ fi
 endef
 
 .ONESHELL:
-.PHONY: demo test build generate bench setup setup-test fmt lint clean help
+.PHONY: demo test test-stock build generate bench setup setup-test fmt lint clean help

@@ -19,5 +19,6 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+export REPLUG_STOCK=${REPLUG_STOCK:-cloud-init}
 # One package at a time: each has its own lab, and the machine may have two cores.
 go test -p 1 -count=1 -timeout 14m ${RUN:+-run "$RUN"} ${TESTS:-./...}
