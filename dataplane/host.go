@@ -18,8 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	stdmaps "maps"
-	"net"
-	"net/http"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -28,7 +26,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
 	"replug/dataplane/channel"
@@ -38,7 +35,6 @@ import (
 	"replug/dataplane/qmp"
 	"replug/dataplane/trap"
 	"replug/directory/client"
-	"replug/directory/frame"
 	"replug/directory/pki"
 	"replug/directory/vnet"
 )
@@ -281,62 +277,8 @@ func (h *Host) Run(ctx context.Context) error {
 	return errors.Join(err, h.Close())
 }
 
-// probe sends a segment of a health check to a port's guest.
-func (h *Host) probe(to target, s frame.Spec) error {
-	f, err := frame.Compose(s)
-	if err != nil {
-		return err
-	}
-	return h.sender.Answer(to.id, to.place.Epoch, to.ifindex, f)
-}
-
 // connected reports whether the stream to a server is open.
 func (h *Host) connected() bool {
 	_, _, ok := h.client.Connected()
 	return ok
-}
-
-func (h *Host) serveMetrics(ctx context.Context) error {
-	if h.config.MetricsListen == "" {
-		return nil
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", h.config.MetricsListen)
-	if err != nil {
-		return fmt.Errorf("serve metrics (--metrics-listen): %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(h.registry, promhttp.HandlerOpts{}))
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	return nil
-}
-
-// A handler hands what the directory says to ports and networks. What ports
-// rely on is written before they hear of it.
-type handler struct {
-	*networks
-	ports *ports
-	log   *slog.Logger
-}
-
-func (h handler) OnResync() {
-	h.networks.OnResync()
-	h.ports.resync()
-}
-
-func (h handler) OnIntent(in vnet.Intent) {
-	h.flush()
-	h.ports.set(in)
-}
-
-func (h handler) OnIntentGone(port string) { h.ports.gone(port) }
-
-func (h handler) OnSynced(revision int64) {
-	h.networks.OnSynced(revision)
-	h.ports.synced()
 }

@@ -67,8 +67,12 @@ func (p *port) drain(next *vnet.Place) (time.Duration, error) {
 		return 0, nil
 	}
 	open, err := p.datapath.Connections(p.id, p.row.Epoch)
-	if err != nil || len(open) == 0 {
-		return 0, err
+	switch {
+	case err != nil: // then all of the time is given
+		p.log.Warn("connections can't be listed: the port drains as long as it may", "err", err)
+		return left, nil
+	case len(open) == 0:
+		return 0, nil
 	}
 	return min(left, drainGap), nil
 }
@@ -92,20 +96,19 @@ func (p *port) undrain() error {
 
 // noteWays remembers how to reach the other ends while the network they are in is
 // still known here: it may be dropped together with the intent that goes away.
-func (p *port) noteWays() error {
+func (p *port) noteWays(next *vnet.Place) {
 	place, _, _, ok := p.inForce()
-	if !ok {
-		return nil
+	if !ok || next.OldConnections == vnet.SilenceConnections {
+		return
 	}
 	open, err := p.datapath.Connections(p.id, place.Epoch)
 	if err != nil {
-		return err
+		p.log.Warn("connections can't be listed: peers may not hear of a reset", "err", err)
 	}
 	p.ways = map[netip.Addr]Way{}
 	for _, c := range open {
 		p.wayTo(place, c.Peer.Addr(), p.ways)
 	}
-	return nil
 }
 
 // wayTo looks an address up, and in the network if it isn't among the ways.

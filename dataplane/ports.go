@@ -231,69 +231,12 @@ func (ps *ports) get(id vnet.PortID) *port {
 	return ps.byID[id]
 }
 
-// find returns a port by its name, as it is in force.
-func (ps *ports) find(name string) (target, bool) {
-	ps.mu.Lock()
-	p := ps.byName[name]
-	ps.mu.Unlock()
-	if p == nil {
-		return target{}, false
-	}
-	place, ifindex, mac, ok := p.inForce()
-	return target{p.id, place, ifindex, mac}, ok
-}
-
-// networksOf returns where each port is.
-func (ps *ports) networksOf() map[vnet.PortID]vnet.Moniker {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	all := make(map[vnet.PortID]vnet.Moniker, len(ps.byID))
-	for id, p := range ps.byID {
-		if place, _, _, ok := p.inForce(); ok {
-			all[id] = place.Network
-		}
-	}
-	return all
-}
-
 // kick lets all ports look again.
 func (ps *ports) kick() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, p := range ps.byName {
 		p.kick()
-	}
-}
-
-// kickIn lets the ports look again that need a network.
-func (ps *ports) kickIn(vni vnet.VNI) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	for p := range ps.users[vni] {
-		p.kick()
-	}
-}
-
-// index notes which networks a port needs, by its newest intent; nil: none.
-func (ps *ports) index(p *port, in *vnet.Intent) {
-	for _, vni := range p.needs {
-		if delete(ps.users[vni], p); len(ps.users[vni]) == 0 {
-			delete(ps.users, vni)
-		}
-	}
-	p.needs = nil
-	if in == nil {
-		return
-	}
-	p.needs = in.Current.VNIs()
-	if in.Next != nil {
-		p.needs = append(p.needs, in.Next.VNIs()...)
-	}
-	for _, vni := range p.needs {
-		if ps.users[vni] == nil {
-			ps.users[vni] = map[*port]struct{}{}
-		}
-		ps.users[vni][p] = struct{}{}
 	}
 }
 

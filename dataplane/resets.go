@@ -87,15 +87,3 @@ func routed(place *vnet.Place, to netip.Addr) (vnet.VNI, netip.Addr) {
 	}
 	return place.VNI, to
 }
-
-// tapOf returns the tap of a port of this host, by its MAC in a network.
-func (ps *ports) tapOf(vni vnet.VNI, mac vnet.MAC) (int, bool) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	for _, p := range ps.byID {
-		if place, ifindex, m, ok := p.inForce(); ok && place.VNI == vni && m == mac {
-			return ifindex, true
-		}
-	}
-	return 0, false
-}

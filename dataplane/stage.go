@@ -82,9 +82,7 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 	if wait, err := p.drain(next); err != nil || wait > 0 {
 		return wait, err
 	}
-	if err := p.noteWays(); err != nil {
-		return 0, err
-	}
+	p.noteWays(next)
 	return 0, p.timed()
 }
 
