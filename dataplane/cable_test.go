@@ -166,7 +166,10 @@ func (c *cable) load() *maps {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	m, err := loadMaps(u, config, log)
 	must(c.t, err)
-	c.t.Cleanup(func() { _ = m.close() })
+	c.t.Cleanup(func() {
+		c.end() // the agent, which uses it
+		_ = m.close()
+	})
 	must(c.t, m.Attach(intent().ID, c.ifindex))
 	return m
 }

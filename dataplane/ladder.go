@@ -66,7 +66,7 @@ func ladderOf(p vnet.Personality, pooled bool) ladder {
 }
 
 const (
-	// patience for a guest whose link is not cut: all that the ladder has.
+	// patience for a guest whose link is not cut, until it is reported as failed.
 	noBouncePatience = 7 * time.Second
 	// resumePatience is for a guest that may have renewed while the agent was
 	// away: it is not bounced a second time before it is over.
