@@ -22,7 +22,13 @@ import (
 // and the machinery that net/http has for keeping them would be half of the binary:
 // 7.3 MB instead of 4.0, and cold code is what a swap waits for in a slow guest.
 func (m *imds) do(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
+	host := m.host
 	conn, err := dial(ctx, m.addr)
+	if err != nil && m.addr == metadata4 { // there may be no IPv4 in this network
+		if c, err6 := dial(ctx, metadata6); err6 == nil {
+			conn, host, err = c, "[fd00:ec2::254]", nil
+		}
+	}
 	if err != nil {
 		return 0, nil, fmt.Errorf("%w: %w", errStale, err)
 	}
@@ -30,7 +36,7 @@ func (m *imds) do(ctx context.Context, method, path string, body []byte) (int, [
 	conn.SetDeadline(time.Now().Add(m.wait + time.Second))
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })()
 	var req bytes.Buffer
-	fmt.Fprintf(&req, "%s %s HTTP/1.0\r\nHost: %s\r\nMetadata: true\r\n", method, path, m.host)
+	fmt.Fprintf(&req, "%s %s HTTP/1.0\r\nHost: %s\r\nMetadata: true\r\n", method, path, host)
 	if body != nil {
 		fmt.Fprintf(&req, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
 	}
@@ -41,6 +47,12 @@ func (m *imds) do(ctx context.Context, method, path string, body []byte) (int, [
 	}
 	return readAnswer(bufio.NewReader(io.LimitReader(conn, maxDocument+maxHead)))
 }
+
+// Where guests find the metadata service.
+const (
+	metadata4 = "169.254.169.254:80"
+	metadata6 = "[fd00:ec2::254]:80"
+)
 
 // dial gives up after a second. A SYN that is lost would be sent again after that
 // second only, so a second one follows sooner.

@@ -28,7 +28,6 @@ type judge struct {
 const (
 	judgePatience = 4 * time.Second        // for one way to lead to a new address
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
-	metadata6     = "[fd00:ec2::254]:80"
 )
 
 // await waits until the NIC has its new addresses, removes the old ones that are

@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -30,10 +31,11 @@ type linux struct {
 	link    *link
 	nic     *nic
 	settled bool // another DHCP client was found before
+	end6    func()
 }
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
-	l := &linux{machine: newMachine(c.Root), c: c, log: log}
+	l := &linux{machine: newMachine(c.Root), c: c, log: log, end6: func() {}}
 	var err error
 	if l.link, err = watchLink(ctx, c.Interface, c.LinkPoll, log); err != nil {
 		return nil, err
@@ -46,6 +48,7 @@ func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
 
 // close returns once the link's watch has ended, by the end of its context.
 func (l *linux) close() {
+	l.end6()
 	l.link.wait()
 	l.nic.close()
 }
@@ -74,7 +77,45 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 			return time.Time{}, l.drive(ctx, st, clients, why.moved)
 		}
 	}
-	return l.nic.lease(ctx, st, l.machine, why.due, l.log)
+	return l.both(ctx, st, why.due)
+}
+
+// noIPv4 is how long an IPv4 lease may take once IPv6 is there: a network that gives
+// only the latter says nothing of the former.
+const noIPv4 = 700 * time.Millisecond
+
+// both asks for both families at once. It returns when there is an IPv4 lease, or an
+// IPv6 address and no IPv4 in this network. IPv6 is followed until the link changes,
+// or the next time that this is called.
+func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, error) {
+	ready := make(chan struct{})
+	if !due {
+		l.end6()
+		six, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		l.end6 = func() { cancel(); <-ended }
+		go func() {
+			defer close(ended)
+			l.follow6(six, st, ready)
+		}()
+	}
+	four, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-ready:
+			if pause(four, noIPv4); four.Err() == nil {
+				cancel()
+			}
+		case <-four.Done():
+		}
+	}()
+	renewAt, err := l.nic.lease(four, st, l.machine, due, l.log)
+	if err != nil && four.Err() != nil && ctx.Err() == nil {
+		l.log.say("no IPv4 in this network")
+		return time.Time{}, l.nic.clear(st.index, netip.Prefix{})
+	}
+	return renewAt, err
 }
 
 // handsOff reports whether the maintenance switch is set: the operator of the VM
