@@ -1,6 +1,10 @@
 package imds
 
-import "net/http"
+import (
+	"net/http"
+
+	"replug/directory/vnet"
+)
 
 // Unlimited lets every port ask as often as it likes, from now on.
 func (s *Server) Unlimited() { s.perSec, s.burst = 1e9, 1e9 }
@@ -16,3 +20,6 @@ func ParseHealth(body []byte) (ready bool, incarnation uint64, why string, err e
 
 // Handler answers requests without a listener.
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
+
+// UserData is what a guest of a cloud with user data alone is handed.
+func UserData(d *vnet.Document, g *Guest) []byte { return joined(cloudConfig(d, g, true), d.UserData) }
