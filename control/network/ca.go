@@ -91,12 +91,13 @@ func (m *Manager) Take(ctx context.Context, n store.Row[Network], want []vnet.CA
 // wanted returns the CAs that were asked for by their family, of which the port
 // has one each at most.
 func (n *Network) wanted(want []vnet.CA, need Families) (map[Families]vnet.CA, error) {
-	if have := n.Families(); !have.Has(need) {
-		return nil, fmt.Errorf("%w: it has %s subnets, %s is needed; choose another network or add a subnet", ErrFamily, have, need)
-	}
+	have := n.Families()
 	wanted := make(map[Families]vnet.CA, len(want))
 	for _, ca := range want {
 		f := FamilyOf(ca.Addr)
+		if !have.Has(f) {
+			return nil, fmt.Errorf("%w: %s is in none of %s", ErrOutside, ca, join(n.prefixes()))
+		}
 		if !need.Has(f) {
 			return nil, fmt.Errorf("%w: %s is asked for, but the port has %s addresses only", ErrFamily, ca, need)
 		}
@@ -104,6 +105,9 @@ func (n *Network) wanted(want []vnet.CA, need Families) (map[Families]vnet.CA, e
 			return nil, fmt.Errorf("%w: both %s and %s are asked for; a port has one address of each family", ErrInvalid, wanted[f], ca)
 		}
 		wanted[f] = ca
+	}
+	if !have.Has(need) {
+		return nil, fmt.Errorf("%w: it has %s subnets, %s is needed; choose another network or add a subnet", ErrFamily, have, need)
 	}
 	return wanted, nil
 }

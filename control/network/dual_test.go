@@ -106,6 +106,7 @@ func TestTakeDual(t *testing.T) {
 		{"two of one family", n, cas("fd17:34::77", "fd17:34::78"), Dual, "", ErrInvalid},
 		{"a family the port does not have", n, cas("fd17:34::77"), V4, "", ErrFamily},
 		{"a family the network does not have", v4, nil, Dual, "", ErrFamily},
+		{"an address of a family that it does not have", v4, cas("fd17:34::9"), Dual, "", ErrOutside},
 		{"the anycast address of routers", n, cas("fd17:34::"), Dual, "", ErrOutside},
 	} {
 		got, txn, err := b.Take(ctx, c.n, c.want, c.need, vnet.MAC{}, h)
