@@ -10,12 +10,14 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -105,8 +107,10 @@ func (n *neighbour) do(f func()) {
 }
 
 // dial connects from the neighbour to the guest.
-func (n *neighbour) dial(port string) (conn net.Conn, err error) {
-	n.do(func() { conn, err = net.DialTimeout("tcp4", "10.17.34.51:"+port, 1500*time.Millisecond) })
+func (n *neighbour) dial(port string) (net.Conn, error) { return n.dialTo("10.17.34.51:" + port) }
+
+func (n *neighbour) dialTo(addr string) (conn net.Conn, err error) {
+	n.do(func() { conn, err = net.DialTimeout("tcp4", addr, 1500*time.Millisecond) })
 	return conn, err
 }
 
@@ -221,6 +225,99 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Since(begun) > 10*time.Second {
 			t.Fatalf("never: %s", what)
 		}
+	}
+}
+
+// A service leads to its backend, by the directory's word; when that dies its
+// connections are reset, and a client that comes later is turned away.
+func TestServiceOfARealGuest(t *testing.T) {
+	in := intent()
+	in.Current.Document, in.Monitor = nil, ""
+	c, n := settledCable(t, in)
+	ns, err := newNetworks(c.maps, kernel4test{}, "h1", NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	must(t, err)
+	l := c.serve("8443")
+	s := service(red, "www", "10.17.34.90", 443)
+	s.Backends = []vnet.Backend{{Member: in.Port, CA: in.Current.Addrs[0].CA, Port: 8443, Weight: 1}}
+	ns.OnService(s)
+	theirs, err := n.dialTo("10.17.34.90:443")
+	must(t, err)
+	defer theirs.Close()
+	ours, err := l.Accept()
+	must(t, err)
+	defer ours.Close()
+	talk(t, theirs, ours, 50000)
+	talk(t, ours, theirs, 50000)
+	if from := ours.RemoteAddr().(*net.TCPAddr).IP.String(); from != neighbourCA.String() {
+		t.Errorf("the backend sees %s", from)
+	}
+
+	s.Backends = slices.Clone(s.Backends)
+	s.Backends[0].Dead = true
+	ns.OnService(s)
+	if _, err := theirs.Write([]byte("still there?")); err != nil {
+		t.Error(err)
+	}
+	must(t, theirs.SetReadDeadline(time.Now().Add(5*time.Second)))
+	if _, err := theirs.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("a connection to a dead backend: %v", err)
+	}
+	if late, err := n.dialTo("10.17.34.90:443"); err == nil {
+		late.Close()
+		t.Error("connected to a dead backend")
+	}
+	ns.OnServiceGone(red, "www")
+	if keys, err := c.maps.Services(); err != nil || len(keys) != 0 {
+		t.Errorf("services left: %v, %v", keys, err)
+	}
+}
+
+// A route leads into a peer network, where the destination has its mapping; the
+// answer comes back by the peer's own route.
+func TestPeersOfRealGuests(t *testing.T) {
+	in := intent()
+	in.Current.Document, in.Monitor = nil, ""
+	back := vnet.Route{Prefix: netip.MustParsePrefix("10.99.0.0/24"), Peer: blue}
+	in.Current.Routes = []vnet.Route{back}
+	c, n := settledCable(t, in)
+	ns, err := newNetworks(c.maps, kernel4test{}, "h1", NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	must(t, err)
+	ca := netip.MustParseAddr("10.99.0.62")
+	blueSide := Row{Port: 24, Epoch: 6, VNI: blue, MAC: neighbourMAC, PA: vnet.PA{Addr: netip.MustParseAddr("100.64.9.24")},
+		CAs: [MaxCAs]netip.Prefix{netip.PrefixFrom(ca, 24)}, Gateway: netip.MustParseAddr("10.99.0.1"), MTU: 1500, Ifindex: n.ifindex, Rules: open}
+	must(t, c.maps.SetPort(blueSide))
+	ns.OnMapping(vnet.Mapping{VNI: blue, CA: vnet.CA{Addr: ca}, PA: blueSide.PA, MAC: neighbourMAC, Epoch: 6, Host: "h1"})
+	ns.flush()
+	must(t, ns.Use(24, &vnet.Place{VNI: blue, Routes: []vnet.Route{{Prefix: netip.MustParsePrefix("10.17.34.0/24"), Peer: red}}}))
+	must(t, ns.Use(in.ID, &in.Current))
+	far, err := netlink.NewHandleAt(n.ns)
+	must(t, err)
+	defer far.Close()
+	link, err := far.LinkByName("eth1")
+	must(t, err)
+	old, err := netlink.ParseAddr("10.17.34.62/24")
+	must(t, err)
+	must(t, far.AddrDel(link, old))
+	c.address("eth1", "10.99.0.62/24", far)
+	must(t, far.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 99, 0, 1).To4()}))
+	eth0, err := c.handle.LinkByName("eth0")
+	must(t, err)
+	must(t, c.handle.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 99, 0, 0).To4(), Mask: net.CIDRMask(24, 32)},
+		Gw: net.IPv4(10, 17, 34, 1).To4()}))
+	l := c.serve("443")
+	theirs, err := n.dial("443")
+	must(t, err)
+	defer theirs.Close()
+	ours, err := l.Accept()
+	must(t, err)
+	defer ours.Close()
+	talk(t, ours, theirs, 50000)
+
+	in.Current.Routes = nil
+	must(t, ns.Use(in.ID, &in.Current))
+	if late, err := n.dial("443"); err == nil {
+		late.Close()
+		t.Error("connected although the way back is gone")
 	}
 }
 

@@ -199,7 +199,7 @@ func TestRouted(t *testing.T) {
 		"10.17.34.7": "11259375 10.17.34.7", "10.17.99.7": "11259375 10.17.99.7", "10.20.5.5": "1193047 10.20.5.5",
 		"10.20.9.5": "11259375 10.17.34.4", "192.0.2.7": "11259375 10.17.34.3", "fd00::7": "0 invalid IP",
 	} {
-		vni, ca := routed(&p, netip.MustParseAddr(to))
+		vni, ca := nextOf(&p, netip.MustParseAddr(to))
 		if got := fmt.Sprint(uint32(vni), " ", ca); got != want {
 			t.Errorf("%s: by %s, want %s", to, got, want)
 		}

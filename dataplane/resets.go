@@ -48,7 +48,7 @@ func reset(to vnet.MAC, src, dst netip.AddrPort, seq, ack uint32) ([]byte, error
 // Way finds how an address is reached from a place, as the datapath does: its
 // subnets first, then the longest route.
 func (ns *networks) Way(place *vnet.Place, to netip.Addr) (Way, bool) {
-	vni, ca := routed(place, to)
+	vni, ca := nextOf(place, to)
 	if !ca.IsValid() {
 		return Way{}, false
 	}
@@ -64,8 +64,8 @@ func (ns *networks) Way(place *vnet.Place, to netip.Addr) (Way, bool) {
 	return w, ok
 }
 
-// routed returns the network and the address in it that leads to a destination.
-func routed(place *vnet.Place, to netip.Addr) (vnet.VNI, netip.Addr) {
+// nextOf returns the network and the address in it that leads to a destination.
+func nextOf(place *vnet.Place, to netip.Addr) (vnet.VNI, netip.Addr) {
 	for _, a := range place.Addrs {
 		if a.Prefix().Contains(to) {
 			return place.VNI, to

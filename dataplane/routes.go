@@ -15,13 +15,20 @@ type routes struct {
 	datapath Directory
 
 	mu     sync.Mutex
-	places map[vnet.PortID][]*vnet.Place
+	places map[vnet.PortID][]routed
 	at     map[routeKey]*routeAt
 }
 
 type routeKey struct {
 	vni    vnet.VNI
 	prefix netip.Prefix
+}
+
+// routed is what a place says, as it was when its port said so.
+type routed struct {
+	vni    vnet.VNI
+	epoch  vnet.Epoch
+	routes []vnet.Route
 }
 
 // routeAt is what places say of one prefix of a network.
@@ -41,7 +48,7 @@ type sayers struct {
 const staleRoutes = 30 * time.Second
 
 func newRoutes(d Directory) (*routes, error) {
-	rs := &routes{datapath: d, places: map[vnet.PortID][]*vnet.Place{}, at: map[routeKey]*routeAt{}}
+	rs := &routes{datapath: d, places: map[vnet.PortID][]routed{}, at: map[routeKey]*routeAt{}}
 	return rs, d.EachRoute(func(vni vnet.VNI, r vnet.Route) {
 		rs.at[routeKey{vni, r.Prefix}] = &routeAt{said: map[vnet.Route]*sayers{}, written: &r, before: true}
 	})
@@ -56,8 +63,9 @@ func (rs *routes) use(id vnet.PortID, places []*vnet.Place) error {
 	touched := map[routeKey]bool{}
 	for _, pl := range places {
 		if pl != nil {
-			rs.places[id] = append(rs.places[id], pl)
-			rs.say(pl, 1, touched)
+			r := routed{pl.VNI, pl.Epoch, pl.Routes}
+			rs.places[id] = append(rs.places[id], r)
+			rs.say(r, 1, touched)
 		}
 	}
 	for _, pl := range old {
@@ -71,10 +79,10 @@ func (rs *routes) use(id vnet.PortID, places []*vnet.Place) error {
 }
 
 // say counts a place's routes, or takes them back.
-func (rs *routes) say(pl *vnet.Place, n int, touched map[routeKey]bool) {
-	for _, r := range pl.Routes {
+func (rs *routes) say(pl routed, n int, touched map[routeKey]bool) {
+	for _, r := range pl.routes {
 		r.Prefix = r.Prefix.Masked()
-		k := routeKey{pl.VNI, r.Prefix}
+		k := routeKey{pl.vni, r.Prefix}
 		if rs.at[k] == nil {
 			rs.at[k] = &routeAt{said: map[vnet.Route]*sayers{}}
 		}
@@ -83,7 +91,7 @@ func (rs *routes) say(pl *vnet.Place, n int, touched map[routeKey]bool) {
 			s = &sayers{}
 			rs.at[k].said[r] = s
 		}
-		s.newest = max(s.newest, pl.Epoch)
+		s.newest = max(s.newest, pl.epoch)
 		if s.places += n; s.places == 0 {
 			delete(rs.at[k].said, r)
 		}
