@@ -92,17 +92,13 @@ func (f filter) attach(name string, prog *ebpf.Program) error {
 	return nil
 }
 
-// hook returns the filter as a hook, or nil if it isn't there.
-func (f filter) hook(name string) (*hook, error) {
+// program returns what the filter runs; 0: it isn't there.
+func (f filter) program() (ebpf.ProgramID, error) {
 	have, err := f.find()
 	if err != nil || have == nil || !strings.HasPrefix(have.Name, filterPrefix) {
-		return nil, err
+		return 0, err
 	}
-	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(have.Id))
-	if err != nil {
-		return nil, fmt.Errorf("open the program of filter %s: %w", name, err)
-	}
-	return &hook{name: name, old: old, update: func(p *ebpf.Program) error { return f.attach(name, p) }}, nil
+	return ebpf.ProgramID(have.Id), nil
 }
 
 // detach takes the filter away, and the qdisc if it was made for it and nobody

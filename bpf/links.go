@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -151,94 +150,4 @@ func takeOver(pin string, prog *ebpf.Program, ifindex int) (bool, error) {
 		return false, fmt.Errorf("replace the program of %s: %w", pin, err)
 	}
 	return true, nil
-}
-
-// A hook is a device that a program of the datapath is attached to.
-type hook struct {
-	name   string
-	old    *ebpf.Program // what was attached; closed by close
-	update func(*ebpf.Program) error
-	taken  bool // the new program is attached
-	link   link.Link
-}
-
-func (h *hook) close() {
-	_ = h.old.Close()
-	if h.link != nil {
-		_ = h.link.Close()
-	}
-}
-
-// program returns what belongs to the hook of that name.
-func (d *Datapath) program(name string) *ebpf.Program {
-	switch name {
-	case uplinkPin:
-		return d.objs.FromWire
-	case vxlanPin:
-		return d.objs.FromVxlan
-	case imdsPin:
-		return d.objs.FromHost
-	case nicPin:
-		return d.objs.FromNic
-	default:
-		return d.objs.FromVm
-	}
-}
-
-// hooks lists what is attached, but for devices that are gone. Who reads what
-// others leave in a frame comes first: from_vxlan the mark of from_wire. The
-// uplink comes before the taps because there is one of it and many of them.
-func (d *Datapath) hooks() ([]*hook, error) {
-	var all []*hook
-	pins, err := os.ReadDir(linkDir(d.dir))
-	if err != nil {
-		return nil, fmt.Errorf("list pinned links: %w", err)
-	}
-	for _, p := range pins {
-		h, err := linkHook(linkDir(d.dir), p.Name())
-		if err != nil {
-			return nil, err
-		}
-		if h != nil {
-			all = append(all, h)
-		}
-	}
-	attached, err := filters(d.dir)
-	if err != nil {
-		return nil, err
-	}
-	for name, f := range attached {
-		h, err := f.hook(name)
-		if err != nil {
-			return nil, err
-		}
-		if h != nil {
-			all = append(all, h)
-		}
-	}
-	order := []string{vxlanPin, uplinkPin, nicPin, imdsPin}
-	slices.SortFunc(all, func(a, b *hook) int {
-		return cmp.Compare(uint(slices.Index(order, a.name)), uint(slices.Index(order, b.name)))
-	})
-	return all, nil
-}
-
-// linkHook returns the hook of a pinned link, or nil if its device is gone.
-func linkHook(dir, name string) (*hook, error) {
-	l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
-	if err != nil {
-		return nil, fmt.Errorf("open pinned link %s: %w", name, err)
-	}
-	info, err := l.Info()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read link %s: %w", name, err), l.Close())
-	}
-	if device, err := deviceOf(l); err != nil || device == 0 {
-		return nil, errors.Join(err, l.Close())
-	}
-	old, err := ebpf.NewProgramFromID(info.Program)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the program of link %s: %w", name, err), l.Close())
-	}
-	return &hook{name: name, old: old, link: l, update: l.Update}, nil
 }

@@ -229,10 +229,8 @@ func die(t *testing.T, h *host, steps int) {
 	if steps == 2 {
 		hooks, err := d.hooks()
 		h.must(err)
-		h.must(hooks[0].take(d.program(hooks[0].name)))
-		for _, one := range hooks {
-			one.close()
-		}
+		defer hooks.close()
+		h.must(hooks.all[0].take(d.program(hooks.all[0].name)))
 	}
 	if steps == 3 {
 		h.must(d.takeHooks(spec, p))
@@ -252,13 +250,13 @@ func TestHooksGoBack(t *testing.T) {
 	defer next.Close()
 	hooks, err := a.dp.hooks()
 	a.must(err)
-	a.must(hooks[0].take(next.Programs[datapathProgFromWire]))
-	if err := hooks[1].take(next.Programs[datapathProgRefreshNextHop]); err == nil {
+	defer hooks.close()
+	a.must(hooks.all[0].take(next.Programs[datapathProgFromWire]))
+	if err := hooks.all[1].take(next.Programs[datapathProgRefreshNextHop]); err == nil {
 		t.Error("a tap took a program that isn't for it")
 	}
-	for _, h := range hooks {
+	for _, h := range hooks.all {
 		a.must(h.giveBack())
-		h.close()
 	}
 	if got := a.programsInForce(); !maps.Equal(got, links) {
 		t.Errorf("links have %v, want %v", got, links)

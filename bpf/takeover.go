@@ -14,15 +14,15 @@ func (d *Datapath) takeHooks(spec *ebpf.CollectionSpec, p *plan) (err error) {
 	if err != nil {
 		return err
 	}
+	defer hooks.close()
 	defer func() {
-		for _, h := range hooks {
+		for _, h := range hooks.all {
 			if err != nil {
 				err = errors.Join(err, h.giveBack())
 			}
-			h.close()
 		}
 	}()
-	for _, h := range hooks {
+	for _, h := range hooks.all {
 		if err := h.take(d.program(h.name)); err != nil {
 			return fmt.Errorf("switch %s to the new program: %w", h.name, err)
 		}
