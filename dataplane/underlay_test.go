@@ -1,0 +1,61 @@
+package dataplane
+
+import (
+	"io"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The family of the PAs says which of the uplink's addresses is the host's, and
+// what VXLAN leaves to guests; the datapath loads for either.
+func TestUnderlayOfEitherFamily(t *testing.T) {
+	for _, c := range []struct {
+		name, prefix, addr string
+		addrs              []string
+		mtu                uint16
+	}{
+		{"IPv4 PAs", "100.64.9.0/24", "192.0.2.37", []string{"192.0.2.37/24", "fd31:7::37/64"}, 1550},
+		{"IPv6 PAs", "fd64:9::/112", "fd31:7::37", []string{"192.0.2.37/24", "fd31:7::37/64"}, 1530},
+		{"own address, both", "", "192.0.2.37", []string{"192.0.2.37/24", "fd31:7::37/64"}, 1550},
+		{"own address, IPv6 alone", "", "fd31:7::37", []string{"fd31:7::37/64"}, 1530},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			runtime.LockOSThread() // and never unlocked: the namespace goes with the thread
+			must(t, unix.Unshare(unix.CLONE_NEWNET|unix.CLONE_NEWNS))
+			must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink0", MTU: 1600}, PeerName: "far0"}))
+			up, err := netlink.LinkByName("uplink0")
+			must(t, err)
+			for _, s := range c.addrs {
+				addr, err := netlink.ParseAddr(s)
+				must(t, err)
+				if addr.IP.To4() == nil {
+					addr.Flags = unix.IFA_F_NODAD
+				}
+				must(t, netlink.AddrAdd(up, addr))
+			}
+			must(t, netlink.LinkSetUp(up))
+			var prefix netip.Prefix
+			if c.prefix != "" {
+				prefix = netip.MustParsePrefix(c.prefix)
+			}
+			u, err := plug("uplink0", prefix)
+			must(t, err)
+			if u.uplink.Addr.String() != c.addr || u.mtu != c.mtu || !u.prefix.IsValid() || u.prefix.Addr().Is4() != u.uplink.Addr.Is4() {
+				t.Errorf("address %s, MTU %d, PAs %s", u.uplink.Addr, u.mtu, u.prefix)
+			}
+			config := &Config{BPFFS: t.TempDir()}
+			must(t, unix.Mount("bpf", config.BPFFS, "bpf", 0, ""))
+			t.Cleanup(func() { _ = unix.Unmount(config.BPFFS, unix.MNT_DETACH) })
+			m, err := loadMaps(u, config, slog.New(slog.NewTextHandler(io.Discard, nil)))
+			must(t, err)
+			must(t, m.close())
+			must(t, unloadMaps(config.pins()))
+		})
+	}
+}
