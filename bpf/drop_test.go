@@ -140,6 +140,7 @@ func dropsFromWire(t *testing.T, seen covered) {
 	}{
 		{"outer IP options", "outer_bad", change(func(u *tunnel) { u.ip.options = []byte{7, 3, 4, 0} })},
 		{"outer length past the frame", "outer_bad", change(func(u *tunnel) { u.ip.total = 116 })},
+		{"outer lengths past the frame", "outer_bad", change(func(u *tunnel) { u.ip.total, u.udpLen = 116, 96 })},
 		{"UDP length too short", "outer_bad", change(func(u *tunnel) { u.udpLen = 94 })},
 		{"no room for an inner frame", "outer_bad", right.with(good[:13])},
 		{"first fragment", "outer_fragment", change(func(u *tunnel) { u.ip.frag = 0x2000 })},

@@ -18,6 +18,7 @@ func TestFamiliesAndUnderlays(t *testing.T) {
 			u.journey(t, name, family)
 			u.congestion(t, name, family)
 			u.sizes(t, name, family)
+			u.smallest(t, name, family)
 		}
 	}
 	a, b := newWorld(t)
@@ -156,6 +157,19 @@ func (u underlay) sizes(t *testing.T, name string, family int) {
 			if got, want := wire[u.overhead+14:], s.of(src, dst); !bytes.Equal(got, want) {
 				t.Errorf("%s: a SYN that offers %d becomes\n%swant %d\n%s", name, c.offered, dump(got), c.want, dump(want))
 			}
+		}
+	}
+}
+
+// smallest: a packet that is shorter than the underlay's own header arrives.
+func (u underlay) smallest(t *testing.T, name string, family int) {
+	src, dst := u.from.cas()[family], u.to.cas()[family]
+	for n, packet := range map[int][]byte{28: udpOf(src, dst, 5353, 7946, nil), 29: udpOf(src, dst, 5353, 7946, text(1)), 39: ping(src, dst, text(11)), 40: ping(src, dst, text(12))} {
+		before := u.b.drops()
+		v, got := u.b.receive(u.from.wire(u.to, packet))
+		u.b.counted(name+": a small packet", before, "none")
+		if v != actRedirect || !bytes.Equal(got[14:], packet) {
+			t.Errorf("%s: %d bytes and %d of headers: verdict %d, got\n%s", name, n, 20*family, int32(v), dump(got))
 		}
 	}
 }

@@ -74,6 +74,22 @@ static __always_inline enum drop_reason hand_over(struct __sk_buff *skb, struct 
 	return DROP_NONE;
 }
 
+/*
+ * Takes the outer headers off. The kernel leaves no less behind than a header of
+ * the underlay's family: a smaller packet is filled up, and cut afterwards.
+ */
+static __always_inline bool take_off(struct __sk_buff *skb, __u32 inner, __u64 flags)
+{
+	__u32 least = ETH_HLEN + sizeof(struct ipv6hdr);
+	bool small = config.underlay6 && inner < least;
+
+	if (small && bpf_skb_change_tail(skb, OVERHEAD + least, 0))
+		return false;
+	if (bpf_skb_adjust_room(skb, -(__s32)OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
+		return false;
+	return !small || !bpf_skb_change_tail(skb, inner, 0);
+}
+
 static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct received *r,
 					       int *verdict)
 {
@@ -81,8 +97,7 @@ static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct rec
 
 	if (why)
 		return why;
-	if (bpf_skb_adjust_room(skb, -(__s32)OVERHEAD, BPF_ADJ_ROOM_MAC,
-				r->f.gso ? config.decap_flags : 0))
+	if (!take_off(skb, r->f.len, r->f.gso ? config.decap_flags : 0))
 		return DROP_NO_ROOM;
 	r->f.p->todo = TODO_DELIVER;
 	if (r->f.p->natted) {

@@ -39,13 +39,11 @@ func endings(t *testing.T, a, b *host) {
 		{"two datagrams", protoUDP, []step{{}, {}}, time.Minute},
 	} {
 		for family, name := range []string{"IPv4", "IPv6"} {
-			port++
 			name = c.name + ", " + name
-			me, peer := redA.cas()[family], redB.cas()[family]
-			for _, s := range c.steps {
-				src, dst, sport, dport := me, peer, port, uint16(7946)
+			say := func(s step) {
+				src, dst, sport, dport := redA.cas()[family], redB.cas()[family], port, uint16(7946)
 				if s.back {
-					src, dst, sport, dport = peer, me, dport, sport
+					src, dst, sport, dport = dst, src, dport, sport
 				}
 				p := udpOf(src, dst, sport, dport, text(37))
 				if c.proto == protoTCP {
@@ -57,6 +55,15 @@ func endings(t *testing.T, a, b *host) {
 					a.send(redA, redA.frame(p))
 				}
 			}
+			talk := func() {
+				port++
+				for _, s := range c.steps {
+					say(s)
+				}
+			}
+			talk()
+			forgotten(t, a, name, port, c.lives, func() { say(ack) })
+			talk()
 			a.age(port, c.lives-5*time.Second)
 			if ended := a.sweptPorts(); ended[port] != 0 {
 				t.Errorf("%s: ended 5 s before %v", name, c.lives)
@@ -72,6 +79,24 @@ func endings(t *testing.T, a, b *host) {
 				t.Errorf("%s: ended, but there", name)
 			}
 		}
+	}
+}
+
+// forgotten: a flow is one and the same until it has been idle for so long; the
+// next packet begins another.
+func forgotten(t *testing.T, a *host, name string, port uint16, lives time.Duration, more func()) {
+	t.Helper()
+	sent := func() uint64 { f, _ := a.flowFrom(redA.id, port); return f.From.Packets }
+	had := sent()
+	a.age(port, lives-5*time.Second)
+	more()
+	if got := sent(); got != had+1 {
+		t.Errorf("%s: %d packets counted 5 s before %v, want %d: it was forgotten", name, got, lives, had+1)
+	}
+	a.age(port, lives+2*time.Second)
+	more()
+	if got := sent(); got != 1 {
+		t.Errorf("%s: %d packets counted 2 s after %v, want 1: it wasn't forgotten", name, got, lives)
 	}
 }
 

@@ -216,7 +216,7 @@ static __always_inline enum drop_reason read_outer(struct frame *f, struct outer
 		return why;
 	t = take(&f->rest, sizeof(*t));
 	if (!t || len > f->len || len < sizeof(*t) || bpf_ntohs(t->udp.len) != len ||
-	    len + OVERHEAD - sizeof(*t) > f->len)
+	    ETH_HLEN + OVERHEAD - sizeof(*t) + len > f->len)
 		return DROP_OUTER_BAD;
 	if (t->flags != VXLAN_VALID || t->vni & bpf_htonl(0xff))
 		return DROP_VXLAN_FLAGS;
