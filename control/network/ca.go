@@ -169,8 +169,15 @@ func join(prefixes []netip.Prefix) string {
 
 // nextFree returns the lowest CA of a family that nobody has, never a resting one
 // while its time is not up. It looks at as many addresses as are taken, however
-// large the subnet is.
+// large the subnet is, and reads only their keys unless all are.
 func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA, store.Row[Holder], error) {
+	keys, err := store.Keys(ctx, m.Store, casPrefix(n.VNI))
+	if err != nil {
+		return vnet.CA{}, store.Row[Holder]{}, err
+	}
+	if ca, ok := n.lowest(f, func(ca string) bool { return !keys[ca] }); ok {
+		return ca, store.Row[Holder]{}, nil
+	}
 	rows, _, err := store.List[Holder](ctx, m.Store, casPrefix(n.VNI))
 	if err != nil {
 		return vnet.CA{}, store.Row[Holder]{}, err
@@ -179,18 +186,29 @@ func (m *Manager) nextFree(ctx context.Context, n *Network, f Families) (vnet.CA
 	for _, r := range rows {
 		taken[strings.TrimPrefix(r.Key, casPrefix(n.VNI))] = r
 	}
+	ca, ok := n.lowest(f, func(ca string) bool { // one that has rested and was not swept yet
+		row, held := taken[ca]
+		return !held || row.Value.free(Holder{}, m.Now())
+	})
+	if !ok {
+		return ca, store.Row[Holder]{}, fmt.Errorf("%s address: %w in %s (%d used, held or resting): add a subnet or delete ports", f, ErrExhausted, join(n.prefixes()), len(rows))
+	}
+	return ca, taken[ca.String()], nil
+}
+
+// lowest returns the lowest CA of a family that a port can have and that is free.
+func (n *Network) lowest(f Families, free func(ca string) bool) (vnet.CA, bool) {
 	for _, s := range n.Subnets {
 		if FamilyOf(s.Prefix.Addr()) != f {
 			continue
 		}
 		for a := s.Prefix.Addr(); s.Prefix.Contains(a); a = a.Next() {
-			row, ok := taken[a.String()]
-			if s.unusable(a) == "" && (!ok || row.Value.free(Holder{}, m.Now())) {
-				return vnet.CA{Addr: a}, row, nil
+			if s.unusable(a) == "" && free(a.String()) {
+				return vnet.CA{Addr: a}, true
 			}
 		}
 	}
-	return vnet.CA{}, store.Row[Holder]{}, fmt.Errorf("%s address: %w in %s (%d used, held or resting): add a subnet or delete ports", f, ErrExhausted, join(n.prefixes()), len(rows))
+	return vnet.CA{}, false
 }
 
 // Use composes that port now has ca, which was held for it.

@@ -173,6 +173,20 @@ func TestNextFreeOfMany(t *testing.T) {
 	}
 }
 
+// When all are taken, one that has rested will do before it is swept, and no other.
+func TestNextFreeOfRested(t *testing.T) {
+	b := newBench(t)
+	n := b.network("red", "10.17.34.248/30")
+	b.must(b.Retire(n.Value.VNI, ca("10.17.34.250"), "p7"), nil)
+	if _, err := b.take(n, "", Holder{Port: "p9", State: Used}); !errors.Is(err, ErrExhausted) {
+		t.Errorf("while it rests: %v", err)
+	}
+	b.now = b.now.Add(b.Rest)
+	if got, err := b.take(n, "", Holder{Port: "p9", State: Used}); got != "10.17.34.250" || err != nil {
+		t.Errorf("rested: %s, %v", got, err)
+	}
+}
+
 // A dual port has a mapping for each address, a place with both gateways, and is
 // gone without a trace.
 func TestDualPort(t *testing.T) {

@@ -86,6 +86,19 @@ func List[T any](ctx context.Context, s *Store, prefix string) ([]Row[T], int64,
 	return rows, r.Header.Revision, nil
 }
 
+// Keys reads the keys of all rows under a prefix, without the prefix.
+func Keys(ctx context.Context, s *Store, prefix string) (map[string]bool, error) {
+	r, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", prefix, unavailable(err))
+	}
+	keys := make(map[string]bool, len(r.Kvs))
+	for _, kv := range r.Kvs {
+		keys[string(kv.Key[len(prefix):])] = true
+	}
+	return keys, nil
+}
+
 func decode[T any](key string, value []byte, rev int64) (Row[T], error) {
 	row := Row[T]{Key: key, Revision: rev}
 	if err := json.Unmarshal(value, &row.Value); err != nil {
