@@ -20,7 +20,8 @@ const (
 	AtToVM     = Point(datapathCapturePointPOINT_TO_VM)     // as the VM gets it
 	AtFromWire = Point(datapathCapturePointPOINT_FROM_WIRE) // with its outer headers
 	AtToWire   = Point(datapathCapturePointPOINT_TO_WIRE)
-	AtDrop     = Point(datapathCapturePointPOINT_DROP) // as it was when it was refused
+	AtDrop     = Point(datapathCapturePointPOINT_DROP)    // as it was when it was refused
+	AtDropTo   = Point(datapathCapturePointPOINT_DROP_TO) // a second copy of AtDrop, for the port of this host that was to get it
 )
 
 // SnapLen bounds the bytes of a copy.
@@ -28,12 +29,13 @@ const SnapLen = int(datapathLimitsSNAP)
 
 // A Capture is the copy of a frame.
 type Capture struct {
-	Port  uint16 // 0: none is known
-	Point Point
-	Drop  DropReason    // of AtDrop
-	Time  time.Duration // by the clock that [Now] reads
-	Len   int           // of the whole frame
-	Frame []byte        // its first bytes, up to SnapLen; the reader's to keep
+	Port   uint16 // 0: none is known
+	Point  Point
+	Drop   DropReason    // of AtDrop and AtDropTo
+	Sender uint16        // of AtDropTo: the port that sent it
+	Time   time.Duration // by the clock that [Now] reads
+	Len    int           // of the whole frame
+	Frame  []byte        // its first bytes, up to SnapLen; the reader's to keep
 }
 
 // A CaptureReader reads copies of the frames of [Captured] ports, and of all that
@@ -58,7 +60,7 @@ func (r *CaptureReader) Read() (Capture, error) {
 	}
 	n := min(int(c.Snapped), len(c.Frame))
 	return Capture{
-		Port: uint16(c.PortId), Point: Point(c.Point), Drop: DropReason(c.Reason),
+		Port: uint16(c.PortId), Point: Point(c.Point), Drop: DropReason(c.Reason), Sender: uint16(c.Sender),
 		Time: time.Duration(c.Time), Len: int(c.Len), Frame: c.Frame[:n:n],
 	}, nil
 }

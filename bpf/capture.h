@@ -27,6 +27,7 @@ static __always_inline void capture(struct __sk_buff *skb, const struct packet *
 	}
 	c->time = bpf_ktime_get_ns();
 	c->port_id = id;
+	c->sender = point == POINT_DROP_TO ? p->id : 0;
 	c->reason = why;
 	c->point = point;
 	c->len = skb->len;

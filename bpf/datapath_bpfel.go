@@ -41,6 +41,7 @@ const (
 	datapathCapturePointPOINT_FROM_WIRE datapathCapturePoint = 3
 	datapathCapturePointPOINT_TO_WIRE   datapathCapturePoint = 4
 	datapathCapturePointPOINT_DROP      datapathCapturePoint = 5
+	datapathCapturePointPOINT_DROP_TO   datapathCapturePoint = 6
 )
 
 type datapathCaptured struct {
@@ -52,7 +53,7 @@ type datapathCaptured struct {
 	Len     uint32
 	Snapped uint32
 	Frame   [256]uint8
-	Pad     uint32
+	Sender  uint32
 }
 
 type datapathDropReason uint32

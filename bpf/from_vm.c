@@ -498,6 +498,8 @@ int from_vm(struct __sk_buff *skb)
 		account_from(p, s.port, s.f.len);
 	if (why && is_watched(p, s.port))
 		capture(skb, p, p->id, POINT_DROP, why);
+	if (why && s.to && is_watched(p, s.to))
+		capture(skb, p, p->to_id, POINT_DROP_TO, why);
 	if (why && s.port && p->mtu)
 		verdict = tell_too_big(skb, &s, tap);
 	else if (why && s.port && p->reset)

@@ -69,3 +69,32 @@ func TestCaptureAndFlowEvents(t *testing.T) {
 		t.Errorf("lost %d, %v", lost, err)
 	}
 }
+
+// A frame that the port of the same host refuses is in the capture of either, and
+// whoever watches all drops can tell that it is one.
+func TestCaptureOfBothEnds(t *testing.T) {
+	a, _ := newWorld(t)
+	captures, err := a.dp.Captures()
+	a.must(err)
+	defer captures.Close()
+	a.must(a.dp.SetRules(redA2.id, &RuleSet{In: []Rule{{ID: 91, Protocol: protoUDP, MinPort: 7946, MaxPort: 7946}}}))
+	refused := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caA2, 5353, 7947, text(37)))
+	noRule := DropReason(datapathDropReasonDROP_NO_RULE_IN)
+	a.send(redA, refused) // nobody looks yet
+	a.must(a.dp.SetPortFlags(redA2.id, Captured, 0))
+	a.send(redA, refused)
+	a.must(a.dp.SetPortFlags(redA2.id, 0, Captured))
+	a.must(a.dp.WatchDrops(true))
+	a.send(redA, refused)
+	spoofed := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caB, caA2, 5353, 7947, text(37)))
+	a.send(redA, spoofed) // did not come so far
+	for i, want := range []Capture{
+		{Port: redA2.id, Point: AtDropTo, Drop: noRule, Sender: redA.id}, {Port: redA.id, Point: AtDrop, Drop: noRule}, {Port: redA2.id, Point: AtDropTo, Drop: noRule, Sender: redA.id},
+		{Port: redA.id, Point: AtDrop, Drop: DropReason(datapathDropReasonDROP_SPOOFED_CA)},
+	} {
+		got, err := captures.Read()
+		if err != nil || got.Port != want.Port || got.Point != want.Point || got.Drop != want.Drop || got.Sender != want.Sender || got.Len != len(refused) {
+			t.Errorf("copy %d: %+v, %v, want %+v", i, got, err, want)
+		}
+	}
+}

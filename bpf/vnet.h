@@ -453,17 +453,18 @@ enum capture_point {
 	POINT_FROM_WIRE = 3,	/* with its outer headers */
 	POINT_TO_WIRE = 4,
 	POINT_DROP = 5,		/* as it was when it was refused */
+	POINT_DROP_TO = 6,	/* the same, for the port of this host that was to get it */
 };
 
 struct captured {
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u32 port_id;
-	enum drop_reason reason;/* of POINT_DROP */
+	enum drop_reason reason;/* of POINT_DROP and POINT_DROP_TO */
 	enum capture_point point;
 	__u32 len;		/* of the whole frame */
 	__u32 snapped;		/* bytes of frame that are valid */
 	__u8 frame[SNAP];
-	__u32 pad;
+	__u32 sender;		/* of POINT_DROP_TO: the port that sent it */
 };
 
 enum flow_event_kind {

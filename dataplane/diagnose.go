@@ -69,6 +69,7 @@ type Copy struct {
 	Port   vnet.PortID // 0: of none
 	Point  ask.Point
 	Drop   string        // reason, at [ask.PointDrop]
+	Sender vnet.PortID   // of a refused frame for a port of this host: the port whose copy tells of it, too; else 0
 	At     time.Duration // of the datapath's clock, see Copies
 	Now    time.Duration // that clock when the copy was read
 	Length int           // of the frame

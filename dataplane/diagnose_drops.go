@@ -73,8 +73,15 @@ func newTally(q ask.Drops, d *diagnosis) *tally {
 }
 
 func (t *tally) wants(c *Copy) bool {
+	if c.Point != ask.PointDrop {
+		return false
+	}
+	if len(t.only) == 0 {
+		return c.Sender == 0 // its sender's copy counts
+	}
 	_, named := t.only[c.Port]
-	return c.Point == ask.PointDrop && (named || len(t.only) == 0)
+	_, sender := t.only[c.Sender]
+	return named && !sender
 }
 
 // add counts one. A scan of many addresses must not grow without bound.

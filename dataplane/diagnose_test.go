@@ -372,6 +372,10 @@ func TestDrops(t *testing.T) {
 			"1 not_local  tcp 10.17.34.51:50123 > 10.17.34.85:443 in VNI 10597059, 100.64.7.23 > 100.64.9.41",
 			"1 vlan acme.db-1 Ethernet 02:52:00:00:00:09 > 02:52:50:4c:47:57, IPv4: cut off after 6 bytes"}, 2},
 		"tenant": {[]string{"acme.web-1"}, []string{"2 spoofed_ca acme.web-1 tcp 10.17.34.51:50123 > 10.17.34.85:443"}, 0},
+		"the one that would get it": {[]string{"acme.db-1"}, []string{"1 rule_in acme.db-1 tcp 10.17.34.51:50123 > 10.17.34.85:443",
+			"1 vlan acme.db-1 Ethernet 02:52:00:00:00:09 > 02:52:50:4c:47:57, IPv4: cut off after 6 bytes"}, 0},
+		"both": {[]string{"acme.web-1", "acme.db-1"}, []string{"2 spoofed_ca acme.web-1 tcp 10.17.34.51:50123 > 10.17.34.85:443",
+			"1 vlan acme.db-1 Ethernet 02:52:00:00:00:09 > 02:52:50:4c:47:57, IPv4: cut off after 6 bytes"}, 0},
 	} {
 		d, w, _ := newDiagnosed()
 		done := make(chan error, 1)
@@ -386,6 +390,7 @@ func TestDrops(t *testing.T) {
 		w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
 		w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
 		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent[:20]})
+		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "rule_in", Frame: sent, Sender: 23}) // of one more that 23 has sent
 		if err := <-done; err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -429,7 +434,8 @@ func TestCopiesShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.copy(Copy{Port: 45})
-	if len(l.frames) != 1 {
+	w.copy(Copy{Port: 45, Sender: 23})
+	if len(l.frames) != 2 {
 		t.Error("nothing is copied when somebody looks again")
 	}
 	c.close(l)

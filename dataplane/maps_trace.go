@@ -158,7 +158,7 @@ func (m *maps) forgetCopies() error {
 }
 
 var points = map[bpf.Point]ask.Point{
-	bpf.AtFromVM: ask.PointFromVM, bpf.AtToVM: ask.PointToVM, bpf.AtFromWire: ask.PointFromWire, bpf.AtToWire: ask.PointToWire, bpf.AtDrop: ask.PointDrop,
+	bpf.AtFromVM: ask.PointFromVM, bpf.AtToVM: ask.PointToVM, bpf.AtFromWire: ask.PointFromWire, bpf.AtToWire: ask.PointToWire, bpf.AtDrop: ask.PointDrop, bpf.AtDropTo: ask.PointDrop,
 }
 
 func (m *maps) Copies(take func(Copy)) (run func() error, stop func(), err error) {
@@ -169,7 +169,7 @@ func (m *maps) Copies(take func(Copy)) (run func() error, stop func(), err error
 	run = readAll(func() error {
 		c, err := r.Read()
 		if err == nil {
-			out := Copy{Port: vnet.PortID(c.Port), Point: points[c.Point], At: c.Time, Now: bpf.Now(), Length: c.Len, Frame: c.Frame}
+			out := Copy{Port: vnet.PortID(c.Port), Point: points[c.Point], At: c.Time, Now: bpf.Now(), Length: c.Len, Frame: c.Frame, Sender: vnet.PortID(c.Sender)}
 			if c.Drop != 0 {
 				out.Drop = c.Drop.String()
 			}
