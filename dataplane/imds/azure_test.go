@@ -28,7 +28,8 @@ func wire(r *http.Request) {
 
 // readyBody is what cloud-init 22.4.2 sends, word by word.
 const readyBody = `<?xml version="1.0" encoding="utf-8"?>
-<Health xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema">
+<Health xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+ xmlns:xsd="http://www.w3.org/2001/XMLSchema">
   <GoalStateIncarnation>%s</GoalStateIncarnation>
   <Container>
     <ContainerId>5f7c1a2e-3b4d-4c6f-8a9b-2c3d4e5f6a7b</ContainerId>
