@@ -216,6 +216,6 @@ func (n *Network) Renew(place vnet.Place, p Port) vnet.Place {
 	next.Groups, next.Slots = place.Groups, place.Slots
 	next.Document, next.Swap, next.Undo = place.Document, place.Swap, place.Undo
 	next.Confirm, next.Trigger = place.Confirm, place.Trigger
-	next.OldConnections, next.Drain = place.OldConnections, place.Drain
+	next.OldConnections, next.Drain, next.Hold = place.OldConnections, place.Drain, place.Hold
 	return next
 }
