@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -131,5 +133,29 @@ func TestReportFallsBackToIMDS(t *testing.T) {
 	p.say(vnet.ToGuest{To: again, Answer: &vnet.ReportAnswer{Epoch: bought.Epoch, Error: "busy", Again: true}})
 	if r := next(t, w.reports, "report by IMDS"); r.Epoch != bought.Epoch || !r.OK {
 		t.Errorf("report %+v", r)
+	}
+}
+
+// What a client leaves of the old network goes: the host has named what is to be.
+func TestOldAddressIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	script := filepath.Join(w.root, "script")
+	check(t, os.WriteFile(script, []byte("#!/bin/sh\ncase $1 in bound|renew) ip addr add $ip/24 dev $interface ;; esac\n"), 0o755))
+	check(t, setUpByName(w.nic))
+	client := exec.Command("busybox", "udhcpc", "-f", "-i", w.nic, "-s", script, "-t", "9", "-T", "1", "-A", "1")
+	if err := client.Start(); err != nil {
+		t.Fatalf("udhcpc: %v (needs busybox)", err)
+	}
+	defer client.Wait()
+	defer client.Process.Kill()
+	w.becomes("first address", "10.37.91.17/24", w.addrs)
+	p := w.channel(func(c *Config) { c.DHCP = DHCPAuto })
+	w.said("dhcp is left to udhcpc")
+	w.give("10.37.91.66/24")
+	p.say(vnet.ToGuest{To: p.to, Moved: &vnet.Moved{Epoch: vnet.NewEpoch(3, 8), Addrs: []netip.Prefix{netip.MustParsePrefix("10.37.91.66/24")}}})
+	w.said("udhcpc is told to renew")
+	w.said("addresses 10.37.91.66/24; removed what was left: 10.37.91.17/24")
+	if got := w.addrs(); got != "10.37.91.66/24" {
+		t.Errorf("addresses %s", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -20,13 +21,14 @@ import (
 type judge struct {
 	nic   *nic
 	index int
+	name  string
 	imds  string // host:port of the service, over IPv4
 	old   []netip.Prefix
 	moved *vnet.Moved // nil: the host has said nothing
 }
 
 const (
-	judgePatience = 4 * time.Second        // for one way to lead to a new address
+	judgePatience = 10 * time.Second       // for one way to lead to a new address: dhcpcd looks 5 s for others that have it
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
 )
 
@@ -99,8 +101,10 @@ func (j *judge) complete(good []netip.Prefix) bool {
 	return true
 }
 
-// tidy removes what was there before and is of no use now.
+// tidy removes what was there before and is of no use now. In the subnet of an old
+// IPv4 address the new one is its secondary, and would go with it.
 func (j *judge) tidy(now, good []netip.Prefix) (gone []netip.Prefix) {
+	defer j.promote()()
 	for _, p := range now {
 		if slices.Contains(good, p) || !slices.Contains(j.old, p) {
 			continue
@@ -110,6 +114,17 @@ func (j *judge) tidy(now, good []netip.Prefix) (gone []netip.Prefix) {
 		}
 	}
 	return gone
+}
+
+// promote lets a secondary address take the place of its primary, until the returned
+// function is called.
+func (j *judge) promote() (end func()) {
+	file := filepath.Join("/proc/sys/net/ipv4/conf", j.name, "promote_secondaries")
+	before, err := os.ReadFile(file)
+	if err != nil || os.WriteFile(file, []byte("1"), 0o644) != nil {
+		return func() {} // then the client has to give the address again
+	}
+	return func() { _ = os.WriteFile(file, before, 0o644) }
 }
 
 // addrNews hears when addresses of the machine change.

@@ -60,6 +60,7 @@ type world struct {
 	mu     sync.Mutex
 	lease  lease
 	nak    bool
+	mute   bool // no DHCPv4
 	doc    *vnet.Document
 	newDoc chan struct{} // closed when doc changes
 
@@ -162,8 +163,11 @@ func (w *world) give(prefix string, routes ...route) {
 func (w *world) answer(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 	w.dhcp <- m
 	w.mu.Lock()
-	l, nak := w.lease, w.nak
+	l, nak, mute := w.lease, w.nak, w.mute
 	w.mu.Unlock()
+	if mute {
+		return
+	}
 	kind := dhcpv4.MessageTypeOffer
 	if m.MessageType() == dhcpv4.MessageTypeRequest {
 		kind = dhcpv4.MessageTypeAck
