@@ -30,14 +30,22 @@ var guestModules = []string{"virtio_pci", "virtio_net", "virtio_blk", "virtio_co
 var moduleHomes = []string{
 	"kernel/drivers/virtio/", "kernel/drivers/net/virtio_net", "kernel/drivers/net/net_failover",
 	"kernel/net/core/", "kernel/drivers/block/virtio_blk", "kernel/net/packet/", "kernel/drivers/char/virtio_console",
+	"kernel/drivers/net/veth", "kernel/drivers/net/tun", "kernel/drivers/net/vxlan", "kernel/net/ipv4/", "kernel/net/ipv6/",
+	"kernel/net/sched/", "kernel/net/netfilter/", "kernel/lib/",
 }
 
 var dependsLine = regexp.MustCompile(`(?m)^\s*(?:Pre)?Depends: (linux-(?:image|modules)-[0-9]\S*)`)
 
-// guestKernel returns a directory with vmlinuz, modules and their order, taken
-// from the machine's packages. It is made once; delete it to get a newer one.
+// guestKernel returns the kernel of the small guest, see kernelWith.
 func guestKernel(ctx context.Context, cache string) (string, error) {
-	sum := sha256.Sum256([]byte(strings.Join(guestModules, " ")))
+	return kernelWith(ctx, cache, guestModules)
+}
+
+// kernelWith returns a directory with vmlinuz, the wanted modules and their
+// order, taken from the machine's packages. It is made once; delete it to get a
+// newer one.
+func kernelWith(ctx context.Context, cache string, wanted []string) (string, error) {
+	sum := sha256.Sum256([]byte(strings.Join(wanted, " ")))
 	dir := filepath.Join(cache, "kernel-"+release()+"-"+hex.EncodeToString(sum[:4]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
@@ -61,7 +69,7 @@ func guestKernel(ctx context.Context, cache string) (string, error) {
 		}
 		os.Remove(p)
 	}
-	if err := writeModules(ctx, filepath.Join(draft, "modules"), modules); err != nil {
+	if err := writeModules(ctx, filepath.Join(draft, "modules"), modules, wanted); err != nil {
 		return "", fmt.Errorf("modules of the guest's kernel: %w", err)
 	}
 	if _, err := os.Stat(filepath.Join(draft, "vmlinuz")); err != nil {
@@ -172,7 +180,7 @@ func pick(in *tar.Reader, dir string, modules map[string][]byte) error {
 
 // writeModules writes the wanted modules, uncompressed, and the order in which
 // they are loaded.
-func writeModules(ctx context.Context, dir string, files map[string][]byte) error {
+func writeModules(ctx context.Context, dir string, files map[string][]byte, wanted []string) error {
 	modules := map[string][]byte{}
 	for file, b := range files {
 		name, packing, _ := strings.Cut(file, ".ko")
@@ -189,7 +197,7 @@ func writeModules(ctx context.Context, dir string, files map[string][]byte) erro
 		return err
 	}
 	var order []string
-	for _, m := range guestModules {
+	for _, m := range wanted {
 		if err := load(m, modules, &order); err != nil {
 			return fmt.Errorf("%s: %w", m, err)
 		}
