@@ -25,6 +25,6 @@ func benchCommand() *cobra.Command {
 	f.StringVar(&o.File, "out", "out/bench.json", "file for the result")
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each interleaved comparison")
 	f.IntVar(&o.Swaps, "swaps", 200, "swaps for the percentiles")
-	f.StringSliceVar(&o.Only, "only", nil, "traffic, order, swaps, memory, metadata, claims (default: all)")
+	f.StringSliceVar(&o.Only, "only", nil, "traffic, order, swaps, memory, metadata, claims, restart (default: all)")
 	return cmd
 }

@@ -56,6 +56,7 @@ var parts = []part{
 	{"memory", memory},
 	{"metadata", metadata},
 	{"claims", claims},
+	{"restart", restart},
 }
 
 // Run measures everything, prints it, and writes the file. A figure below its
