@@ -51,6 +51,8 @@ type part struct {
 
 var parts = []part{
 	{"traffic", traffic},
+	{"xdp", intoTapByXDP},
+	{"scale", scale},
 	{"order", order},
 	{"swaps", swaps},
 	{"memory", memory},

@@ -32,6 +32,7 @@ type blast struct {
 	from, to *lab.Node
 	out, in  string // devices
 	frame    []byte
+	also     []int // processes whose CPU time counts, too
 	objs     ppsObjects
 	link     link.Link
 }
@@ -83,7 +84,7 @@ func (b *blast) run(ctx context.Context, d time.Duration) (perSecond float64, er
 	if err != nil {
 		return 0, err
 	}
-	spent := cpu()
+	spent := cpu(b.also...)
 	var own time.Duration
 	if err := b.from.Do(func() (err error) { own, err = b.send(ctx, d); return err }); err != nil {
 		return 0, err
@@ -92,7 +93,7 @@ func (b *blast) run(ctx context.Context, d time.Duration) (perSecond float64, er
 	if err != nil {
 		return 0, err
 	}
-	return float64(after-before) / (own + cpu() - spent).Seconds(), nil
+	return float64(after-before) / (own + cpu(b.also...) - spent).Seconds(), nil
 }
 
 // send returns the CPU time of the sending thread: what the frames cost on their

@@ -34,35 +34,85 @@ func traffic(ctx context.Context, o Options) (figures []Figure, err error) {
 		return nil, err
 	}
 	defer undo()
-	tcp, pps := make(map[string][]float64), make(map[string][]float64)
+	got := measured{}
 	for range o.Rounds {
 		for _, v := range variants {
-			if err := w.round(ctx, v, tcp, pps); err != nil {
+			if err := w.round(ctx, v, got); err != nil {
 				return nil, fmt.Errorf("%s: %w", v.name, err)
 			}
 		}
 	}
 	return []Figure{
-		atLeast("tcp_tap_vs_plain", "Gbit/CPU-s", tcp[ours], plain, tcp[plain], 0.85),
-		atLeast("tcp_tap_vs_vxlan", "Gbit/CPU-s", tcp[ours], vxlan, tcp[vxlan], 0.95),
-		atLeast("pps_vs_plain", "packets/CPU-s", pps[ours], plain, pps[plain], 0.95),
-		atLeast("pps_vs_vxlan", "packets/CPU-s", pps[ours], vxlan, pps[vxlan], 2.1),
+		got.atLeast("tcp_tap_vs_plain", "tcp", "Gbit/CPU-s", plain, 0.85),
+		got.atLeast("tcp_tap_vs_vxlan", "tcp", "Gbit/CPU-s", vxlan, 0.95),
+		got.atLeast("tcp_tap_vs_policy", "tcp", "Gbit/CPU-s", policy, 1.0),
+		got.atLeast("tcp_tap_offload_vs_plain", "tcp offload", "Gbit/CPU-s", plain, 0.9),
+		got.atLeast("tcp_tap_offload_vs_policy", "tcp offload", "Gbit/CPU-s", policy, 1.15),
+		got.atLeast("rr_vs_plain", "rr", "round trips/CPU-s", plain, 1.0),
+		got.atLeast("rr_vs_policy", "rr", "round trips/CPU-s", policy, 1.35),
+		got.atLeast("pps_vs_plain", "pps", "packets/CPU-s", plain, 0.9),
+		got.atLeast("pps_vs_policy", "pps", "packets/CPU-s", policy, 2.8),
 	}, nil
 }
 
-func (w *world) round(ctx context.Context, v variant, tcp, pps map[string][]float64) (err error) {
+// measured is the raw values of a load, by variant.
+type measured map[string]map[string][]float64
+
+func (m measured) add(load, variant string, v float64) {
+	if m[load] == nil {
+		m[load] = map[string][]float64{}
+	}
+	m[load][variant] = append(m[load][variant], v)
+}
+
+func (m measured) atLeast(id, load, unit, against string, must float64) Figure {
+	return atLeast(id, unit, m[load][ours], against, m[load][against], must)
+}
+
+// round puts every load on one variant.
+func (w *world) round(ctx context.Context, v variant, got measured) (err error) {
 	undo, err := v.up(ctx, w)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, undo(context.WithoutCancel(ctx))) }()
-	g, err := w.tcp(ctx, fmt.Sprint(len(tcp[v.name]), "-", strings.Fields(v.name)[0]))
-	if err != nil {
+	name := fmt.Sprint(len(got["tcp"][v.name]), "-", strings.ReplaceAll(v.name, " ", ""))
+	for _, load := range []struct {
+		name string
+		run  func() (float64, error)
+	}{
+		{"tcp", func() (float64, error) { return w.tcp(ctx, name) }},
+		{"tcp offload", func() (float64, error) {
+			return w.offloaded(ctx, func() (float64, error) { return w.tcp(ctx, name+"-offload") })
+		}},
+		{"rr", func() (float64, error) { return w.roundTrips(ctx) }},
+		{"pps", func() (float64, error) { return w.pps(ctx, v.name) }},
+	} {
+		n, err := load.run()
+		if err != nil {
+			return fmt.Errorf("%s: %w", load.name, err)
+		}
+		got.add(load.name, v.name, n)
+	}
+	return nil
+}
+
+// segmentation is what a NIC cuts in hardware: on, 64 KiB frames cross the wire.
+const segmentation = "tso %[1]s tx-udp-segmentation %[1]s tx-udp_tnl-segmentation %[1]s tx-udp_tnl-csum-segmentation %[1]s"
+
+// offloaded measures with a wire that cuts and merges frames itself.
+func (w *world) offloaded(ctx context.Context, measure func() (float64, error)) (n float64, err error) {
+	set := func(ctx context.Context, to string) (err error) {
+		for _, s := range w.sides {
+			err = errors.Join(err, run(ctx, s.host, "ethtool -K "+wire+" "+fmt.Sprintf(segmentation, to)))
+		}
 		return err
 	}
-	p, err := w.pps(ctx, v.name)
-	tcp[v.name], pps[v.name] = append(tcp[v.name], g), append(pps[v.name], p)
-	return err
+	if err := set(ctx, "on"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, set(context.WithoutCancel(ctx), "off")) }()
+	return measure()
 }
 
 // iperf is what is read of iperf3's report.

@@ -21,12 +21,13 @@ type variant struct {
 }
 
 const (
-	plain = "plain routing"
-	vxlan = "kernel VXLAN + bridge"
-	ours  = "replug"
+	plain  = "plain routing"
+	vxlan  = "kernel VXLAN + bridge"
+	policy = "kernel VXLAN + bridge + nftables" // ct state, as much as our rules say
+	ours   = "replug"
 )
 
-var variants = []variant{{plain, routed}, {vxlan, bridged}, {ours, replug}}
+var variants = []variant{{plain, routed}, {vxlan, bridged}, {policy, filtered}, {ours, replug}}
 
 // routed is plain IP forwarding: no overlay at all.
 func routed(ctx context.Context, w *world) (func(context.Context) error, error) {
@@ -72,6 +73,48 @@ func bridged(ctx context.Context, w *world) (func(context.Context) error, error)
 	})
 }
 
+// ruleset is what a cloud's security group makes of the load: answers pass, and
+// a few ports.
+const ruleset = `table ip replug {
+	chain forward {
+		type filter hook forward priority 0; policy drop;
+		ct state established,related accept
+		ct state new ip saddr 10.0.0.0/8 tcp dport { 22, 80, 443, 5201, 7000-7200 } accept
+		ct state new ip saddr 10.0.0.0/8 udp dport { 53, 7000-7200, 9000 } accept
+		meta l4proto 1 accept
+	}
+}
+`
+
+// filtered is bridged with a stateful filter on the bridge.
+func filtered(ctx context.Context, w *world) (func(context.Context) error, error) {
+	unbridge, err := bridged(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	undo := []func(context.Context) error{unbridge}
+	for _, s := range w.sides {
+		if _, err := s.host.Run(ctx, "sh", "-c", "sysctl -qw net.bridge.bridge-nf-call-iptables=1 && nft -f - <<'end'\n"+ruleset+"end"); err != nil {
+			return nil, err
+		}
+		undo = append(undo, func(ctx context.Context) error {
+			return run(ctx, s.host, "sysctl -qw net.bridge.bridge-nf-call-iptables=0", "nft delete table ip replug")
+		})
+	}
+	return all(undo), nil
+}
+
+// rules is the same as ruleset, for our ports.
+func rules() *bpf.RuleSet {
+	from := netip.MustParsePrefix("10.0.0.0/8")
+	allow := func(id uint32, proto uint8, min, max uint16) bpf.Rule {
+		return bpf.Rule{ID: id, Protocol: proto, Remote: from, MinPort: min, MaxPort: max}
+	}
+	const icmp, tcp, udp = 1, 6, 17
+	return &bpf.RuleSet{In: []bpf.Rule{allow(1, tcp, 22, 22), allow(2, tcp, 80, 443), allow(3, tcp, 5201, 5201), allow(4, tcp, 7000, 7200),
+		allow(5, udp, 53, 53), allow(6, udp, 7000, 7200), allow(7, udp, 9000, 9000), {ID: 8, Protocol: icmp}}}
+}
+
 func indexOfSide(w *world, s *side) int {
 	if w.sides[0] == s {
 		return 0
@@ -111,7 +154,8 @@ func open(s *side) (d *bpf.Datapath, up, vx, imds int, err error) {
 		return nil, 0, 0, 0, err
 	}
 	d, err = bpf.Load(bpf.Options{PinDir: pins(s), Uplink: dev.Index, IMDS: m.Near.Ifindex, IMDSMAC: m.Near.MAC, GatewayMAC: vnet.GatewayMAC,
-		HostAddress: s.addr, PAPrefix: netip.PrefixFrom(s.nics[0].pa, 24).Masked(), UnderlayMTU: wireMTU})
+		HostAddress: s.addr, PAPrefix: netip.PrefixFrom(s.nics[0].pa, 24).Masked(), UnderlayMTU: wireMTU, Mappings: s.mappings,
+		UplinkMAC: [6]byte(dev.HardwareAddr)})
 	return d, dev.Index, v.Ifindex, m.Near.Ifindex, err
 }
 
@@ -149,16 +193,32 @@ func movePort(s *side, device string) error {
 	return plug(d, tapNIC, s.nics[tapNIC], device, 8)
 }
 
+// with hands the datapath in force on the host, and its uplink, to f.
+func (s *side) with(f func(d *bpf.Datapath, uplink int) error) error {
+	return s.host.Do(func() error {
+		d, uplink, _, _, err := open(s)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(d, uplink), d.Close())
+	})
+}
+
 func vni(j int) uint32 { return uint32(0xabc000 + j) }
 
 // plug makes a device of the host the port of the guest's j-th NIC.
 func plug(d *bpf.Datapath, j int, n nic, device string, epoch uint64) error {
+	return plugAs(d, j, j, n, device, epoch, 0)
+}
+
+// plugAs is plug for a port in the j-th network.
+func plugAs(d *bpf.Datapath, id, j int, n nic, device string, epoch uint64, flags bpf.PortFlags) error {
 	dev, err := net.InterfaceByName(device)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.AttachTap(dev.Index), d.SetPort(uint16(11+j), bpf.Port{Ifindex: dev.Index, VNI: vni(j), Epoch: epoch, MAC: [6]byte(n.mac),
-		PA: n.pa, CAs: []netip.Prefix{netip.PrefixFrom(n.addr, 24)}, Gateway: gateway(n.addr), MTU: guestMTU, Flags: bpf.Open}))
+	return errors.Join(d.AttachTap(dev.Index), d.SetPort(uint16(11+id), bpf.Port{Rules: rules(), Ifindex: dev.Index, VNI: vni(j), Epoch: epoch, MAC: [6]byte(n.mac),
+		PA: n.pa, CAs: []netip.Prefix{netip.PrefixFrom(n.addr, 24)}, Gateway: gateway(n.addr), MTU: guestMTU, Flags: bpf.Open | flags}))
 }
 
 // gateway is the last address of the guest's subnet.

@@ -25,6 +25,8 @@ type side struct {
 	addr  netip.Addr // of the wire
 	mac   net.HardwareAddr
 	nics  [2]nic // tap, veth
+
+	mappings uint32 // that its datapath has room for; 0: the default
 }
 
 // A nic is one of a guest's.
@@ -107,7 +109,7 @@ func (w *world) connect(ctx context.Context) error {
 			fmt.Sprintf("ip addr add %s/24 dev %s", s.addr, wire),
 			fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", other.addr, other.mac, wire),
 			fmt.Sprintf("ip route add 100.64.%d.0/24 via %s", 2-i, other.addr),
-			"ethtool -K "+wire+" tso off tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off gro on",
+			"ethtool -K "+wire+" "+fmt.Sprintf(segmentation, "off")+" gro on",
 			"sysctl -qw net.ipv4.ip_forward=1"); err != nil {
 			return err
 		}
