@@ -470,9 +470,14 @@ static __always_inline enum drop_reason act(struct __sk_buff *skb, struct sent *
 	}
 }
 
-/* DHCP comes from a guest that may have no address: it doesn't show that the guest is there. */
+/*
+ * DHCP, and neighbour discovery by a link-local address, come from a guest that
+ * may have no address of the network yet: they don't show that it is there.
+ */
 static __always_inline bool shows_guest(const struct packet *p)
 {
+	if (p->v6 && is_link_scope(&p->src))
+		return false;
 	return p->todo != TODO_TRAP || p->kind == TRAP_ARP_REPLY || p->kind == TRAP_NEIGH_ADVERT ||
 	       p->kind == TRAP_PROBE;
 }
