@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"replug/bpf"
 	"replug/dataplane/flowlog"
 	"replug/directory/ask"
@@ -25,7 +27,7 @@ var verdicts = map[bpf.Way]string{
 func (m *maps) TraceFromVM(id vnet.PortID, b []byte) (Traced, error) {
 	t, err := m.bpf.TraceFromVM(uint16(id), b)
 	if err != nil {
-		return Traced{}, err
+		return Traced{}, tooLarge(err, b)
 	}
 	out := traced(&t)
 	out.Port, out.To = id, vnet.PortID(t.ToPort)
@@ -48,11 +50,21 @@ func (m *maps) TraceFromVM(id vnet.PortID, b []byte) (Traced, error) {
 func (m *maps) TraceFromWire(b []byte) (Traced, error) {
 	t, err := m.bpf.TraceFromWire(b)
 	if err != nil {
-		return Traced{}, err
+		return Traced{}, tooLarge(err, b)
 	}
 	out := traced(&t)
 	out.To, out.Mapping = vnet.PortID(t.Port), nil
 	return out, m.device(&out)
+}
+
+// tooLarge explains why the kernel refuses to test-run a large frame: it must fit
+// into one page with the kernel's own room (bpf_test_init in net/bpf/test_run.c).
+func tooLarge(err error, b []byte) error {
+	const surely = 3400
+	if len(b) > surely && errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("a kernel test-runs frames of about %d bytes, and this one has %d: ask about a smaller one; what depends on size alone is the MTU: %w", surely, len(b), err)
+	}
+	return err
 }
 
 // traced is what both hooks tell in the same way.
@@ -180,12 +192,13 @@ func (m *maps) Copies(take func(Copy)) (run func() error, stop func(), err error
 	return run, func() { _ = r.Close() }, nil
 }
 
-// readAll calls read until the ring is closed; a ring that fails again and again
-// is broken.
+// readAll calls read until the ring is closed, at a bounded pace; a ring that fails
+// again and again is broken.
 func readAll(read func() error) func() error {
 	const most = 100
 	return func() error {
-		for failed := 0; ; {
+		var pace pacer
+		for failed := 0; ; pace.wait() {
 			switch err := read(); {
 			case errors.Is(err, bpf.ErrClosed):
 				return nil
