@@ -51,12 +51,10 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 	if err := p.networks.Use(p.id, old, place); err != nil {
 		return outcome{}, err
 	}
-	row, err := p.rowOf(in, place, !first || place.Swap != "")
-	if err == nil && row.Rules == nil {
-		err = errGroups // those in force are another network's
-	}
-	if err != nil {
-		return outcome{}, err
+	row := p.rowOf(in, place, !first || place.Swap != "")
+	var err error
+	if row.Rules, err = p.networks.Rules(place); err != nil {
+		return outcome{}, err // those in force are another network's
 	}
 	if !first {
 		p.docs.Withdraw(p.id)

@@ -66,8 +66,8 @@ func (p *port) guestMTU(place *vnet.Place) uint16 {
 	return place.MTU
 }
 
-// rowOf is the row of the port at a place, with what its flows are judged by.
-func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) (Row, error) {
+// rowOf is the row of the port at a place, but for its rules.
+func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 	ifindex := p.attached
 	if ifindex == 0 && p.row != nil {
 		ifindex = p.row.Ifindex // of a tap that is gone
@@ -83,19 +83,7 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) (Row, error
 	for i, a := range place.Addrs[:min(len(place.Addrs), MaxCAs)] {
 		r.CAs[i] = netip.PrefixFrom(a.CA.Addr, a.Bits)
 	}
-	var err error
-	r.Rules, err = p.rulesOf(place)
-	return r, err
-}
-
-// rulesOf returns what a place's flows are judged by; nil before a server has
-// said which groups there are.
-func (p *port) rulesOf(place *vnet.Place) (*Ruleset, error) {
-	rules, err := p.networks.Rules(place)
-	if errors.Is(err, errGroups) {
-		return nil, nil
-	}
-	return rules, err
+	return r
 }
 
 // refresh takes over what the intent says of the epoch in force: the whole
@@ -106,9 +94,9 @@ func (p *port) refresh(in *vnet.Intent) error {
 	if p.row == nil || p.row.Epoch != in.Current.Epoch || old != nil && reflect.DeepEqual(*old, in.Current) {
 		return nil
 	}
-	row, err := p.rowOf(in, &in.Current, p.row.Timed)
-	if err != nil {
-		return err
+	row := p.rowOf(in, &in.Current, p.row.Timed)
+	if rules, err := p.networks.Rules(&in.Current); err == nil {
+		row.Rules = rules // else those in force stay, and keepRules says why
 	}
 	row.Ifindex, row.Tap, row.Draining = p.row.Ifindex, p.row.Tap, p.row.Draining
 	same := row
@@ -139,8 +127,11 @@ func (p *port) keepRules(in *vnet.Intent) error {
 	if p.row == nil || p.row.Epoch != in.Current.Epoch {
 		return nil
 	}
-	rules, err := p.rulesOf(&in.Current)
-	if err != nil || rules == nil || rules == p.row.Rules {
+	rules, err := p.networks.Rules(&in.Current)
+	switch {
+	case errors.Is(err, errGroups) || err == nil && rules == p.row.Rules:
+		return nil
+	case err != nil:
 		return err
 	}
 	if err := p.datapath.SetRules(p.id, rules); err != nil {

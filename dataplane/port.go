@@ -202,16 +202,16 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 		return p.serve(ctx, in)
 	}
 	swap, err := p.advance(ctx, in)
+	// A port that is held up goes by the newest rules and limits all the same, and
+	// one whose rules can't be had goes on under those in force.
+	kept := errors.Join(p.keepRules(&in), p.keepLimits(&in))
 	if err != nil {
-		return 0, err
-	}
-	if err := p.keepLimits(&in); err != nil {
-		return 0, err
+		return 0, errors.Join(err, kept)
 	}
 	power, err1 := p.drive(ctx, in)
 	stage, err2 := p.stage(ctx, in)
 	p.remember(in)
-	if err := errors.Join(err1, err2); err != nil {
+	if err := errors.Join(kept, err1, err2); err != nil {
 		return swap, err
 	}
 	return min(swap, power, stage, p.tellRouter()), nil

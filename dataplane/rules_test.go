@@ -232,6 +232,43 @@ func TestRulesWithoutAServer(t *testing.T) {
 	})
 }
 
+// An edit that makes too many rules leaves those in force, says so, and holds
+// nothing else up.
+func TestTooManyRulesLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		web := vnet.Group{VNI: red, Name: "web", Rules: []vnet.Rule{allow("https", 200, vnet.In)}}
+		w.groups.put(web)
+		in := intent()
+		in.Current.Groups = []string{"web"}
+		w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		few := web.Rules
+		for i := range vnet.MaxRules {
+			web.Rules = append(web.Rules, allow(fmt.Sprint("r", i), 200, vnet.In))
+		}
+		w.groups.put(web)
+		ps.kickIn(red)
+		settle(time.Second)
+		if s := w.last(in.Current.Epoch); s.Error == "" || len(w.rules[23].In) != 1 {
+			t.Errorf("%d rules in force, status %+v", len(w.rules[23].In), s)
+		}
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Minute)
+		in = switched(in)
+		ps.set(in)
+		settle(time.Second)
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || !w.rules[23].Open {
+			t.Errorf("a swap away from there: %+v", s)
+		}
+		web.Rules = few
+		w.groups.put(web)
+	})
+}
+
 // A place whose groups have too many rules is refused before it has any effect.
 func TestTooManyRulesAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -122,10 +122,8 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 		p.again(&in)
 	}
 	p.recorded = false
-	for _, keep := range []func(*vnet.Intent) error{p.refresh, p.keepRules} {
-		if err := keep(&in); err != nil {
-			return 0, err
-		}
+	if err := p.refresh(&in); err != nil {
+		return 0, err
 	}
 	for {
 		s := steps[p.run.Step]
