@@ -124,14 +124,15 @@ func TestRefusalsOfStart(t *testing.T) {
 	})
 }
 
-// A guest can't be seen before the flip, which waits for connections to drain.
+// Connections drain before the host is prepared: the stage has that much longer.
 func TestDrain(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		q := w.request("blue", "10.0.0.20")
 		q.OldConnections, q.Drain, q.Budgets.Lease = vnet.DrainConnections, 7*time.Second, 11*time.Second
+		q.Budgets.Stage = 3 * time.Second
 		r, err := w.engine.Plan(t.Context(), q)
-		if err != nil || r.Budgets.Lease != 18*time.Second || r.After.OldConnections != vnet.DrainConnections || r.After.Drain != 7*time.Second {
-			t.Errorf("lease budget %s, after %s %s, %v", r.Budgets.Lease, r.After.OldConnections, r.After.Drain, err)
+		if err != nil || r.Budgets.Stage != 10*time.Second || r.Budgets.Lease != 11*time.Second || r.After.OldConnections != vnet.DrainConnections || r.After.Drain != 7*time.Second {
+			t.Errorf("budgets %+v, after %s %s, %v", r.Budgets, r.After.OldConnections, r.After.Drain, err)
 		}
 		if home := r.at(r.Before, 9, true); home.OldConnections != vnet.ResetConnections || home.Drain != 0 {
 			t.Errorf("the way back waits: %s %s", home.OldConnections, home.Drain)
