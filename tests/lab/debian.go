@@ -33,6 +33,7 @@ func BuildDebian(ctx context.Context) (string, error) {
 	if now := time.Now(); os.Chtimes(dir, now, now) == nil {
 		return dir, nil
 	}
+	prune(cache, "debian", 7*24*time.Hour)
 	draft, err := os.MkdirTemp(cache, ".debian-")
 	if err != nil {
 		return "", err

@@ -64,7 +64,7 @@ func BuildGuest(ctx context.Context, agent string) (string, error) {
 	if now := time.Now(); os.Chtimes(dir, now, now) == nil {
 		return dir, nil // and used again: see prune
 	}
-	prune(cache)
+	prune(cache, "guest", 24*time.Hour)
 	if err := fillImage(ctx, draft, kernel, initrd); err != nil {
 		return "", fmt.Errorf("make the guest's image: %w", err)
 	}
@@ -74,11 +74,11 @@ func BuildGuest(ctx context.Context, agent string) (string, error) {
 	return dir, nil
 }
 
-// prune removes images that nobody has asked for in a day.
-func prune(cache string) {
-	images, _ := filepath.Glob(filepath.Join(cache, "guest-*"))
+// prune removes images of a kind that nobody has asked for in so long.
+func prune(cache, kind string, unused time.Duration) {
+	images, _ := filepath.Glob(filepath.Join(cache, kind+"-*"))
 	for _, dir := range images {
-		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
+		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > unused {
 			os.RemoveAll(dir)
 		}
 	}
