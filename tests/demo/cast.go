@@ -18,7 +18,7 @@ type cast struct {
 	budget   time.Duration // for booting anything
 	patience time.Duration // for a script inside
 	lease    time.Duration // for a swap until it is seen; 0: as usual
-	settled  string        // a script that succeeds once the guest has done what follows a claim; "": nothing does
+	settled  string        // a script that ends once the guest has done what follows a claim; "": nothing does
 	deaf     string        // switches the guest's DHCP off
 	hears    string        // and on again
 }
@@ -36,7 +36,7 @@ var casts = map[string]cast{
 	"debian": {
 		image:  func(ctx context.Context, _ string) (string, error) { return lab.BuildDebian(ctx) },
 		memory: "384", budget: 12 * time.Minute, patience: 2 * time.Minute, lease: time.Minute,
-		settled: "test -f /var/lib/cloud/instance/boot-finished",
+		settled: "until test -f /var/lib/cloud/instance/boot-finished; do sleep 1; done",
 		deaf:    "systemctl stop systemd-networkd.socket systemd-networkd", hears: "systemctl start systemd-networkd",
 	},
 }
@@ -62,10 +62,6 @@ func (o *watched) settle(ctx context.Context, id string) error {
 	if o.world.cast.settled == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.world.cast.budget)
-	defer cancel()
-	return lab.Until(ctx, id+" to finish its boot", func() error {
-		_, err := o.exec(ctx, id, o.world.cast.settled)
-		return err
-	})
+	_, err := o.within(ctx, o.world.cast.budget, id, o.world.cast.settled)
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	pb "replug/control/controlpb"
 	"replug/tests/lab"
@@ -66,7 +67,12 @@ func (o *watched) look(ctx context.Context, id string) (view, error) {
 
 // exec runs a shell command inside the guest.
 func (o *watched) exec(ctx context.Context, id, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, o.world.cast.patience)
+	return o.within(ctx, o.world.cast.patience, id, command)
+}
+
+// within runs a shell command that may take so long.
+func (o *watched) within(ctx context.Context, budget time.Duration, id, command string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
 	sock := filepath.Join(o.world.lab.Host(1).Dir(), "state", "vms", id, "exec.sock")
 	return lab.GuestExec(ctx, sock, command)
