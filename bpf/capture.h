@@ -10,33 +10,59 @@
 #include "maps.h"
 #include "parse.h"
 
-static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u32 id,
-				    enum capture_point point, enum drop_reason why)
+/* Takes room for a copy and says what it is of; NULL if there is none. */
+static __always_inline struct captured *begin_copy(const struct packet *p, __u32 id,
+						   enum capture_point point,
+						   enum drop_reason why, __u32 len)
 {
-	__u64 snap = skb->len < SNAP ? skb->len : SNAP;
-	__u32 zero = 0;
-	struct captured *c;
+	struct captured *c = bpf_ringbuf_reserve(&captures, sizeof(*c), 0);
 	struct lost *lost;
+	__u32 zero = 0;
 
-	c = bpf_ringbuf_reserve(&captures, sizeof(*c), 0);
 	if (!c) {
 		lost = bpf_map_lookup_elem(&losses, &zero);
 		if (lost)
 			lost->captures++;
-		return;
+		return NULL;
 	}
 	c->time = bpf_ktime_get_ns();
 	c->port_id = id;
 	c->sender = point == POINT_DROP_TO ? p->id : 0;
 	c->reason = why;
 	c->point = point;
-	c->len = skb->len;
-	c->snapped = snap;
-	if (!WITHIN(snap, ETH_HLEN, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap)) {
+	c->len = len;
+	c->snapped = len < SNAP ? len : SNAP;
+	return c;
+}
+
+static __always_inline void end_copy(struct captured *c, long failed)
+{
+	if (failed)
 		bpf_ringbuf_discard(c, 0);
-		return;
-	}
-	bpf_ringbuf_submit(c, 0);
+	else
+		bpf_ringbuf_submit(c, 0);
+}
+
+static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u32 id,
+				    enum capture_point point, enum drop_reason why)
+{
+	__u32 len = skb->len, snap = len < SNAP ? len : SNAP;
+	struct captured *c = begin_copy(p, id, point, why, len);
+
+	if (c)
+		end_copy(c, !snap || snap > SNAP || bpf_skb_load_bytes(skb, 0, c->frame, snap));
+}
+
+/* The same before there is an skb. */
+static __always_inline void capture_xdp(struct xdp_md *ctx, const struct packet *p,
+					enum drop_reason why)
+{
+	__u32 len = ctx->data_end - ctx->data;
+	__u32 snap = len < SNAP ? len : SNAP;
+	struct captured *c = begin_copy(p, p->id, POINT_DROP, why, len);
+
+	if (c)
+		end_copy(c, !snap || snap > SNAP || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
 }
 
 static __always_inline bool is_captured(const struct packet *p, const struct port *port)

@@ -102,6 +102,8 @@ int from_nic(struct xdp_md *ctx)
 	why = take_in(&r);
 	if (!why)
 		why = unwrap_xdp(ctx, &r, &verdict);
+	if (why && is_watched(p, r.port))
+		capture_xdp(ctx, p, why);
 	count(p, why);
 	return verdict;
 }

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"net/netip"
 	"testing"
 )
@@ -96,5 +97,30 @@ func TestCaptureOfBothEnds(t *testing.T) {
 		if err != nil || got.Port != want.Port || got.Point != want.Point || got.Drop != want.Drop || got.Sender != want.Sender || got.Len != len(refused) {
 			t.Errorf("copy %d: %+v, %v, want %+v", i, got, err, want)
 		}
+	}
+}
+
+// What the driver's hook drops is seen by whoever watches, too.
+func TestWatchDropsOfNIC(t *testing.T) {
+	_, b := newWorld(t)
+	b.must(b.dp.SetPortFlags(redB.id, XDP, 0))
+	n := nicCase{t: t, h: b, from: redA, to: redB, name: "IPv4 over IPv4"}
+	known := n.udp(5363)
+	n.begin(known)
+	forged := tunnel{src: redA2.pa, dst: redB.pa, vni: red}.with(redA.inner(redB, known))
+	captures, err := b.dp.Captures()
+	b.must(err)
+	defer captures.Close()
+	drop := func() {
+		if v, _ := b.fromNIC(forged); v != xdpDrop {
+			t.Fatalf("verdict %d, want a drop", v)
+		}
+	}
+	drop() // nobody looks yet
+	b.must(b.dp.WatchDrops(true))
+	drop()
+	got, err := captures.Read()
+	if err != nil || got.Port != redB.id || got.Point != AtDrop || got.Drop.String() != "wrong_source" || !bytes.Equal(got.Frame, b.arriving(forged)) {
+		t.Errorf("copied %+v, %v", got, err)
 	}
 }
