@@ -25,17 +25,20 @@ type judge struct {
 	imds  string // host:port of the service, over IPv4
 	old   []netip.Prefix
 	moved *vnet.Moved // nil: the host has said nothing
+
+	patience time.Duration
 }
 
 const (
-	judgePatience = 10 * time.Second       // for one way to lead to a new address: dhcpcd looks 5 s for others that have it
+	judgePatience = 4 * time.Second        // for one way to lead to a new address
+	judgeProbing  = 15 * time.Second       // the same for dhcpcd, which looks 5 s for others that have it (RFC 5227)
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
 )
 
 // await waits until the NIC has its new addresses, removes the old ones that are
 // left, and returns those. False: they did not come.
 func (j *judge) await(ctx context.Context, news *addrNews) ([]netip.Prefix, bool) {
-	ctx, cancel := context.WithTimeout(ctx, judgePatience)
+	ctx, cancel := context.WithTimeout(ctx, j.patience)
 	defer cancel()
 	for ctx.Err() == nil {
 		now := j.nic.addresses(j.index)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -151,7 +152,10 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		return err
 	}
 	defer news.close()
-	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, old: l.nic.addresses(st.index), moved: moved}
+	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, old: l.nic.addresses(st.index), moved: moved, patience: judgePatience}
+	if slices.ContainsFunc(clients, func(c otherClient) bool { return c.name == dhcpcd }) {
+		j.patience = judgeProbing
+	}
 	for try, more := 0, true; more && ctx.Err() == nil; try++ {
 		more = false
 		for _, c := range clients {

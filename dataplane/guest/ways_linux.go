@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,7 +28,7 @@ type way struct {
 // asks for the old address (Flatcar 1736).
 var ways = map[string][]way{
 	networkd:       {command("networkctl", "reconfigure"), linkDownUp},
-	networkManager: {command("nmcli", "device", "reapply"), command("nmcli", "device", "connect")},
+	networkManager: {reapply, command("nmcli", "device", "connect")},
 	dhcpcd:         {command("dhcpcd", "-n"), linkDownUp},
 	dhclient:       {{"dhclient, begun anew", beginAnew}},
 	udhcpc:         {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc, begun anew", beginAnew}},
@@ -59,6 +60,13 @@ func lastLine(b []byte) string {
 	}
 	return s[strings.LastIndexByte(s, '\n')+1:]
 }
+
+// reapply lets NetworkManager apply the NIC's connection with another DHCP time-out
+// than it has: without any change (1.42) it keeps the lease. The profile stays as it is.
+var reapply = way{"nmcli device modify, which reapplies", func(ctx context.Context, _ *linux, st linkState, _ otherClient) error {
+	seconds := strconv.Itoa(60 + time.Now().Second())
+	return run(ctx, "nmcli", "device", "modify", st.name, "ipv4.dhcp-timeout", seconds, "ipv6.dhcp-timeout", seconds)
+}}
 
 // linkDownUp sets the NIC down and up, which looks like a flap to whoever follows
 // the carrier.
