@@ -57,10 +57,12 @@ static __always_inline void capture(struct __sk_buff *skb, const struct packet *
 static __always_inline void capture_xdp(struct xdp_md *ctx, const struct packet *p,
 					enum drop_reason why)
 {
-	__u32 len = ctx->data_end - ctx->data;
+	__u32 len = bpf_xdp_get_buff_len(ctx);
 	__u32 snap = len < SNAP ? len : SNAP;
 	struct captured *c = begin_copy(p, p->id, POINT_DROP, why, len);
 
+	/* The compiler knows the bound; the verifier must see it tested, right before the load. */
+	asm volatile("" : "+r"(snap));
 	if (c)
 		end_copy(c, !snap || snap > SNAP || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
 }
