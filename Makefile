@@ -11,6 +11,8 @@ GO    ?= go
 CLANG ?= clang-19
 STRIP ?= llvm-strip-19
 PROGRAMS := replug replug-server replug-host replug-guest
+# How long `make fuzz` looks.
+FUZZ := 10m
 # Bytes that the guest's agent may have.
 GUEST_MAX := 8388608
 
@@ -36,6 +38,9 @@ test: setup-test build ## run every test, those with real BPF, namespaces and QE
 
 test-stock: setup-test build ## take the stock Debian image through pool, claim, reboots and swaps
 	REPLUG_STOCK=all TESTS=./tests/host RUN=TestCloudInit tests/run.sh
+
+fuzz: setup-test ## put random frames through the datapath and its model for FUZZ (10m)
+	$(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./bpf -fuzz-for $(FUZZ)
 
 ##@ Building
 

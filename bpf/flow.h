@@ -330,6 +330,13 @@ static __always_inline bool is_related(struct packet *p, __u32 id, const struct 
 	       now - flow->seen <= timeout_of(flow, k->proto) * (__u32)config.second;
 }
 
+/* Whether a segment can be turned into the reset that answers it: no piece of one, and none itself. */
+static __always_inline bool takes_reset(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_RST) && p->fragment == WHOLE &&
+	       p->header <= sizeof(struct ipv6hdr);
+}
+
 /* The first packet of a flow, or one whose flow has been forgotten. */
 static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const struct port *port,
 					      bool inbound, __u64 now, __u64 since, __s32 *rule)
@@ -345,7 +352,7 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 	}
 	make_key(p, id, inbound);
 	if (p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_SYN) && port->flags & PORT_STRICT) {
-		p->reset = port->flags & PORT_RESET && !(p->tcp_flags & TCP_RST);
+		p->reset = port->flags & PORT_RESET && takes_reset(p);
 		return DROP_MIDSTREAM;
 	}
 	if (port->flags & PORT_DRAINING)
@@ -393,7 +400,7 @@ static __always_inline enum drop_reason follow_service(struct packet *p, const s
 {
 	if (flow->flags & FLOW_SERVICE && !inbound) {
 		if (!has_backend(flow)) {
-			p->reset = p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_RST);
+			p->reset = takes_reset(p);
 			if (!p->trace)
 				bpf_map_delete_elem(&flows, &p->key);
 			return DROP_DEAD_BACKEND;

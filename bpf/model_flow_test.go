@@ -1,0 +1,296 @@
+package bpf
+
+import "net/netip"
+
+// A modelKey is a flow as its port sees it.
+type modelKey struct {
+	port          uint16
+	proto         byte
+	local, remote netip.Addr
+	lport, rport  uint16
+}
+
+type modelFlow struct {
+	epoch      uint64
+	generation int
+	flags      byte // as enum flow_flag
+	nat        netip.AddrPort
+	climbs     bool
+}
+
+type modelFragment struct {
+	port     uint16
+	src, dst netip.Addr
+	id       uint32
+	proto    byte
+	inbound  bool
+}
+
+// A firstPieceOf a packet has the ports that the others lack.
+type firstPieceOf struct {
+	sport, dport uint16
+	length       int
+	epoch        uint64
+}
+
+type modelService struct {
+	table    []netip.AddrPort // by slot; the zero one: none
+	affinity bool
+	live     map[netip.AddrPort]bool
+}
+
+const (
+	fInbound  = byte(datapathFlowFlagFLOW_INBOUND)
+	fAnswered = byte(datapathFlowFlagFLOW_ANSWERED)
+	fClosing  = byte(datapathFlowFlagFLOW_CLOSING)
+	fReset    = byte(datapathFlowFlagFLOW_RESET)
+	fService  = byte(datapathFlowFlagFLOW_SERVICE)
+	fBackend  = byte(datapathFlowFlagFLOW_BACKEND)
+)
+
+func (j *judged) key(p *modelPort, inbound bool) modelKey {
+	if inbound {
+		return modelKey{p.id, j.proto, j.dst, j.src, j.dport, j.sport}
+	}
+	return modelKey{p.id, j.proto, j.src, j.dst, j.sport, j.dport}
+}
+
+// judge is what a port says of a packet out or in: by its fragment, by its flow,
+// or as the first of one. local: from a port of the same host.
+func (m *model) judge(j *judged, p *modelPort, inbound, local bool) string {
+	natted := j.natted
+	if why := m.matchFragment(j, p, inbound); why != "" {
+		return why
+	}
+	if why := m.judgeFlow(j, p, inbound, local); why != "" {
+		return why
+	}
+	if natted != 0 && j.natted != natted {
+		return "service_clash"
+	}
+	if j.fragment == firstPiece {
+		m.fragments[j.fragmentOf(p, inbound)] = firstPieceOf{j.sport, j.dport, j.payload, p.Epoch}
+	}
+	return ""
+}
+
+func (j *judged) fragmentOf(p *modelPort, inbound bool) modelFragment {
+	return modelFragment{p.id, j.src, j.dst, j.fragmentID, j.proto, inbound}
+}
+
+func (m *model) matchFragment(j *judged, p *modelPort, inbound bool) string {
+	if j.fragment != whole && j.offset+j.payload > 0xffff {
+		return "bad_ip"
+	}
+	if j.fragment != laterFragment {
+		return ""
+	}
+	first, ok := m.fragments[j.fragmentOf(p, inbound)]
+	switch {
+	case !ok || first.epoch != p.Epoch:
+		return "fragment_lost"
+	case j.offset < first.length:
+		return "fragment_overlap"
+	}
+	j.sport, j.dport = first.sport, first.dport
+	return ""
+}
+
+func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
+	k := j.key(p, inbound)
+	f := m.flows[k]
+	if f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
+		return m.begin(j, p, k, inbound, local)
+	}
+	if f.generation != p.generation {
+		if why := m.judgeAgain(j, p, k, f); why != "" {
+			return why
+		}
+	}
+	if why := m.follow(j, k, f, inbound); why != "" {
+		return why
+	}
+	if why := m.wayOf(j, p, inbound, local); why != "" {
+		return why
+	}
+	m.touch(j, k, f, inbound)
+	return ""
+}
+
+// wayOf finds the way out, or checks the one that the frame came by.
+func (m *model) wayOf(j *judged, p *modelPort, inbound, local bool) (why string) {
+	if !inbound {
+		to := j.dst
+		if j.natted != 0 {
+			to = j.nat.Addr()
+		}
+		j.route, why = m.findWay(p, to)
+		return why
+	}
+	if local {
+		return ""
+	}
+	w, unknown := m.findWay(p, j.src)
+	switch {
+	case unknown == "" && w.pa != j.outerSrc:
+		return "wrong_source"
+	case unknown != "" && !m.registered(j.outerSrc):
+		return "unknown_source"
+	}
+	if unknown == "" {
+		j.route = w
+	}
+	return ""
+}
+
+func (m *model) registered(pa netip.Addr) bool {
+	for _, h := range m.hosts {
+		if h.Contains(pa) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) string {
+	if inbound {
+		if why := m.wayOf(j, p, true, local); why != "" {
+			return why
+		}
+	}
+	j.climbs = j.gso != 0
+	if m.isRelated(j, p, inbound) {
+		if inbound {
+			return ""
+		}
+		return m.wayOf(j, p, false, local)
+	}
+	if j.proto == protoTCP && j.tcpFlags&flagSYN == 0 && p.is(Strict) {
+		j.reset = p.is(Reset) && j.takesReset()
+		return "midstream"
+	}
+	if p.is(Draining) {
+		return "draining"
+	}
+	if why := m.classify(p, k, inbound, j.icmpType); why != "" {
+		return why
+	}
+	if !inbound {
+		if why := m.choose(j, p); why != "" {
+			return why
+		}
+		if why := m.wayOf(j, p, false, local); why != "" {
+			return why
+		}
+	}
+	m.remember(j, p, k, inbound)
+	return ""
+}
+
+// takesReset: the answer is written over the segment, so it must be whole, right
+// behind its IP header, and no reset itself.
+func (j *judged) takesReset() bool {
+	return j.proto == protoTCP && j.tcpFlags&flagRST == 0 && j.fragment == whole && j.header <= 40
+}
+
+// isRelated says whether an error is about a flow of the port.
+func (m *model) isRelated(j *judged, p *modelPort, inbound bool) bool {
+	if j.quoted == nil {
+		return false
+	}
+	k := *j.quoted
+	k.port = p.id
+	if !inbound { // what it quotes came in
+		k.local, k.remote, k.lport, k.rport = k.remote, k.local, k.rport, k.lport
+	}
+	f := m.flows[k]
+	return f != nil && f.epoch == p.Epoch
+}
+
+func (m *model) remember(j *judged, p *modelPort, k modelKey, inbound bool) {
+	f := &modelFlow{epoch: p.Epoch, generation: p.generation}
+	if inbound {
+		f.flags = fInbound
+	}
+	m.flows[k] = f
+	if j.natted == fService && !inbound {
+		f.flags, f.nat = fService, j.nat
+		back := *f
+		back.flags, back.nat = fBackend, netip.AddrPortFrom(j.dst, j.dport)
+		m.flows[k.to(j.nat)] = &back
+	}
+	m.touch(j, k, f, inbound)
+}
+
+// to is the key with another far end.
+func (k modelKey) to(far netip.AddrPort) modelKey {
+	k.remote, k.rport = far.Addr(), far.Port()
+	return k
+}
+
+func (m *model) touch(j *judged, k modelKey, f *modelFlow, inbound bool) {
+	if inbound != (f.flags&fInbound != 0) {
+		f.flags |= fAnswered
+	}
+	if j.proto == protoTCP && j.tcpFlags&flagFIN != 0 {
+		f.flags |= fClosing
+	}
+	if j.proto == protoTCP && j.tcpFlags&flagRST != 0 {
+		f.flags |= fReset
+	}
+	if f.flags&(fService|fBackend) != 0 {
+		if twin := m.flows[k.to(f.nat)]; twin != nil && twin.epoch == f.epoch {
+			twin.flags |= f.flags & (fAnswered | fClosing | fReset)
+		}
+	}
+	if inbound { // an aggregated flow keeps to that way: see flow.h
+		f.climbs = f.climbs || j.gso != 0
+		j.climbs = f.climbs
+	}
+}
+
+func (m *model) judgeAgain(j *judged, p *modelPort, k modelKey, f *modelFlow) string {
+	asked := k
+	if f.flags&fBackend != 0 {
+		asked = k.to(f.nat)
+	}
+	echo := byte(8)
+	if j.v6 {
+		echo = 128
+	}
+	if why := m.classify(p, asked, f.flags&fInbound != 0, echo); why != "" {
+		delete(m.flows, k)
+		return why
+	}
+	f.generation = p.generation
+	return ""
+}
+
+// follow takes over what the flow's row says of services.
+func (m *model) follow(j *judged, k modelKey, f *modelFlow, inbound bool) string {
+	switch {
+	case f.flags&fService != 0 && !inbound:
+		if !m.backendLives(f.nat) {
+			j.reset = j.takesReset()
+			delete(m.flows, k)
+			return "dead_backend"
+		}
+	case f.flags&fBackend != 0:
+		if !inbound {
+			return "service_clash"
+		}
+	default:
+		return ""
+	}
+	j.natted, j.nat = f.flags&(fService|fBackend), f.nat
+	return ""
+}
+
+func (m *model) backendLives(b netip.AddrPort) bool {
+	for _, s := range m.services {
+		if s.live[b] {
+			return true
+		}
+	}
+	return false
+}
