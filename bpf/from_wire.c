@@ -195,7 +195,8 @@ static __always_inline enum drop_reason check_marked(struct __sk_buff *skb, stru
 	enum drop_reason why;
 
 	if ((skb->mark & ~(MARK_PORT | MARK_NAT)) != MARK_UP ||
-	    bpf_skb_get_tunnel_key(skb, &tunnel, sizeof(tunnel), 0))
+	    bpf_skb_get_tunnel_key(skb, &tunnel, sizeof(tunnel),
+				   config.underlay6 ? BPF_F_TUNINFO_IPV6 : 0))
 		return DROP_UNMARKED;
 	p->id = skb->mark & MARK_PORT;
 	r->port = find_port(p->id);

@@ -150,6 +150,10 @@ func (r *room) guest(host *room, m member) (ifindex int, nic *os.File) {
 }
 
 func openTap(name string) (int, error) {
+	return openTapAs(name, unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+}
+
+func openTapAs(name string, flags uint16) (int, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return -1, err
@@ -158,7 +162,7 @@ func openTap(name string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return -1, fmt.Errorf("TUNSETIFF: %w", err)
 	}
@@ -223,7 +227,7 @@ func wire(t *testing.T, a, b *room, addrA, addrB netip.Addr) {
 func (r *room) listen(at netip.AddrPort) net.Listener {
 	r.t.Helper()
 	var l net.Listener
-	r.in(func() (err error) { l, err = net.Listen("tcp4", at.String()); return err })
+	r.in(func() (err error) { l, err = net.Listen("tcp", at.String()); return err })
 	r.t.Cleanup(func() { _ = l.Close() })
 	return l
 }
@@ -231,7 +235,7 @@ func (r *room) listen(at netip.AddrPort) net.Listener {
 func (r *room) dial(to netip.AddrPort) net.Conn {
 	r.t.Helper()
 	var c net.Conn
-	r.in(func() (err error) { c, err = net.DialTimeout("tcp4", to.String(), 10*time.Second); return err })
+	r.in(func() (err error) { c, err = net.DialTimeout("tcp", to.String(), 10*time.Second); return err })
 	r.t.Cleanup(func() { _ = c.Close() })
 	return c
 }

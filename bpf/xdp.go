@@ -16,6 +16,9 @@ const nicPin = "nic"
 // into taps that have the [XDP] flag. It comes beside [Datapath.AttachUplink],
 // which takes all others. A driver without native XDP is an error that leaves
 // everything as it was: the datapath carries as much without, only dearer.
+//
+// A veth hands XDP frames whose checksums nobody has finished, and a receiver
+// refuses them: turn that off where they come from (ethtool -K PEER tx off).
 func (d *Datapath) AttachNIC(ifindex int) error {
 	pin := filepath.Join(linkDir(d.dir), nicPin)
 	taken, err := takeOver(pin, d.objs.FromNic, ifindex)
