@@ -6,7 +6,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "vnet.h"
+#include "packet.h"
 
 const volatile struct settings config;
 

@@ -79,7 +79,7 @@ func (j *judged) fragmentOf(p *modelPort, inbound bool) modelFragment {
 }
 
 func (m *model) matchFragment(j *judged, p *modelPort, inbound bool) string {
-	if j.fragment != whole && j.offset+j.payload > 0xffff {
+	if j.fragment != unbroken && j.offset+j.payload > 0xffff {
 		return "bad_ip"
 	}
 	if j.fragment != laterFragment {
@@ -187,10 +187,10 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 	return ""
 }
 
-// takesReset: the answer is written over the segment, so it must be whole, right
+// takesReset: the answer is written over the segment, so it must be unbroken, right
 // behind its IP header, and no reset itself.
 func (j *judged) takesReset() bool {
-	return j.proto == protoTCP && j.tcpFlags&flagRST == 0 && j.fragment == whole && j.header <= 40
+	return j.proto == protoTCP && j.tcpFlags&flagRST == 0 && j.fragment == unbroken && j.header <= 40
 }
 
 // isRelated says whether an error is about a flow of the port.

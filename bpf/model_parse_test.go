@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	whole = iota
+	unbroken = iota
 	firstPiece
 	laterFragment
 )
@@ -129,7 +129,7 @@ func (p *parsed) parseL4(b []byte, gso int) bool {
 	switch p.proto {
 	case protoTCP:
 		words := int(b[12]>>4) * 4
-		if words < 20 || p.fragment == whole && p.payload < words {
+		if words < 20 || p.fragment == unbroken && p.payload < words {
 			return false
 		}
 		ports()
@@ -137,7 +137,7 @@ func (p *parsed) parseL4(b []byte, gso int) bool {
 		p.tcpFlags, p.optionsLen = b[13], words-20
 	case protoUDP:
 		n := int(binary.BigEndian.Uint16(b[4:]))
-		if p.fragment == whole && gso == 0 && (n < 8 || n > p.payload) {
+		if p.fragment == unbroken && gso == 0 && (n < 8 || n > p.payload) {
 			return false
 		}
 		ports()

@@ -200,7 +200,7 @@ func (j *judged) wireLen() int {
 // flowHash spreads flows over source ports: it is no secret, so it is the datapath's own.
 func (j *judged) flowHash() uint32 {
 	var ports uint32
-	if j.fragment == whole {
+	if j.fragment == unbroken {
 		ports = uint32(swap16(j.sport))<<16 | uint32(swap16(j.dport))
 	}
 	word := func(a netip.Addr, i int) uint32 { b := a.As16(); return binary.NativeEndian.Uint32(b[i:]) }

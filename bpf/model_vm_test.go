@@ -146,7 +146,7 @@ func (m *model) toGateway(j *judged) outcome {
 	if j.v6 {
 		proto, echo, reply = protoICMPv6, 128, 129
 	}
-	if j.proto == proto && j.icmpType == echo && j.icmpCode == 0 && j.fragment == whole {
+	if j.proto == proto && j.icmpType == echo && j.icmpCode == 0 && j.fragment == unbroken {
 		out := bytes.Clone(j.frame)
 		copy(out, j.frame[6:12])
 		copy(out[6:], gatewayMAC[:])
@@ -162,7 +162,7 @@ func (m *model) toGateway(j *judged) outcome {
 		return sendOut(out)
 	}
 	syn := j.tcpFlags & (flagSYN | flagACK)
-	if j.proto == protoTCP && j.fragment == whole && (j.tcpFlags&flagRST != 0 || syn == flagSYN|flagACK) {
+	if j.proto == protoTCP && j.fragment == unbroken && (j.tcpFlags&flagRST != 0 || syn == flagSYN|flagACK) {
 		return trapFits(j, TrapProbe)
 	}
 	return refuse("to_gateway")
@@ -171,7 +171,7 @@ func (m *model) toGateway(j *judged) outcome {
 // metadata goes to the host's service, from an address that says who asks.
 func (m *model) metadata(j *judged) outcome {
 	p := j.from
-	if j.proto != protoTCP || j.dport != 80 || j.fragment != whole || !j.v6 && j.dst != imds && j.dst != wireServer {
+	if j.proto != protoTCP || j.dport != 80 || j.fragment != unbroken || !j.v6 && j.dst != imds && j.dst != wireServer {
 		return refuse("imds_other")
 	}
 	if ca, ok := p.first(j.v6); !ok || ca != j.src {

@@ -58,7 +58,7 @@ func (j *judged) rewrite(frame []byte, destination bool, to netip.AddrPort) {
 
 // clamp makes a SYN offer no more than mtu (RFC 9293, 3.7.1).
 func (j *judged) clamp(frame []byte, mtu int) {
-	if j.tcpFlags&flagSYN == 0 || j.fragment != whole || j.proto != protoTCP {
+	if j.tcpFlags&flagSYN == 0 || j.fragment != unbroken || j.proto != protoTCP {
 		return
 	}
 	fits := mtu - 40

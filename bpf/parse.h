@@ -18,7 +18,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "vnet.h"
+#include "packet.h"
 
 #define ETH_P_BE_IP bpf_htons(ETH_P_IP)
 #define ETH_P_BE_IPV6 bpf_htons(ETH_P_IPV6)

@@ -73,7 +73,7 @@ type world struct {
 
 const (
 	gateway = "10.37.91.254"
-	wait    = 5 * time.Second // for what takes milliseconds on an idle machine
+	wait    = 30 * time.Second // for what takes milliseconds on an idle machine
 )
 
 func newWorld(t *testing.T) *world {
