@@ -41,9 +41,9 @@ func (f fabric) inner() int { return f.mtu - f.overhead }
 // A wiring joins two rooms by a device up0 in each.
 type wiring func(t *testing.T, f fabric, rooms [2]*room)
 
-// whole is a wire that carries 64 KiB frames as they are, as a NIC with tunnel
+// uncut is a wire that carries 64 KiB frames as they are, as a NIC with tunnel
 // offloads seems to: a veth.
-func whole(t *testing.T, f fabric, rooms [2]*room) {
+func uncut(t *testing.T, f fabric, rooms [2]*room) {
 	t.Helper()
 	rooms[0].in(func() error {
 		attrs := netlink.NewLinkAttrs()

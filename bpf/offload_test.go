@@ -13,7 +13,7 @@ import (
 // whole and one that doesn't, received by tcx and by XDP, over either underlay.
 func TestOffloads(t *testing.T) {
 	for _, f := range []fabric{fabric4(1550), fabric6(1570)} {
-		for name, lay := range map[string]wiring{"whole": whole, "copied": copied} {
+		for name, lay := range map[string]wiring{"uncut": uncut, "copied": copied} {
 			t.Run(fmt.Sprintf("%s, %s", f.name, name), func(t *testing.T) { offloads(t, f, lay) })
 		}
 	}

@@ -1,0 +1,170 @@
+package bpf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Issue 3, point 4: guests whose NICs take more than the way does, over
+// underlays of 1500 and 9000 bytes of either family.
+func TestPathMTU(t *testing.T) {
+	for _, f := range []fabric{fabric4(1500), fabric4(9000), fabric6(1500), fabric6(9000)} {
+		t.Run(f.name, func(t *testing.T) { pathMTU(t, f) })
+	}
+}
+
+func pathMTU(t *testing.T, f fabric) {
+	b := newBed(t, f, copied)
+	hosts := []*machine{b.host(0), b.host(1)}
+	nic := f.mtu + 500
+	from := b.guest(hosts[0], redA, nic, nic, hosts...) // the network promises too much, too: the underlay decides
+	to := b.guest(hosts[1], redB, nic, nic, hosts...)
+	for family, inner := range []string{"IPv4", "IPv6"} {
+		name := inner
+		t.Run(name+": UDP that mustn't be cut", func(t *testing.T) { notCut(t, from, to, family, f.inner()) })
+		t.Run(name+": segments fit from the first", func(t *testing.T) { clamped(t, from, to, family, f.inner()) })
+		t.Run(name+": the way gets narrower", func(t *testing.T) { narrower(t, from, to, family, f.inner()-137) })
+	}
+}
+
+// clamped: each end's segments fit although both NICs take more, and nobody had to be told.
+func clamped(t *testing.T, from, to *guest, family, mtu int) {
+	before := from.host.drop("too_big") + to.host.drop("too_big")
+	from.forget()
+	to.forget()
+	c := connect(t, from, to, family)
+	if err := c.exchange([2][]byte{noise(1<<20, 3), noise(1<<20, 5)}); err != nil {
+		t.Errorf("%v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
+	}
+	const stamps = 12
+	want := mtu - 40 - 20*family - stamps
+	if a, b := segmentSize(t, c.from), segmentSize(t, c.to); a != want || b != want {
+		t.Errorf("segments of %d and %d bytes, want %d", a, b, want)
+	}
+	if n := from.host.drop("too_big") + to.host.drop("too_big") - before; n != 0 {
+		t.Errorf("%d frames were too big", n)
+	}
+}
+
+// narrower: a connection whose segments no longer fit goes on with smaller ones,
+// because its sender is told. Were it not, this would be a black hole.
+func narrower(t *testing.T, from, to *guest, family, mtu int) {
+	from.forget()
+	c := connect(t, from, to, family)
+	if err := c.exchange([2][]byte{noise(1<<18, 3), noise(1<<18, 5)}); err != nil {
+		t.Fatal(err)
+	}
+	was := from.portMTU(mtu)
+	defer from.portMTU(was)
+	before := from.host.drop("too_big")
+	if err := c.exchange([2][]byte{noise(1<<20, 7), noise(1<<18, 9)}); err != nil {
+		t.Errorf("%v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
+	}
+	const stamps = 12
+	if got, want := segmentSize(t, c.from), mtu-40-20*family-stamps; got != want {
+		t.Errorf("segments of %d bytes, want %d", got, want)
+	}
+	if from.host.drop("too_big") == before {
+		t.Error("nothing was too big: the way didn't get narrower")
+	}
+}
+
+// notCut: the sender of a datagram that is too big is told how large it may be,
+// and its next one is an error at once. The largest that fits arrives.
+func notCut(t *testing.T, from, to *guest, family, mtu int) {
+	in, out := datagramPair(t, from, to, family)
+	header := 28 + 20*family
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, err := out.Write(noise(mtu-header+1, 3))
+		if errors.Is(err, unix.EMSGSIZE) {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("a byte too many: %v, want EMSGSIZE; drops %v", err, from.host.reasons())
+		}
+	}
+	if got := knownMTU(t, out, family); got != mtu {
+		t.Errorf("the way takes %d bytes, says the sender's kernel; want %d", got, mtu)
+	}
+	largest := noise(mtu-header, 5)
+	if _, err := out.Write(largest); err != nil {
+		t.Fatalf("the largest that fits: %v", err)
+	}
+	b := make([]byte, 65536)
+	if err := in.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := in.Read(b); err != nil || !bytes.Equal(b[:n], largest) {
+		t.Errorf("the largest that fits: %d bytes arrived, %v; want %d; drops %v and %v", n, err, len(largest), from.host.reasons(), to.host.reasons())
+	}
+}
+
+// levels are the options for what mustn't be cut, by family.
+var levels = [2]struct{ level, discover, mtu int }{
+	{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU},
+	{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU},
+}
+
+func datagramPair(t *testing.T, from, to talker, family int) (in, out *net.UDPConn) {
+	t.Helper()
+	to.in(func() (err error) {
+		in, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(to.at(family, 0)))
+		return err
+	})
+	from.in(func() (err error) {
+		out, err = net.DialUDP("udp", nil, in.LocalAddr().(*net.UDPAddr))
+		return err
+	})
+	t.Cleanup(func() { _, _ = in.Close(), out.Close() })
+	const do = 2 // IP_PMTUDISC_DO, and IPV6_PMTUDISC_DO
+	control(t, out, func(fd int) error { return unix.SetsockoptInt(fd, levels[family].level, levels[family].discover, do) })
+	return in, out
+}
+
+func knownMTU(t *testing.T, c *net.UDPConn, family int) (mtu int) {
+	t.Helper()
+	control(t, c, func(fd int) (err error) {
+		mtu, err = unix.GetsockoptInt(fd, levels[family].level, levels[family].mtu)
+		return err
+	})
+	return mtu
+}
+
+func control(t *testing.T, c *net.UDPConn, f func(fd int) error) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var did error
+	err = raw.Control(func(fd uintptr) { did = f(int(fd)) })
+	if err := errors.Join(err, did); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forget lets the guest's kernel forget what it was told of ways' sizes.
+func (g *guest) forget() {
+	g.t.Helper()
+	g.in(func() error { return errors.Join(ip("route flush cache"), ip("-6 route flush cache")) })
+}
+
+// portMTU sets the MTU of the guest's port while it is running, and returns what it was.
+func (g *guest) portMTU(mtu int) (was int) {
+	g.t.Helper()
+	p, err := g.host.dp.Port(g.id)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	was, p.MTU = p.MTU, mtu
+	if err := g.host.dp.SetPort(g.id, p); err != nil {
+		g.t.Fatal(fmt.Errorf("set the MTU of port %d: %w", g.id, err))
+	}
+	return was
+}
