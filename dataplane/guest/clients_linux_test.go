@@ -1,9 +1,11 @@
 package guest
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,4 +64,46 @@ esac
 			t.Errorf("the agent sent a DISCOVER of its own:\n%s", m.Summary())
 		}
 	}
+}
+
+// ISC's client takes no notice of its link: it is ended without a word to the network
+// that is gone, its address goes, and it is begun anew by its own command line.
+func TestDhclientIsBegunAnew(t *testing.T) {
+	w := newWorld(t)
+	script := filepath.Join(w.root, "script")
+	check(t, os.WriteFile(script, []byte(`#!/bin/sh
+case $reason in
+PREINIT) ip link set $interface up ;;
+BOUND|REBOOT) ip addr add $new_ip_address/24 dev $interface; ip route replace default via $new_routers ;;
+esac
+`), 0o755))
+	pid := filepath.Join(w.root, "pid")
+	start := exec.Command("dhclient", "-4", "-cf", os.DevNull, "-sf", script, "-lf", filepath.Join(w.root, "leases"), "-pf", pid, w.nic)
+	if out, err := start.CombinedOutput(); err != nil {
+		t.Fatalf("dhclient: %v (needs isc-dhcp-client): %s", err, out)
+	}
+	t.Cleanup(func() {
+		for _, c := range newMachine("/").findClients(linkState{name: w.nic}) {
+			_ = end(context.Background(), c.pid)
+		}
+	})
+	w.becomes("first address", "10.37.91.17/24", w.addrs)
+	w.publish(bought)
+	w.start(func(c *Config) { c.DHCP = DHCPAuto })
+	next(t, w.reports, "report")
+	before, _ := os.ReadFile(pid)
+	drain(w.dhcp)
+	w.give("10.37.91.66/24")
+	w.flap(20 * time.Millisecond)
+	w.said("dhclient is told to renew: dhclient, begun anew")
+	w.becomes("address after the flap", "10.37.91.66/24", w.addrs)
+	for _, m := range drain(w.dhcp) {
+		if m.MessageType() == dhcpv4.MessageTypeRelease {
+			t.Errorf("the address was released in the new network:\n%s", m.Summary())
+		}
+	}
+	w.becomes("another process", "true", func() string { // it says so once it is a daemon
+		after, _ := os.ReadFile(pid)
+		return strconv.FormatBool(string(after) != string(before) && len(after) > 0)
+	})
 }
