@@ -61,6 +61,9 @@ bench: setup-test build ## measure the figures beside their floors; writes out/b
 	trap 'rc=$$?; bin/replug lab down --stale >&2 || true; exit $$rc' EXIT
 	bin/replug bench --out out/bench.json
 
+package: setup ## make Debian packages of the agent in guests: out/replug-guest_*.deb
+	for arch in amd64 arm64; do GO=$(GO) packaging/deb.sh $$arch out; done
+
 ##@ Keeping house
 
 setup: ## install the packages and modules that building and the demo need
@@ -105,4 +108,4 @@ fi
 endef
 
 .ONESHELL:
-.PHONY: demo test test-stock build generate bench setup setup-test fmt lint clean help
+.PHONY: demo test package test-stock build generate bench setup setup-test fmt lint clean help
