@@ -310,7 +310,7 @@ func TestTrapsIPv6(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		kind   TrapKind
-		shows  uint64 // 1: it shows that the guest is there
+		shows  uint64 // 1: it shows that the guest is there, with an address of the network
 		packet []byte
 	}{
 		{"DHCPv6 to all servers", TrapDHCPv6, 0, udpOf(own, addr("ff02::1:2"), 546, 547, text(83))},

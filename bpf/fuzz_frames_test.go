@@ -125,13 +125,23 @@ func (f *fuzzer) l4(src, dst netip.Addr) []byte {
 	case 3, 4:
 		return f.df(udpOf(src, dst, sport, dport, body))
 	case 5:
-		return pick(r, ping(src, dst, text(29)), unreachable(src, dst, udpOf(dst, src, dport, sport, text(37))), unreachable(src, dst, tcpOf(dst, src, dport, sport, nil)), unreachable(src, dst, ping(dst, src, nil)))
+		return pick(r, ping(src, dst, text(29)), unreachable(src, dst, udpOf(dst, src, dport, sport, text(37))), unreachable(src, dst, tcpOf(dst, src, dport, sport, nil)), unreachable(src, dst, ping(dst, src, nil)), large(src, dst))
 	case 6:
 		return sctpOf(src, dst, sport, dport)
 	}
 	whole := udp(src, dst, sport, dport, text(120))
 	at := pick(r, 0, 0, 24, 48, 40, 88)
-	return fragment(src, dst, pick[byte](r, protoUDP, protoUDP, protoTCP), pick[uint16](r, 0x3b6d, 0x4c28, 0x5d39), at, at < 88, whole[at:min(at+48, len(whole))])
+	n := pick(r, 48, 48, 47, 49) // the last bytes of a first one may lie in the next eight
+	return fragment(src, dst, pick[byte](r, protoUDP, protoUDP, protoTCP), pick[uint16](r, 0x3b6d, 0x4c28, 0x5d39), at, at < 88, whole[at:min(at+n, len(whole))])
+}
+
+// large is an error that is too big: nobody is told of an error about an error.
+func large(src, dst netip.Addr) []byte {
+	kind := byte(3)
+	if src.Is6() {
+		kind = 1
+	}
+	return icmp(src, dst, kind, 1, append(make([]byte, 4), text(1500)...))
 }
 
 // df sets "don't fragment" in half of the IPv4 packets, and ECN in some.
