@@ -47,6 +47,7 @@ type Trace struct {
 	Protocol        uint8
 	Src, Dst        netip.AddrPort // as the rules saw them; Dst behind a service is the backend
 	Translated      netip.AddrPort // what one end has been rewritten to: a service's backend, or the service
+	Answers         bool           // Translated is the service as which the VM answers
 	NextHop         netip.Addr     // the CA that it is routed to, or that its source is reached by
 	PA              netip.Addr     // where that CA is
 	MAC             [6]byte
@@ -129,7 +130,7 @@ func (p datapathPacket) trace() Trace {
 		OuterSrc: p.OuterSrc.ip(), OuterDst: p.OuterDst.ip(), Known: p.Known != 0, MTU: int(p.Mtu), Reset: p.Reset != 0,
 	}
 	if p.Natted != 0 {
-		t.Translated = addrPort(p.Nat, p.NatPort)
+		t.Translated, t.Answers = addrPort(p.Nat, p.NatPort), p.Natted&uint8(datapathFlowFlagFLOW_BACKEND) != 0
 	}
 	return t
 }

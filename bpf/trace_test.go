@@ -124,3 +124,23 @@ func TestWatchDropsOfNIC(t *testing.T) {
 		t.Errorf("copied %+v, %v", got, err)
 	}
 }
+
+// A trace tells the two ends of a service's translation, and which of them the VM is.
+func TestTraceOfService(t *testing.T) {
+	a, _ := newWorld(t)
+	vip := netip.MustParseAddrPort("10.17.34.99:8443")
+	backend := netip.AddrPortFrom(caA2, 7946)
+	a.must(a.dp.SetService(Service{ServiceKey: ServiceKey{VNI: red, VIP: vip.Addr(), Port: vip.Port(), Protocol: protoUDP},
+		Backends: []Backend{{CA: caA2, Port: 7946, Weight: 100}}}))
+	asks := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, vip.Addr(), 5353, vip.Port(), text(37)))
+	got, err := a.dp.TraceFromVM(redA.id, asks)
+	if err != nil || got.Way != ToPort || got.ToPort != redA2.id || got.Translated != backend || got.Answers || got.NextHop != caA2 {
+		t.Errorf("to the service: %+v, %v", got, err)
+	}
+	a.send(redA, asks) // in earnest: now the answer has a flow
+	answers := eth(gatewayMAC, redA2.mac, etherIPv4, udp4(caA2, caA, 7946, 5353, text(37)))
+	got, err = a.dp.TraceFromVM(redA2.id, answers)
+	if err != nil || got.Way != ToPort || got.ToPort != redA.id || got.Translated != vip || !got.Answers {
+		t.Errorf("the backend's answer: %+v, %v", got, err)
+	}
+}

@@ -36,13 +36,16 @@ func (m *maps) TraceFromVM(id vnet.PortID, b []byte) (Traced, error) {
 		if err != nil {
 			return out, err
 		}
-		if out.Route, err = m.route(&p, t.Dst.Addr()); err != nil {
+		dst := sent.Dst.Addr()
+		if out.Service, out.Backend = translation(&t, sent); out.Service == sent.Dst {
+			dst = out.Backend.Addr()
+		}
+		if out.Route, err = m.route(&p, dst); err != nil {
 			return out, err
 		}
-		if t.NextHop != t.Dst.Addr() {
+		if t.NextHop != dst {
 			out.NextHop = t.NextHop
 		}
-		out.Service, out.Backend = translation(&t, sent)
 	}
 	return out, m.device(&out)
 }
@@ -92,12 +95,12 @@ var flowStates = map[bpf.FlowState]string{bpf.FlowNew: "new", bpf.FlowKnown: "es
 // service, or answers as one of its backends.
 func translation(t *bpf.Trace, sent frame.Tuple) (service, backend netip.AddrPort) {
 	switch {
-	case t.Dst.IsValid() && t.Dst != sent.Dst:
-		return sent.Dst, t.Dst
-	case t.Translated.IsValid():
+	case !t.Translated.IsValid():
+		return netip.AddrPort{}, netip.AddrPort{}
+	case t.Answers:
 		return t.Translated, sent.Src
 	}
-	return netip.AddrPort{}, netip.AddrPort{}
+	return sent.Dst, t.Translated
 }
 
 // route returns what leads from a port to an address: its subnet, or the longest
