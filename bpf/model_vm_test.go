@@ -206,7 +206,7 @@ func (m *model) arp(p *modelPort, frame []byte) outcome {
 		return refuse("spoofed_arp")
 	case sender == netip.AddrFrom4([4]byte{}):
 		return refuse("arp_probe")
-	case !p.has(sender):
+	case !p.has(sender) && !p.is(Router):
 		return refuse("spoofed_arp")
 	case op == 2 && target == p.Gateway:
 		return trapFits(&judged{frame: frame}, TrapARPReply)
@@ -225,7 +225,7 @@ func (m *model) arp(p *modelPort, frame []byte) outcome {
 // nd: RFC 4861, 7.1; RFC 4862; RFC 6980.
 func (m *model) nd(j *judged) outcome {
 	p, none := j.from, j.src.IsUnspecified()
-	speaks := isLinkScope(j.src) || p.has(j.src)
+	speaks := isLinkScope(j.src) || p.has(j.src) || p.is(Router)
 	switch {
 	case j.frame[21] != 255 || j.header != 40:
 		return refuse("bad_nd")

@@ -59,7 +59,8 @@ static __always_inline enum drop_reason check_arp_sender(const struct arp *arp, 
 		return DROP_ARP_PROBE;
 	set_v4(&p->src, arp->sender);
 	set_v4(&p->dst, arp->target);
-	return has_ca(port, &p->src) ? DROP_NONE : DROP_SPOOFED_ARP;
+	/* A gateway VM asks by the address that the packet in question comes from. */
+	return has_ca(port, &p->src) || port->flags & PORT_ROUTER ? DROP_NONE : DROP_SPOOFED_ARP;
 }
 
 static __always_inline enum drop_reason check_arp_target(const struct packet *p,
@@ -131,7 +132,7 @@ static __always_inline bool is_nd(const struct packet *p)
 /* As a source of neighbour discovery: one of its CAs, or its own affair. */
 static __always_inline bool may_speak(const struct packet *p, const struct port *port)
 {
-	return is_link_scope(&p->src) || has_ca(port, &p->src);
+	return is_link_scope(&p->src) || has_ca(port, &p->src) || port->flags & PORT_ROUTER;
 }
 
 /* An option that names another link-layer address than the port's is a lie. */

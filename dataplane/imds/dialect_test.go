@@ -250,7 +250,15 @@ func TestSecretsDuringSwaps(t *testing.T) {
 		<-tick.C
 		s.Publish(23, e, secretDoc([]string{"copper", "silver"}[i%2]), imds.Guest{Personality: vnet.PersonalityOpenStack})
 		s.is(t, guest(t, 23, e), imds.PathConfig, 200)
-		<-tick.C
+		for own := fmt.Sprintf("23 at %s", e); ; {
+			s.mu.Lock()
+			n := read[own]
+			s.mu.Unlock()
+			if n > 0 || t.Context().Err() != nil {
+				break
+			}
+			<-tick.C
+		}
 	}
 	close(stop)
 	all.Wait()

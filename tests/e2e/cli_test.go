@@ -133,8 +133,8 @@ func TestJSON(t *testing.T) {
 	web.also(ctx, t, ip)
 	swap := []string{"id", "phase", "done", "ok", "error", "vm", "port", "host", "before", "after", "mac", "pa", "confirm", "trigger",
 		"rung", "blackout", "timeline", "guest", "started", "ended", "claim"}
-	port := []string{"name", "id", "host", "tenant", "vm", "mac", "pa", "network", "vni", "addrs", "epoch", "status", "error", "mtu", "tap"}
-	host := []string{"name", "address", "pa_prefix", "mtu", "connected", "since", "ports", "ports_used", "memory_mib", "memory_used_mib", "images", "labels", "version"}
+	port := []string{"name", "id", "host", "tenant", "vm", "mac", "pa", "network", "vni", "addrs", "epoch", "status", "error", "mtu", "tap", "groups", "limits", "power", "router", "services"}
+	host := []string{"name", "address", "pa_prefix", "mtu", "connected", "since", "ports", "ports_used", "memory_mib", "memory_used_mib", "images", "labels", "personalities", "version"}
 	for _, c := range []struct {
 		args   []string
 		within string // of the first element of this list
@@ -142,7 +142,7 @@ func TestJSON(t *testing.T) {
 	}{
 		{[]string{"cluster", "show"}, "", []string{"id", "era", "revision", "leader", "store_txns"}},
 		{[]string{"host", "list"}, "hosts", host},
-		{[]string{"network", "show", "red", "--tenant", tenant}, "", []string{"moniker", "tenant", "vni", "subnets", "routes", "dns", "domain", "ntp", "mtu", "lease", "placeholder"}},
+		{[]string{"network", "show", "red", "--tenant", tenant}, "", []string{"moniker", "tenant", "vni", "subnets", "routes", "dns", "domain", "ntp", "mtu", "lease", "placeholder", "flow_log", "peers"}},
 		{[]string{"port", "show", web.port, "--tenant", tenant}, "", port},
 		{[]string{"port", "swap", web.port, "--tenant", tenant, "--network", "blue", "--ip", ip, "--plan"}, "",
 			[]string{"vm", "port", "changes", "keeps", "warnings", "peers_lost", "peers_new"}},
