@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -190,5 +191,18 @@ func TestConfigCheck(t *testing.T) {
 		if err := conf.Check(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+// A client that is becoming a daemon, or has helpers, is one client: told twice it
+// would start over, begun twice it would fight itself.
+func TestProcessesOfOneClient(t *testing.T) {
+	var found []otherClient
+	for pid, cmdline := range []string{"dhclient\x00-4\x00eth0\x00", "dhclient\x00-4\x00eth0\x00", "dhclient\x00-6\x00eth0\x00",
+		"dhcpcd: eth0 [ip4]\x00", "dhcpcd: [privileged proxy] eth0\x00"} {
+		found = merge(found, parseClient([]byte(cmdline)), pid+70)
+	}
+	if len(found) != 3 || !slices.Equal(found[0].pids, []int{70, 71}) || !slices.Equal(found[1].pids, []int{72}) || !slices.Equal(found[2].pids, []int{73, 74}) {
+		t.Errorf("%+v", found)
 	}
 }

@@ -12,8 +12,10 @@ import (
 // An otherClient is a DHCP client of the guest that the agent leaves the NIC to.
 type otherClient struct {
 	name string
-	pid  int
+	pids []int    // one, unless it is about to become a daemon or has helpers
 	args []string // its command line
+
+	parent int // process
 }
 
 // The clients that the agent knows, by the names of their programs.
@@ -47,12 +49,28 @@ func (m machine) findClients(st linkState) []otherClient {
 		if ns, err := os.Readlink(dir + "/ns/net"); err != nil || ns != self {
 			continue
 		}
-		c.pid, _ = strconv.Atoi(filepath.Base(dir)) // digits, by the pattern
-		if m.manages(c, st) && !isChild(dir, found) {
-			found = append(found, c)
+		pid, _ := strconv.Atoi(filepath.Base(dir)) // digits, by the pattern
+		if m.manages(c, st) {
+			c.parent = parentOf(dir)
+			found = merge(found, c, pid)
 		}
 	}
-	return found
+	return slices.DeleteFunc(found, func(c otherClient) bool {
+		return slices.ContainsFunc(found, func(of otherClient) bool { return of.name == networkManager && slices.Contains(of.pids, c.parent) })
+	})
+}
+
+// merge adds a process to the clients: to one that is there already, if it is the
+// same. All of dhcpcd's processes are one client.
+func merge(found []otherClient, c otherClient, pid int) []otherClient {
+	for i, f := range found {
+		if f.name == c.name && (c.name == dhcpcd || slices.Equal(f.args, c.args)) {
+			found[i].pids = append(f.pids, pid)
+			return found
+		}
+	}
+	c.pids = []int{pid}
+	return append(found, c)
 }
 
 // parseClient returns the DHCP client that a command line starts; its name is "" if
@@ -116,20 +134,19 @@ func takesValue(option string) bool {
 	return false
 }
 
-// isChild reports whether the process's parent is one of the clients: NetworkManager's
-// dhclient, dhcpcd's helpers.
-func isChild(dir string, of []otherClient) bool {
+// parentOf returns the number of a process's parent; 0: not known.
+func parentOf(dir string) int {
 	status, err := os.ReadFile(dir + "/status")
 	if err != nil {
-		return false
+		return 0
 	}
 	for l := range strings.Lines(string(status)) {
 		if v, ok := strings.CutPrefix(l, "PPid:"); ok {
 			parent, _ := strconv.Atoi(strings.TrimSpace(v))
-			return slices.ContainsFunc(of, func(c otherClient) bool { return c.pid == parent })
+			return parent
 		}
 	}
-	return false
+	return 0
 }
 
 // names lists them for the log.

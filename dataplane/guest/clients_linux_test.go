@@ -84,7 +84,9 @@ esac
 	}
 	t.Cleanup(func() {
 		for _, c := range newMachine("/").findClients(linkState{name: w.nic}) {
-			_ = end(context.Background(), c.pid)
+			for _, pid := range c.pids {
+				_ = end(context.Background(), pid)
+			}
 		}
 	})
 	w.becomes("first address", "10.37.91.17/24", w.addrs)

@@ -77,8 +77,10 @@ var linkDownUp = way{"link down and up", func(ctx context.Context, l *linux, st 
 // forget is udhcpc's own: USR2 forgets the lease, USR1 asks for one.
 func forget(_ context.Context, _ *linux, _ linkState, c otherClient) error {
 	for _, s := range []unix.Signal{unix.SIGUSR2, unix.SIGUSR1} {
-		if err := unix.Kill(c.pid, s); err != nil {
-			return fmt.Errorf("signal %s: %w", c.name, err)
+		for _, pid := range c.pids {
+			if err := unix.Kill(pid, s); err != nil {
+				return fmt.Errorf("signal %s: %w", c.name, err)
+			}
 		}
 	}
 	return nil
@@ -89,8 +91,10 @@ func forget(_ context.Context, _ *linux, _ linkState, c otherClient) error {
 // network that is gone, so the address goes here. A new client takes up the lease
 // that it finds on disk, and hears at once that it is refused.
 func beginAnew(ctx context.Context, l *linux, st linkState, c otherClient) error {
-	if err := end(ctx, c.pid); err != nil {
-		return fmt.Errorf("end %s: %w", c.name, err)
+	for _, pid := range c.pids {
+		if err := end(ctx, pid); err != nil {
+			return fmt.Errorf("end %s: %w", c.name, err)
+		}
 	}
 	remove := l.nic.clear
 	if c.six() {
