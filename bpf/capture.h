@@ -46,11 +46,12 @@ static __always_inline void end_copy(struct captured *c, long failed)
 static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u32 id,
 				    enum capture_point point, enum drop_reason why)
 {
-	__u32 len = skb->len, snap = len < SNAP ? len : SNAP;
+	__u32 len = skb->len;
+	__u64 snap = len < SNAP ? len : SNAP;
 	struct captured *c = begin_copy(p, id, point, why, len);
 
 	if (c)
-		end_copy(c, !snap || snap > SNAP || bpf_skb_load_bytes(skb, 0, c->frame, snap));
+		end_copy(c, !WITHIN(snap, 1, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap));
 }
 
 /* The same before there is an skb. */
@@ -58,13 +59,11 @@ static __always_inline void capture_xdp(struct xdp_md *ctx, const struct packet 
 					enum drop_reason why)
 {
 	__u32 len = bpf_xdp_get_buff_len(ctx);
-	__u32 snap = len < SNAP ? len : SNAP;
+	__u64 snap = len < SNAP ? len : SNAP;
 	struct captured *c = begin_copy(p, p->id, POINT_DROP, why, len);
 
-	/* The compiler knows the bound; the verifier must see it tested, right before the load. */
-	asm volatile("" : "+r"(snap));
 	if (c)
-		end_copy(c, !snap || snap > SNAP || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
+		end_copy(c, !WITHIN(snap, 1, SNAP) || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
 }
 
 static __always_inline bool is_captured(const struct packet *p, const struct port *port)
