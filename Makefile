@@ -64,6 +64,11 @@ bench: setup-test build ## measure the figures beside their floors; writes out/b
 package: setup ## make Debian packages of the agent in guests: out/replug-guest_*.deb
 	for arch in amd64 arm64; do GO=$(GO) packaging/deb.sh $$arch out; done
 
+test-guests: setup-test build ## swap a guest of every DHCP client, in machines; writes out/guests.json
+	mkdir -p out
+	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
+		$(GO) test -count=1 -timeout 60m -run TestTable -v ./tests/guests
+
 ##@ Keeping house
 
 setup: ## install the packages and modules that building and the demo need
@@ -108,4 +113,4 @@ fi
 endef
 
 .ONESHELL:
-.PHONY: demo test package test-stock build generate bench setup setup-test fmt lint clean help
+.PHONY: demo test test-guests package test-stock build generate bench setup setup-test fmt lint clean help

@@ -1,0 +1,39 @@
+package guests
+
+import pb "replug/control/controlpb"
+
+// A Family is what networks give out.
+type Family struct {
+	Name      string
+	V4, V6    bool
+	SLAAC     bool // guests make their IPv6 address themselves
+	red, blue []*pb.Subnet
+}
+
+// Families are the lines' families, in the order of the table. Red and blue have
+// other addresses each: what is left of the old one shows.
+var Families = []Family{
+	{Name: "IPv4", V4: true, red: v4(20), blue: v4(30)},
+	{Name: "IPv6, DHCPv6", V6: true, red: v6(20, false), blue: v6(30, false)},
+	{Name: "IPv6, SLAAC", V6: true, SLAAC: true, red: v6(40, true), blue: v6(50, true)},
+	{Name: "dual stack", V4: true, V6: true, red: append(v4(60), v6(60, false)...), blue: append(v4(70), v6(70, false)...)},
+}
+
+func v4(n int) []*pb.Subnet { return []*pb.Subnet{{Prefix: sprint("10.%d.0.0/16", n)}} }
+
+func v6(n int, slaac bool) []*pb.Subnet {
+	return []*pb.Subnet{{Prefix: sprint("fd00:%d::/64", n), Slaac: slaac}}
+}
+
+// pick returns the word for the family.
+func (f Family) pick(v4, v6, both, slaac string) string {
+	switch {
+	case f.SLAAC:
+		return slaac
+	case f.V4 && f.V6:
+		return both
+	case f.V6:
+		return v6
+	}
+	return v4
+}

@@ -1,0 +1,301 @@
+package guests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "replug/control/controlpb"
+	"replug/tests/cluster"
+	"replug/tests/lab"
+)
+
+// A Row is a line of the table.
+type Row struct {
+	Client         string  `json:"client"`
+	Family         string  `json:"family"`
+	Follows        bool    `json:"follows"`
+	Rung           string  `json:"rung"` // that worked most often
+	P50            float64 `json:"ms_p50"`
+	P99            float64 `json:"ms_p99"`
+	Runs           int     `json:"runs"`
+	OldAddressLeft bool    `json:"old_address_left"`
+}
+
+const tenant = "acme"
+
+// patience is how long a client may take to follow. It is more than a swap's usual
+// budget, 15 s: dhcpcd looks for others that have its address after each cut.
+const patience = 40 * time.Second
+
+// apart is the time between two swaps of a guest: its kernel holds link messages
+// back for a second after the last one (net/core/link_watch.c), and nobody swaps
+// that often.
+const apart = 1500 * time.Millisecond
+
+// A World is a host with the real programs, for one family.
+type World struct {
+	Cluster *cluster.Cluster
+	Family  Family
+	Image   string // of BuildImage
+	conn    *grpc.ClientConn
+	used    int
+}
+
+// NewWorld makes the family's networks in a cluster.
+func NewWorld(ctx context.Context, c *cluster.Cluster, f Family, image string) (*World, error) {
+	conn, err := c.Conn()
+	if err != nil {
+		return nil, err
+	}
+	w := &World{Cluster: c, Family: f, Image: image, conn: conn}
+	_, err = pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant})
+	if err != nil {
+		return nil, err
+	}
+	for n, subnets := range map[string][]*pb.Subnet{w.network("red"): f.red, w.network("blue"): f.blue} {
+		if _, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network-" + n,
+			Network: &pb.Network{Moniker: n, Tenant: tenant, Subnets: subnets}}); err != nil {
+			return nil, fmt.Errorf("network %s: %w", n, err)
+		}
+	}
+	return w, nil
+}
+
+// network is a moniker of the family's own.
+func (w *World) network(colour string) string {
+	return sprint("%s-%d", colour, slices.IndexFunc(Families, func(f Family) bool { return f.Name == w.Family.Name }))
+}
+
+func (w *World) id() string {
+	w.used++
+	return sprint("%s-%d", w.network("guests"), w.used)
+}
+
+// A Subject is a guest that is swapped.
+type Subject struct {
+	*World
+	machine
+	mac      net.HardwareAddr
+	name, at string
+	now, old []netip.Addr
+	why      string // the last one did not follow
+}
+
+// Room makes a cheap guest for one client, VM a machine for all of them.
+func (w *World) Room(ctx context.Context) (*Subject, error) { return w.subject(ctx, newRoom) }
+
+// VM makes a machine for all clients.
+func (w *World) VM(ctx context.Context) (*Subject, error) { return w.subject(ctx, newVM) }
+
+func (w *World) subject(ctx context.Context, boot func(context.Context, *lab.Lab, string, string, string, net.HardwareAddr) (machine, error)) (*Subject, error) {
+	w.used++
+	name, l := sprint("c%d", w.used), w.Cluster.Lab
+	mac := net.HardwareAddr{2, 0x6c, 7, 9, byte(w.used >> 8), byte(w.used)}
+	m, err := boot(ctx, l, name, w.Image, filepath.Join(w.Cluster.Config.Bin, "replug-guest"), mac)
+	if err != nil {
+		return nil, err
+	}
+	return &Subject{World: w, machine: m, mac: mac}, nil
+}
+
+// attach makes a port of the guest's NIC. Each client has one of its own: the host
+// remembers of a port which rung was of use.
+func (s *Subject) attach(ctx context.Context) error {
+	s.used++
+	s.name, s.at = sprint("p%d", s.used), "red"
+	p, err := pb.NewPortsClient(s.conn).AttachPort(ctx, &pb.AttachPortRequest{RequestId: s.id(), Tenant: tenant, Name: s.name,
+		Host: s.Cluster.Lab.Host(1).Name, Tap: s.tap(), Mac: s.mac.String(), Monitor: s.monitor(), Network: s.network("red")})
+	if err != nil {
+		return err
+	}
+	s.now, err = parse(p.Addrs)
+	return err
+}
+
+// detach ends the port, and waits until its host has let go of the NIC.
+func (s *Subject) detach(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	ports := pb.NewPortsClient(s.conn)
+	if _, err := ports.DetachPort(ctx, &pb.DetachPortRequest{RequestId: s.id(), Tenant: tenant, Name: s.name}); err != nil {
+		return err
+	}
+	return lab.Until(ctx, "the end of port "+s.name, func() error {
+		_, err := ports.GetPort(ctx, &pb.GetPortRequest{Tenant: tenant, Name: s.name})
+		if status.Code(err) == codes.NotFound {
+			return nil
+		}
+		return fmt.Errorf("it is there: %w", err)
+	})
+}
+
+func parse(all []string) (addrs []netip.Addr, err error) {
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a); err == nil {
+			addrs = append(addrs, p.Addr())
+			continue
+		}
+		ip, err := netip.ParseAddr(a)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, ip)
+	}
+	return addrs, nil
+}
+
+// Try swaps the guest so many times while the client manages its NIC. A client that
+// does not follow is tried once: its swap is undone.
+func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err error) {
+	row = Row{Client: c.String(), Family: s.Family.Name, Follows: true}
+	if err := errors.Join(s.reset(ctx), s.attach(ctx)); err != nil {
+		return row, err
+	}
+	defer func() { err = errors.Join(err, s.detach(context.WithoutCancel(ctx))) }()
+	if err := s.begin(ctx, c); err != nil {
+		return row, fmt.Errorf("%s: %w", c, err)
+	}
+	var took []float64
+	rungs := map[string]int{}
+	for range runs {
+		time.Sleep(apart)
+		swap, ms, err := s.swap(ctx)
+		if err != nil {
+			return row, fmt.Errorf("%s: %w", c, err)
+		}
+		row.Runs++
+		if !swap.Ok {
+			row.Follows = false
+			s.why = sprint("%s: %s", swap.Error, hops(swap))
+			break
+		}
+		took = append(took, ms)
+		rungs[swap.Rung]++
+		row.OldAddressLeft = row.OldAddressLeft || s.left(ctx)
+	}
+	for rung, n := range rungs {
+		if n > rungs[row.Rung] {
+			row.Rung = rung
+		}
+	}
+	row.P50, row.P99 = percentile(took, 50), percentile(took, 99)
+	return row, nil
+}
+
+// begin starts the client and waits until the guest has its first addresses.
+func (s *Subject) begin(ctx context.Context, c Client) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := c.begin(ctx, s.machine); err != nil {
+		return err
+	}
+	err := lab.Until(ctx, "the first addresses", func() error { return s.has(ctx, s.now) })
+	if err != nil {
+		err = fmt.Errorf("%w\nthe agent said:\n%s", err, s.log(context.WithoutCancel(ctx)))
+	}
+	return err
+}
+
+// has returns nil when the guest has all of these addresses.
+func (s *Subject) has(ctx context.Context, all []netip.Addr) error {
+	have, err := s.addrs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if !slices.ContainsFunc(have, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return fmt.Errorf("it has %v, not %s", have, a)
+		}
+	}
+	return nil
+}
+
+// swap moves the guest to the other network and waits for the end. It returns how
+// many ms it took from the call until the guest was seen on its new address.
+func (s *Subject) swap(ctx context.Context) (*pb.Swap, float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	to := map[string]string{"red": "blue", "blue": "red"}[s.at]
+	client := pb.NewSwapsClient(s.conn)
+	begin := time.Now()
+	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: s.id(), Tenant: tenant, Port: s.name, Network: s.network(to), Confirm: "lease", Trigger: "bounce",
+		LeaseBudget: durationpb.New(patience)})
+	if err != nil {
+		return nil, 0, err
+	}
+	stream, err := client.WatchSwap(ctx, &pb.GetSwapRequest{Id: swap.Id})
+	if err != nil {
+		return nil, 0, err
+	}
+	for !swap.Done {
+		if swap, err = stream.Recv(); err != nil {
+			return nil, 0, fmt.Errorf("swap: %w", err)
+		}
+	}
+	took := math.NaN()
+	for _, h := range swap.Timeline {
+		if h.Name == "seen" {
+			took = float64(h.At.AsTime().Sub(begin).Microseconds()) / 1000
+		}
+	}
+	if !swap.Ok {
+		return swap, took, nil
+	}
+	s.at, s.old = to, s.now
+	s.now, err = parse(swap.After.Addrs)
+	return swap, took, err
+}
+
+// left reports whether an old address is still there after the time that a client
+// may need to take it away.
+func (s *Subject) left(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
+	defer cancel()
+	return lab.Until(ctx, "the end of the old addresses", func() error {
+		for _, a := range s.old {
+			if s.has(ctx, []netip.Addr{a}) == nil {
+				return fmt.Errorf("%s is there", a)
+			}
+		}
+		return s.has(ctx, s.now)
+	}) != nil
+}
+
+// hops prints what happened in a swap, and when.
+func hops(swap *pb.Swap) string {
+	var b strings.Builder
+	for _, h := range swap.Timeline {
+		fmt.Fprintf(&b, "%s +%d ms, ", h.Name, h.At.AsTime().Sub(swap.Started.AsTime()).Milliseconds())
+	}
+	return b.String()
+}
+
+// End switches the guest off.
+func (s *Subject) End(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	return s.stop(ctx)
+}
+
+func percentile(all []float64, p float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	all = slices.Clone(all)
+	slices.Sort(all)
+	at := int(math.Ceil(p/100*float64(len(all)))) - 1
+	return math.Round(10*all[max(0, at)]) / 10
+}
