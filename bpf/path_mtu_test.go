@@ -52,16 +52,20 @@ func clamped(t *testing.T, from, to *guest, family, mtu int) {
 	}
 }
 
-// narrower: a connection whose segments no longer fit goes on with smaller ones,
-// because its sender is told. Were it not, this would be a black hole.
+// narrower: the MTU of a network is lowered under a connection whose segments
+// then no longer fit: it goes on with smaller ones, because its senders are told.
+// Were they not, this would be a black hole.
 func narrower(t *testing.T, from, to *guest, family, mtu int) {
 	from.forget()
+	to.forget()
 	c := connect(t, from, to, family)
 	if err := c.exchange([2][]byte{noise(1<<18, 3), noise(1<<18, 5)}); err != nil {
 		t.Fatal(err)
 	}
-	was := from.portMTU(mtu)
-	defer from.portMTU(was)
+	for _, g := range []*guest{from, to} {
+		was := g.portMTU(mtu)
+		defer g.portMTU(was)
+	}
 	before := from.host.drop("too_big")
 	if err := c.exchange([2][]byte{noise(1<<20, 7), noise(1<<18, 9)}); err != nil {
 		t.Errorf("%v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
@@ -93,8 +97,15 @@ func notCut(t *testing.T, from, to *guest, family, mtu int) {
 		t.Errorf("the way takes %d bytes, says the sender's kernel; want %d", got, mtu)
 	}
 	largest := noise(mtu-header, 5)
-	if _, err := out.Write(largest); err != nil {
-		t.Fatalf("the largest that fits: %v", err)
+	// Each of those that got out is answered, and each answer is an error of the next call.
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, err := out.Write(largest)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EMSGSIZE) || time.Now().After(deadline) {
+			t.Fatalf("the largest that fits: %v", err)
+		}
 	}
 	b := make([]byte, 65536)
 	if err := in.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
