@@ -51,7 +51,7 @@ static __always_inline void capture(struct __sk_buff *skb, const struct packet *
 	struct captured *c = begin_copy(p, id, point, why, len);
 
 	if (c)
-		end_copy(c, !WITHIN(snap, 1, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap));
+		end_copy(c, !WITHIN(snap, ETH_HLEN, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap));
 }
 
 /* The same before there is an skb. */
@@ -63,7 +63,7 @@ static __always_inline void capture_xdp(struct xdp_md *ctx, const struct packet 
 	struct captured *c = begin_copy(p, p->id, POINT_DROP, why, len);
 
 	if (c)
-		end_copy(c, !WITHIN(snap, 1, SNAP) || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
+		end_copy(c, !WITHIN(snap, ETH_HLEN, SNAP) || bpf_xdp_load_bytes(ctx, 0, c->frame, snap));
 }
 
 static __always_inline bool is_captured(const struct packet *p, const struct port *port)
