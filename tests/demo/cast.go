@@ -38,7 +38,8 @@ var casts = map[string]cast{
 		image:  func(ctx context.Context, _ string) (string, error) { return lab.BuildDebian(ctx) },
 		memory: "384", budget: 12 * time.Minute, patience: 2 * time.Minute, lease: time.Minute, faster: 4,
 		settled: "until test -f /var/lib/cloud/instance/boot-finished; do sleep 1; done",
-		deaf:    "systemctl stop systemd-networkd.socket systemd-networkd", hears: "systemctl start systemd-networkd",
+		// Held, not stopped: as it stops it gives its addresses up.
+		deaf: "kill -STOP $(pidof systemd-networkd)", hears: "kill -CONT $(pidof systemd-networkd)",
 	},
 }
 
