@@ -48,6 +48,7 @@ type world struct {
 	guests      map[vnet.PortID]*guest
 	times       Times   // of any port
 	told        []said6 // by Router Advertisements, in order
+	killed      bool    // an agent died: the next one may speak before it has put the link up
 
 	furnish func(*rooms) // puts real things in the place of fakes
 
