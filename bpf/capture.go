@@ -14,7 +14,7 @@ import (
 // A Point is where a frame was copied.
 type Point uint8
 
-// The points, as in vnet.h.
+// The points, as in record.h.
 const (
 	AtFromVM   = Point(datapathCapturePointPOINT_FROM_VM)   // as the VM sent it
 	AtToVM     = Point(datapathCapturePointPOINT_TO_VM)     // as the VM gets it

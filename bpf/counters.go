@@ -10,7 +10,7 @@ import (
 )
 
 // A DropReason says why a frame was refused. The list is enum drop_reason in
-// vnet.h, and nowhere else.
+// reason.h, and nowhere else.
 type DropReason datapathDropReason
 
 // String returns the reason as metrics and logs have it: "no_mapping".

@@ -380,7 +380,7 @@ type datapathPacket struct {
 	RuleOut    int32
 	RuleIn     int32
 	Why        datapathDropReason
-	Todo       datapathTodo
+	Way        datapathWay
 	Kind       datapathTrapKind
 	Sport      uint16
 	Dport      uint16
@@ -601,20 +601,6 @@ type datapathTiming struct {
 	To   datapathTimes
 }
 
-type datapathTodo uint32
-
-const (
-	datapathTodoTODO_NONE     datapathTodo = 0
-	datapathTodoTODO_TRAP     datapathTodo = 1
-	datapathTodoTODO_ANSWER   datapathTodo = 2
-	datapathTodoTODO_IMDS     datapathTodo = 3
-	datapathTodoTODO_LOCAL    datapathTodo = 4
-	datapathTodoTODO_WIRE     datapathTodo = 5
-	datapathTodoTODO_DELIVER  datapathTodo = 6
-	datapathTodoTODO_UP       datapathTodo = 7
-	datapathTodoTODO_NOT_OURS datapathTodo = 8
-)
-
 type datapathTrap struct {
 	_      structs.HostLayout
 	PortId uint32
@@ -633,6 +619,20 @@ const (
 	datapathTrapKindTRAP_ROUTER_SOLICIT datapathTrapKind = 4
 	datapathTrapKindTRAP_NEIGH_ADVERT   datapathTrapKind = 5
 	datapathTrapKindTRAP_PROBE          datapathTrapKind = 6
+)
+
+type datapathWay uint32
+
+const (
+	datapathWayWAY_NONE     datapathWay = 0
+	datapathWayWAY_TRAP     datapathWay = 1
+	datapathWayWAY_ANSWER   datapathWay = 2
+	datapathWayWAY_IMDS     datapathWay = 3
+	datapathWayWAY_LOCAL    datapathWay = 4
+	datapathWayWAY_WIRE     datapathWay = 5
+	datapathWayWAY_DELIVER  datapathWay = 6
+	datapathWayWAY_UP       datapathWay = 7
+	datapathWayWAY_NOT_OURS datapathWay = 8
 )
 
 // Names of all BPF objects in the ELF.

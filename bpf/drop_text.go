@@ -7,14 +7,14 @@ import (
 	"sync"
 )
 
-// contractText is where each reason is explained, once.
+// reasonText is where each reason is explained, once.
 //
-//go:embed vnet.h
-var contractText string
+//go:embed reason.h
+var reasonText string
 
 var dropTexts = sync.OnceValue(func() map[string]string {
 	texts := map[string]string{}
-	for _, m := range regexp.MustCompile(`(?m)^\tDROP_(\w+),\s*/\* (.*) \*/$`).FindAllStringSubmatch(contractText, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\tDROP_(\w+),\s*/\* (.*) \*/$`).FindAllStringSubmatch(reasonText, -1) {
 		texts[strings.ToLower(m[1])] = m[2]
 	}
 	return texts

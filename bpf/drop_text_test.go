@@ -6,7 +6,7 @@ import "testing"
 func TestDropText(t *testing.T) {
 	for r := datapathDropReasonDROP_NONE + 1; r < datapathDropReasonDROP_MAX; r++ {
 		if name := DropReason(r).String(); DropText(name) == "" {
-			t.Errorf("vnet.h doesn't say what %s means", name)
+			t.Errorf("reason.h doesn't say what %s means", name)
 		}
 	}
 	if got := DropText("no_mapping"); got != "no PA is known for (VNI, destination CA)" {

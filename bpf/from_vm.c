@@ -2,14 +2,12 @@
 
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* A frame from a VM: tcx ingress of its tap. */
+#include "answer.h"
 #include "capture.h"
-#include "deliver.h"
-#include "hook.h"
+#include "mss.h"
 #include "nat.h"
-#include "neigh.h"
-#include "reset.h"
 #include "trap.h"
-#include "vxlan.h"
+#include "wrap.h"
 
 struct sent {
 	struct frame f;
@@ -23,7 +21,7 @@ static __always_inline enum drop_reason decide_local(struct sent *s)
 	struct packet *p = s->f.p;
 	enum drop_reason why;
 
-	p->todo = TODO_LOCAL;
+	p->way = WAY_LOCAL;
 	why = find_local(p->vni, p->mac, &p->to_id, &s->to);
 	if (why)
 		return why;
@@ -46,37 +44,14 @@ static __always_inline enum drop_reason decide_way(struct sent *s)
 	}
 	if (p->here)
 		return decide_local(s);
-	p->todo = TODO_WIRE;
+	p->way = WAY_WIRE;
 	return check_size(&s->f, path_mtu(s->port), DROP_TOO_BIG);
-}
-
-static __always_inline bool is_ping(const struct packet *p)
-{
-	return !p->icmp_code && p->fragment == WHOLE &&
-	       (p->v6 ? p->proto == NEXT_ICMPV6 && p->icmp_type == ICMPV6_ECHO
-		      : p->proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHO);
-}
-
-/* What the VM says to the gateway itself: a ping, or the answer to the host's health probe. */
-static __always_inline enum drop_reason decide_gateway(struct packet *p)
-{
-	if (is_ping(p)) {
-		p->todo = TODO_ANSWER;
-		return may_answer(p);
-	}
-	if (p->proto == IPPROTO_TCP && p->fragment == WHOLE &&
-	    (p->tcp_flags & TCP_RST || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))) {
-		p->todo = TODO_TRAP;
-		p->kind = TRAP_PROBE;
-		return DROP_NONE;
-	}
-	return DROP_TO_GATEWAY;
 }
 
 /* What is the host's own business, whatever address a guest has by now. */
 static __always_inline bool is_host_business(struct packet *p)
 {
-	p->todo = TODO_TRAP;
+	p->way = WAY_TRAP;
 	if (is_dhcp(p)) {
 		p->kind = TRAP_DHCP;
 		return true;
@@ -85,7 +60,7 @@ static __always_inline bool is_host_business(struct packet *p)
 		p->kind = TRAP_DHCPV6;
 		return true;
 	}
-	p->todo = TODO_NONE;
+	p->way = WAY_NONE;
 	return false;
 }
 
@@ -103,7 +78,7 @@ static __always_inline enum drop_reason decide_ip(struct sent *s)
 	if (is_nd(p))
 		return read_nd(&s->f, s->port);
 	if (is_metadata(p)) {
-		p->todo = TODO_IMDS;
+		p->way = WAY_IMDS;
 		return check_imds_request(p, s->port);
 	}
 	why = check_source_ca(p, s->port);
@@ -160,75 +135,6 @@ static __always_inline enum drop_reason trap_frame(struct __sk_buff *skb, const 
 	return DROP_NONE;
 }
 
-/* Turns an echo request into its reply: the addresses change places, which no checksum sees. */
-static __always_inline enum drop_reason answer_ping(struct __sk_buff *skb, struct frame *f)
-{
-	struct icmp *icmp = f->l4;
-	struct packet *p = f->p;
-
-	if (!icmp || (void *)(icmp + 1) > f->rest.end)
-		return DROP_TRUNCATED;
-	if (p->v6) {
-		struct ipv6hdr *ip = ip_header(f, sizeof(*ip));
-
-		if (!ip)
-			return DROP_TRUNCATED;
-		__builtin_memcpy(&ip->saddr, &p->dst, sizeof(p->dst));
-		__builtin_memcpy(&ip->daddr, &p->src, sizeof(p->src));
-		icmp->type = ICMPV6_ECHO_REPLY;
-		csum_replace16(&icmp->checksum, bpf_htons(ICMPV6_ECHO << 8),
-			       bpf_htons(ICMPV6_ECHO_REPLY << 8));
-	} else {
-		struct iphdr *ip = ip_header(f, sizeof(*ip));
-
-		if (!ip)
-			return DROP_TRUNCATED;
-		ip->saddr = as_v4(&p->dst);
-		ip->daddr = as_v4(&p->src);
-		icmp->type = ICMP_ECHO_REPLY;
-		csum_replace16(&icmp->checksum, bpf_htons(ICMP_ECHO << 8),
-			       bpf_htons(ICMP_ECHO_REPLY << 8));
-	}
-	copy_mac(f->eth->h_dest, f->eth->h_source);
-	copy_const_mac(f->eth->h_source, config.gateway_mac);
-	return DROP_NONE;
-}
-
-static __always_inline enum drop_reason answer_nd(struct __sk_buff *skb, struct sent *s)
-{
-	struct nd_answer *a;
-	struct cursor c;
-
-	if (bpf_skb_change_tail(skb, sizeof(*a), 0))
-		return DROP_NO_ROOM;
-	c = all_of(skb);
-	a = take(&c, sizeof(*a));
-	if (!a)
-		return DROP_NO_ROOM;
-	write_nd_answer(a, s->f.p, s->port);
-	return DROP_NONE;
-}
-
-static __always_inline enum drop_reason answer(struct __sk_buff *skb, struct sent *s, __u32 tap,
-						 int *verdict)
-{
-	struct arp *arp = s->f.l4;
-	enum drop_reason why = DROP_NONE;
-
-	if (s->f.eth->h_proto == ETH_P_BE_ARP) {
-		if (!arp || (void *)(arp + 1) > s->f.rest.end)
-			return DROP_TRUNCATED;
-		answer_arp(s->f.eth, arp);
-	} else if (is_nd(s->f.p)) {
-		why = answer_nd(skb, s);
-	} else {
-		why = answer_ping(skb, &s->f);
-	}
-	if (!why)
-		*verdict = bpf_redirect(tap, 0);
-	return why;
-}
-
 static __always_inline enum drop_reason send_to_imds(struct __sk_buff *skb, struct sent *s,
 						     int *verdict)
 {
@@ -239,35 +145,6 @@ static __always_inline enum drop_reason send_to_imds(struct __sk_buff *skb, stru
 	if (rewrite(skb, &s->f, END_SOURCE, &p->nat, 0))
 		return DROP_TRUNCATED;
 	*verdict = bpf_redirect(config.imds, BPF_F_INGRESS);
-	return DROP_NONE;
-}
-
-/* Makes a SYN offer no more than the way can carry. */
-static __always_inline enum drop_reason clamp_mss(struct __sk_buff *skb, struct packet *p, __u32 mtu)
-{
-	__u32 tcp = ETH_HLEN + p->header;
-	__u64 len = p->options_len;
-	__be16 offered, fits = bpf_htons(mss_of(p, mtu));
-	int at;
-
-	if (!(p->tcp_flags & TCP_SYN) || p->fragment != WHOLE || !WITHIN(len, 4, sizeof(p->options)))
-		return DROP_NONE;
-	if (bpf_skb_load_bytes(skb, tcp + sizeof(struct tcphdr), p->options, len))
-		return DROP_TRUNCATED;
-	at = find_mss(p);
-	if (at < 0 || at > sizeof(p->options) - sizeof(offered))
-		return DROP_NONE;
-	offered = bpf_htons(p->options[at] << 8 | p->options[at + 1]);
-	if (bpf_ntohs(offered) <= mss_of(p, mtu))
-		return DROP_NONE;
-	if (bpf_skb_store_bytes(skb, tcp + sizeof(struct tcphdr) + at, &fits, sizeof(fits), 0))
-		return DROP_TRUNCATED;
-	if (at & 1) { /* its bytes are halves of two words of the checksum */
-		offered = __builtin_bswap16(offered);
-		fits = __builtin_bswap16(fits);
-	}
-	if (bpf_l4_csum_replace(skb, tcp + offsetof(struct tcphdr, check), offered, fits, sizeof(fits)))
-		return DROP_TRUNCATED;
 	return DROP_NONE;
 }
 
@@ -314,66 +191,6 @@ static __always_inline enum drop_reason send_to_port(struct __sk_buff *skb, stru
 	return DROP_NONE;
 }
 
-/* Sends by the agent's next hop, or by the kernel's tables if that one is old or missing. */
-static __always_inline int send_by_next_hop(struct ethhdr *eth, __u32 index)
-{
-	const struct next_hop *hop = bpf_map_lookup_elem(&next_hops, &index);
-
-	if (!hop || !hop->ifindex || hop->refreshed + config.next_hop_age < bpf_jiffies64())
-		return bpf_redirect_neigh(config.uplink, NULL, 0, 0);
-	copy_mac(eth->h_dest, hop->dst);
-	copy_mac(eth->h_source, hop->src);
-	return bpf_redirect(hop->ifindex, 0);
-}
-
-#define ENCAP_FLAGS                                                                                \
-	(BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |                         \
-	 BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
-
-/*
- * A segment size stays as the guest chose it (FIXED_GSO), since check_size has
- * made sure that it fits: shrunk, each burst would end in a short segment, and
- * for UDP the kernel refuses to shrink.
- */
-static __always_inline bool make_room(struct __sk_buff *skb, __u32 gso)
-{
-	__u64 flags = ENCAP_FLAGS | (gso ? BPF_F_ADJ_ROOM_FIXED_GSO : 0);
-
-	if (config.underlay6)
-		return !bpf_skb_adjust_room(skb, OVERHEAD6, BPF_ADJ_ROOM_MAC,
-					    flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
-	return !bpf_skb_adjust_room(skb, OVERHEAD4, BPF_ADJ_ROOM_MAC,
-				    flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
-}
-
-static __always_inline enum drop_reason write_outer(struct __sk_buff *skb, struct sent *s, __u32 hash,
-						    struct ethhdr **eth)
-{
-	__u32 inner = s->f.len, len = inner + sizeof(struct tunnel) - ETH_HLEN;
-	struct cursor c = all_of(skb);
-	struct ipv6hdr *ip6 = NULL;
-	struct iphdr *ip4 = NULL;
-	struct tunnel *t;
-
-	*eth = take(&c, sizeof(**eth));
-	if (config.underlay6)
-		ip6 = take(&c, sizeof(*ip6));
-	else
-		ip4 = take(&c, sizeof(*ip4));
-	t = take(&c, sizeof(*t));
-	if (!*eth || !t)
-		return DROP_NO_ROOM;
-	if (ip6)
-		write_outer6(ip6, s->port, s->f.p, len, hash);
-	else if (ip4)
-		write_outer4(ip4, s->port, s->f.p, len);
-	else
-		return DROP_NO_ROOM;
-	write_tunnel(t, s->port, s->f.p, inner, hash);
-	(*eth)->h_proto = config.underlay6 ? ETH_P_BE_IPV6 : ETH_P_BE_IP;
-	return DROP_NONE;
-}
-
 static __always_inline enum drop_reason send_to_wire(struct __sk_buff *skb, struct sent *s,
 						     int *verdict)
 {
@@ -387,7 +204,7 @@ static __always_inline enum drop_reason send_to_wire(struct __sk_buff *skb, stru
 		return DROP_TOO_BIG;
 	if (!make_room(skb, s->f.gso))
 		return DROP_NO_ROOM;
-	why = write_outer(skb, s, flow_hash(p), &eth);
+	why = write_outer(skb, s->port, p, s->f.len, flow_hash(p), &eth);
 	if (why)
 		return why;
 	*verdict = send_by_next_hop(eth, p->next_hop);
@@ -396,74 +213,17 @@ static __always_inline enum drop_reason send_to_wire(struct __sk_buff *skb, stru
 	return DROP_NONE;
 }
 
-/*
- * Turns a packet that is too big into the gateway's word about it. A checksum
- * that the guest left unfinished stays so inside the quote; receivers don't
- * look at it there.
- */
-static __always_inline int tell_too_big(struct __sk_buff *skb, const struct sent *s, __u32 tap)
-{
-	const struct packet *p = s->f.p;
-	struct ethhdr *eth;
-	struct cursor c;
-
-	if (p->v6) {
-		struct too_big6 *m;
-
-		if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(m->quoted) + ICMP_QUOTE, 0) ||
-		    bpf_skb_adjust_room(skb, offsetof(struct too_big6, quoted), BPF_ADJ_ROOM_MAC, 0))
-			return TC_ACT_SHOT;
-		c = all_of(skb);
-		eth = take(&c, sizeof(*eth));
-		m = take(&c, sizeof(*m));
-		if (!eth || !m)
-			return TC_ACT_SHOT;
-		write_too_big6(m, s->port, p->mtu);
-	} else {
-		struct too_big4 *m;
-
-		if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(m->quoted) + ICMP_QUOTE, 0) ||
-		    bpf_skb_adjust_room(skb, offsetof(struct too_big4, quoted), BPF_ADJ_ROOM_MAC, 0))
-			return TC_ACT_SHOT;
-		c = all_of(skb);
-		eth = take(&c, sizeof(*eth));
-		m = take(&c, sizeof(*m));
-		if (!eth || !m)
-			return TC_ACT_SHOT;
-		write_too_big4(m, s->port, p->mtu);
-	}
-	write_delivery(eth, s->port, p->v6);
-	return bpf_redirect(tap, 0);
-}
-
-/* Tells the VM that its connection leads nowhere any more. */
-static __always_inline int answer_reset(struct __sk_buff *skb, const struct sent *s, __u32 tap)
-{
-	const struct packet *p = s->f.p;
-	struct ethhdr *eth;
-	struct cursor c;
-
-	if (bpf_skb_change_tail(skb, ETH_HLEN + reset_len(p), 0))
-		return TC_ACT_SHOT;
-	c = all_of(skb);
-	eth = take(&c, sizeof(*eth));
-	if (!eth || !write_reset(&c, p))
-		return TC_ACT_SHOT;
-	write_delivery(eth, s->port, p->v6);
-	return bpf_redirect(tap, 0);
-}
-
 static __always_inline enum drop_reason act(struct __sk_buff *skb, struct sent *s, __u32 tap,
 					    int *verdict)
 {
-	switch (s->f.p->todo) {
-	case TODO_TRAP:
+	switch (s->f.p->way) {
+	case WAY_TRAP:
 		return trap_frame(skb, s);
-	case TODO_ANSWER:
-		return answer(skb, s, tap, verdict);
-	case TODO_IMDS:
+	case WAY_ANSWER:
+		return answer(skb, &s->f, s->port, tap, verdict);
+	case WAY_IMDS:
 		return send_to_imds(skb, s, verdict);
-	case TODO_LOCAL:
+	case WAY_LOCAL:
 		return send_to_port(skb, s, verdict);
 	default:
 		return send_to_wire(skb, s, verdict);
@@ -478,7 +238,7 @@ static __always_inline bool shows_guest(const struct packet *p)
 {
 	if (p->v6 && is_link_scope(&p->src))
 		return false;
-	return p->todo != TODO_TRAP || p->kind == TRAP_ARP_REPLY || p->kind == TRAP_NEIGH_ADVERT ||
+	return p->way != WAY_TRAP || p->kind == TRAP_ARP_REPLY || p->kind == TRAP_NEIGH_ADVERT ||
 	       p->kind == TRAP_PROBE;
 }
 
@@ -506,9 +266,9 @@ int from_vm(struct __sk_buff *skb)
 	if (why && s.to && is_watched(p, s.to))
 		capture(skb, p, p->to_id, POINT_DROP_TO, why);
 	if (why && s.port && p->mtu)
-		verdict = tell_too_big(skb, &s, tap);
+		verdict = tell_too_big(skb, p, s.port, tap);
 	else if (why && s.port && p->reset)
-		verdict = answer_reset(skb, &s, tap);
+		verdict = answer_reset(skb, p, s.port, tap);
 	count(p, why);
 	close_packet(p);
 	return verdict;

@@ -37,7 +37,7 @@ static __always_inline int send_up(struct __sk_buff *skb, struct received *r)
 	}
 	r->outer.tunnel->udp.check = 0;
 	skb->mark = MARK_UP | (p->natted ? MARK_NAT : 0) | p->id;
-	p->todo = TODO_UP;
+	p->way = WAY_UP;
 	return TC_ACT_UNSPEC;
 }
 
@@ -99,7 +99,7 @@ static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct rec
 		return why;
 	if (!take_off(skb, r->f.len, r->f.gso ? config.decap_flags : 0))
 		return DROP_NO_ROOM;
-	r->f.p->todo = TODO_DELIVER;
+	r->f.p->way = WAY_DELIVER;
 	if (r->f.p->natted) {
 		why = translate(skb, &r->f);
 		if (why)

@@ -43,7 +43,7 @@ static __always_inline struct packet *open_packet(bool trace)
 	if (!p)
 		return NULL;
 	p->id = p->to_id = p->mtu = 0;
-	p->todo = TODO_NONE;
+	p->way = WAY_NONE;
 	p->fragment = WHOLE;
 	p->natted = p->reset = p->known = p->climbs = 0;
 	p->flow_in = p->flow_out = FLOW_NOT_ASKED;

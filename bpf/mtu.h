@@ -2,8 +2,7 @@
 /*
  * How large a packet may be. A redirect of a packet that is too big vanishes in
  * the kernel without a trace, so it is refused here, by name, and the sender is
- * told by the gateway (RFC 1191, RFC 4443 3.2). A TCP connection learns it
- * sooner, from the segment size in its SYN.
+ * told by the gateway (RFC 1191, RFC 4443 3.2).
  */
 #ifndef MTU_H
 #define MTU_H
@@ -21,7 +20,6 @@
 enum icmp_type { ICMP_ECHO_REPLY = 0, ICMP_UNREACHABLE = 3, ICMP_ECHO = 8 };
 enum { ICMP_FRAG_NEEDED = 4 };
 enum icmpv6_type { ICMPV6_TOO_BIG = 2, ICMPV6_ECHO = 128, ICMPV6_ECHO_REPLY = 129 };
-enum { TCP_OPT_END, TCP_OPT_NOP, TCP_OPT_MSS };
 
 /* Returns the IP bytes of the largest packet that f becomes on a wire. */
 static __always_inline __u32 packet_len(const struct frame *f)
@@ -124,41 +122,6 @@ static __always_inline void write_too_big6(struct too_big6 *m, const struct port
 	m->checksum = 0;
 	m->mtu = bpf_htonl(mtu);
 	m->checksum = csum_icmpv6(&m->ip.saddr, &m->type, sizeof(*m) - sizeof(m->ip));
-}
-
-/*
- * Finds the maximum segment size among a SYN's options (RFC 9293, 3.7.1): returns
- * where its value stands in p->options, or -1. A function of its own, so that
- * the verifier walks the options once.
- */
-__noinline int find_mss(const struct packet *p)
-{
-	__u32 at = 0;
-
-	if (!p)
-		return -1;
-	for (int i = 0; i < 12; i++) {
-		__u8 kind, len;
-
-		if (at + 4 > p->options_len || at > sizeof(p->options) - 4)
-			return -1;
-		kind = p->options[at];
-		len = p->options[at + 1];
-		if (kind == TCP_OPT_END)
-			return -1;
-		if (kind == TCP_OPT_MSS)
-			return len == 4 ? at + 2 : -1;
-		at += kind == TCP_OPT_NOP ? 1 : len;
-		if (kind != TCP_OPT_NOP && len < 2)
-			return -1;
-	}
-	return -1;
-}
-
-/* What a segment may be so that its packet fits mtu. */
-static __always_inline __u32 mss_of(const struct packet *p, __u32 mtu)
-{
-	return mtu - (p->v6 ? 40 : 20) - sizeof(struct tcphdr);
 }
 
 #endif

@@ -94,16 +94,16 @@ static __always_inline enum drop_reason read_arp(struct frame *f, const struct p
 		return DROP_TRUNCATED;
 	f->l4 = arp;
 	p->v6 = 0;
-	p->todo = arp->op == bpf_htons(ARP_REQUEST) ? TODO_ANSWER : TODO_TRAP;
+	p->way = arp->op == bpf_htons(ARP_REQUEST) ? WAY_ANSWER : WAY_TRAP;
 	p->kind = TRAP_ARP_REPLY;
 	if (arp->hardware != bpf_htons(1) || arp->protocol != ETH_P_BE_IP ||
 	    arp->hardware_len != 6 || arp->protocol_len != 4 ||
-	    (p->todo == TODO_TRAP && arp->op != bpf_htons(ARP_REPLY)))
+	    (p->way == WAY_TRAP && arp->op != bpf_htons(ARP_REPLY)))
 		return DROP_BAD_ARP;
 	why = check_arp_sender(arp, p, port);
 	if (why)
 		return why;
-	if (p->todo == TODO_TRAP)
+	if (p->way == WAY_TRAP)
 		return same_addr(&port->gateway, &p->dst) ? DROP_NONE : DROP_ARP_UNASKED;
 	why = check_arp_target(p, port);
 	return why ? why : may_answer(p);
@@ -193,20 +193,20 @@ static __always_inline enum drop_reason read_nd(struct frame *f, const struct po
 		return DROP_BAD_ND;
 	switch (p->icmp_type) {
 	case ND_RS:
-		p->todo = TODO_TRAP;
+		p->way = WAY_TRAP;
 		p->kind = TRAP_ROUTER_SOLICIT;
 		return is_none(&p->src) || may_speak(p, port) ? DROP_NONE : DROP_SPOOFED_ND;
 	case ND_NS:
 		why = read_target(f, port);
 		if (why)
 			return why;
-		p->todo = TODO_ANSWER;
+		p->way = WAY_ANSWER;
 		return is_none(&p->src) ? DROP_ND_PROBE : check_solicitation(p, port);
 	case ND_NA:
 		why = read_target(f, port);
 		if (why)
 			return why;
-		p->todo = TODO_TRAP;
+		p->way = WAY_TRAP;
 		p->kind = TRAP_NEIGH_ADVERT;
 		if (!has_ca(port, &p->next) && !is_link_scope(&p->next))
 			return DROP_SPOOFED_ND;

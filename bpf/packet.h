@@ -3,19 +3,19 @@
 #ifndef PACKET_H
 #define PACKET_H
 
-#include "vnet.h"
+#include "record.h"
 
 /* Where a frame goes if nobody refuses it. */
-enum todo {
-	TODO_NONE,
-	TODO_TRAP,
-	TODO_ANSWER,		/* the gateway answers: ARP, ND, ping */
-	TODO_IMDS,
-	TODO_LOCAL,		/* to another port of this host */
-	TODO_WIRE,
-	TODO_DELIVER,		/* from the wire to its port */
-	TODO_UP,		/* from the wire to the VXLAN device */
-	TODO_NOT_OURS,
+enum way {
+	WAY_NONE,
+	WAY_TRAP,
+	WAY_ANSWER,		/* the gateway answers: ARP, ND, ping */
+	WAY_IMDS,
+	WAY_LOCAL,		/* to another port of this host */
+	WAY_WIRE,
+	WAY_DELIVER,		/* from the wire to its port */
+	WAY_UP,		/* from the wire to the VXLAN device */
+	WAY_NOT_OURS,
 };
 
 /* What rules ask of the first packet of a flow. */
@@ -61,7 +61,7 @@ struct packet {
 	__s32 rule_out;
 	__s32 rule_in;
 	enum drop_reason why;
-	enum todo todo;
+	enum way way;
 	enum trap_kind kind;
 	__be16 sport;
 	__be16 dport;

@@ -10,17 +10,17 @@ import (
 // A Way is what becomes of a frame that nobody refuses.
 type Way uint8
 
-// The ways, as enum todo in vnet.h has them.
+// The ways, as enum way in packet.h has them.
 const (
-	NoWay    = Way(datapathTodoTODO_NONE)     // it was refused before it had one
-	Trapped  = Way(datapathTodoTODO_TRAP)     // to the host agent
-	Answered = Way(datapathTodoTODO_ANSWER)   // the gateway answers: ARP, ND, ping
-	ToIMDS   = Way(datapathTodoTODO_IMDS)     // to the metadata service
-	ToPort   = Way(datapathTodoTODO_LOCAL)    // to another port of this host
-	ToWire   = Way(datapathTodoTODO_WIRE)     // to another host
-	ToItsVM  = Way(datapathTodoTODO_DELIVER)  // from the wire to its port
-	Climbs   = Way(datapathTodoTODO_UP)       // from the wire to its port, by the VXLAN device
-	NotOurs  = Way(datapathTodoTODO_NOT_OURS) // not VXLAN for this host
+	NoWay    = Way(datapathWayWAY_NONE)     // it was refused before it had one
+	Trapped  = Way(datapathWayWAY_TRAP)     // to the host agent
+	Answered = Way(datapathWayWAY_ANSWER)   // the gateway answers: ARP, ND, ping
+	ToIMDS   = Way(datapathWayWAY_IMDS)     // to the metadata service
+	ToPort   = Way(datapathWayWAY_LOCAL)    // to another port of this host
+	ToWire   = Way(datapathWayWAY_WIRE)     // to another host
+	ToItsVM  = Way(datapathWayWAY_DELIVER)  // from the wire to its port
+	Climbs   = Way(datapathWayWAY_UP)       // from the wire to its port, by the VXLAN device
+	NotOurs  = Way(datapathWayWAY_NOT_OURS) // not VXLAN for this host
 )
 
 // How a port knew the flow of a frame.
@@ -96,7 +96,7 @@ const verdictShot = 2 // TC_ACT_SHOT in linux/pkt_cls.h
 func (d *Datapath) runTrace(p *ebpf.Program, ifindex uint32, frame []byte) (Trace, error) {
 	d.tracing.Lock()
 	defer d.tracing.Unlock()
-	none := datapathPacket{Todo: datapathTodoTODO_NOT_OURS}
+	none := datapathPacket{Way: datapathWayWAY_NOT_OURS}
 	if err := d.objs.Traced.Put(uint32(0), none); err != nil {
 		return Trace{}, fmt.Errorf("clear the last trace: %w", err)
 	}
@@ -124,7 +124,7 @@ func (p datapathPacket) trace() Trace {
 		return netip.AddrPort{}
 	}
 	t := Trace{
-		Drop: DropReason(p.Why), Way: Way(p.Todo), Port: uint16(p.Id), ToPort: uint16(p.ToId), VNI: p.Vni,
+		Drop: DropReason(p.Why), Way: Way(p.Way), Port: uint16(p.Id), ToPort: uint16(p.ToId), VNI: p.Vni,
 		FlowOut: FlowState(p.FlowOut), FlowIn: FlowState(p.FlowIn), RuleOut: p.RuleOut, RuleIn: p.RuleIn, Protocol: p.Proto,
 		Src: addrPort(p.Src, p.Sport), Dst: addrPort(p.Dst, p.Dport), NextHop: p.Next.ip(), PA: p.Pa.ip(), MAC: p.Mac,
 		OuterSrc: p.OuterSrc.ip(), OuterDst: p.OuterDst.ip(), Known: p.Known != 0, MTU: int(p.Mtu), Reset: p.Reset != 0,

@@ -13,7 +13,7 @@ import (
 // A TrapKind says why a frame was trapped.
 type TrapKind uint32
 
-// The kinds, as in vnet.h.
+// The kinds, as in record.h.
 const (
 	TrapDHCP     = TrapKind(datapathTrapKindTRAP_DHCP)      // a DHCP client's message
 	TrapARPReply = TrapKind(datapathTrapKindTRAP_ARP_REPLY) // the port's current CA answers the gateway

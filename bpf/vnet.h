@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * The contract between the datapath and Go: every struct that both sides see.
+ * The contract between the datapath and Go: every struct that both sides see,
+ * here, in reason.h and in record.h.
  * Sizes are fixed and padding has a name. Addresses are 16 bytes in network
  * order, IPv4 as ::ffff:a.b.c.d, so that IPv6 needs no other key. Numbers are
  * in host order (little endian) unless their type says __be.
@@ -13,6 +14,8 @@
 
 #include <linux/types.h>
 
+#include "reason.h"
+
 enum limits {
 	CONTRACT = 2,
 	MAX_PORTS = 16384,  /* port ids 1..16382; 14 bits in marks and IMDS addresses */
@@ -22,91 +25,6 @@ enum limits {
 	MAX_RULES = 1000,   /* of one port and direction */
 	TRAP_FRAME = 1532,  /* bytes of a trapped frame; a longer one is refused */
 	SNAP = 256,	    /* bytes of a captured frame */
-};
-
-/* Why a frame was dropped. Append only: the value is a metrics label. */
-enum drop_reason {
-	DROP_NONE,		/* not a drop; slot 0 counts frames delivered, sent or answered */
-	/* a frame from a VM, in the order of the checks */
-	DROP_NO_PORT,		/* no port owns the tap it came from */
-	DROP_CLOSED,		/* its port is closed: not set up yet, or going away */
-	DROP_VLAN,		/* it carries a VLAN tag */
-	DROP_TRUNCATED,		/* a header runs past its end */
-	DROP_SPOOFED_MAC,	/* its source MAC isn't the port's */
-	DROP_NOT_IP,		/* neither IPv4, IPv6 nor ARP */
-	DROP_BAD_IP,		/* IP version, header length or total length is wrong */
-	DROP_BAD_ARP,		/* not an ARP request or reply for IPv4 over Ethernet */
-	DROP_SPOOFED_ARP,	/* ARP sender isn't the port's MAC and one of its CAs */
-	DROP_ARP_PROBE,		/* ARP probe (RFC 5227): a guest asks whether an address is free */
-	DROP_ARP_OWN,		/* ARP request for the sender's own CA (an announcement) */
-	DROP_ARP_STRANGER,	/* ARP request for an address that the gateway doesn't answer for */
-	DROP_ARP_UNASKED,	/* ARP reply that the gateway didn't ask for */
-	DROP_TRAP_RATE,		/* the port traps more frames than its token bucket allows */
-	DROP_TRAP_FULL,		/* the trap ring is full: is the agent alive? */
-	DROP_TRAP_SIZE,		/* a frame to trap is longer than TRAP_FRAME */
-	DROP_IMDS_SOURCE,	/* metadata request from an address that isn't the port's first CA */
-	DROP_IMDS_OTHER,	/* to 169.254.0.0/16, but not a metadata request */
-	DROP_SPOOFED_CA,	/* its source isn't one of the port's CAs */
-	DROP_BROADCAST,		/* to a broadcast address */
-	DROP_MULTICAST,		/* to a multicast address */
-	DROP_ISOLATED,		/* from a pooled VM, to something else than DHCP and IMDS */
-	DROP_TO_GATEWAY,	/* to the gateway's address, but neither a ping nor neighbour discovery */
-	DROP_NO_ROUTE,		/* outside the subnet, and no route leads there */
-	DROP_NO_MAPPING,	/* no PA is known for (VNI, destination CA) */
-	DROP_TOO_BIG,		/* larger than the way to the destination takes */
-	DROP_NO_ROOM,		/* the kernel could not grow or shrink the frame */
-	/* a frame from the underlay */
-	DROP_OUTER_BAD,		/* outer IP options or lengths that don't fit the frame */
-	DROP_OUTER_FRAGMENT,	/* a fragment of an outer packet */
-	DROP_VXLAN_FLAGS,	/* VXLAN flags other than "VNI valid", or reserved bits */
-	DROP_INNER_TRUNCATED,	/* an inner header runs past the end of the frame */
-	DROP_INNER_NOT_IP,	/* inner frame is neither IPv4 nor IPv6 */
-	DROP_INNER_BAD_IP,	/* inner IP version, header length or total length is wrong */
-	DROP_WRONG_PA,		/* outer destination isn't the port's PA */
-	DROP_WRONG_SOURCE,	/* the inner source's mapping names another PA than the outer source */
-	DROP_UNKNOWN_SOURCE,	/* inner source has no mapping, outer source is no registered host */
-	DROP_UNRESOLVED_RATE,	/* too many frames from sources without a mapping */
-	DROP_ECN,		/* congestion was marked on a packet that isn't ECN-capable (RFC 6040) */
-	DROP_UNMARKED,		/* came up the VXLAN device without having passed from_wire */
-	DROP_CHANGED,		/* its port changed networks while it went up the VXLAN device */
-	/* a frame to a port, from the underlay or from the same host */
-	DROP_NOT_LOCAL,		/* (VNI, destination MAC) is no port of this host */
-	DROP_TO_CLOSED,		/* the port is closed */
-	DROP_TO_ISOLATED,	/* the port is a pooled VM's */
-	DROP_WRONG_CA,		/* the destination isn't one of the port's CAs */
-	DROP_TO_TOO_BIG,	/* larger than the port's MTU */
-	/* a frame from the host's metadata service */
-	DROP_NOT_METADATA,	/* not a reply of the metadata service */
-	DROP_STALE_EPOCH,	/* the reply is for a network that the port has left */
-	/* since contract 2: of both directions */
-	DROP_IP_OPTIONS,	/* IPv4 options, or an IPv6 extension header that isn't Fragment */
-	DROP_BAD_L4,		/* a transport header that is cut off, or whose length lies */
-	DROP_FRAGMENT_TINY,	/* a first fragment without its whole transport header (RFC 1858) */
-	DROP_FRAGMENT_OVERLAP,	/* a fragment that would write over the first one (RFC 1858, 5722) */
-	DROP_FRAGMENT_LOST,	/* a later fragment whose first one hasn't passed here */
-	DROP_RULE_OUT,		/* a rule denies what the VM sends */
-	DROP_RULE_IN,		/* a rule denies what the VM would get */
-	DROP_NO_RULE_IN,	/* the VM has rules, and none allows this in */
-	DROP_FLOW_QUOTA,	/* the port has as many flows as it may */
-	DROP_DRAINING,		/* a new connection of a port that is about to leave its network */
-	DROP_MIDSTREAM,		/* a TCP segment of a connection that began before the port was here */
-	DROP_RATE_FROM,		/* the VM sends more than its limit */
-	DROP_RATE_TO,		/* the VM gets more than its limit */
-	DROP_ANSWER_RATE,	/* more ARP, ND and pings than the gateway answers one port */
-	DROP_NO_BACKEND,	/* to a service that has no backend to give */
-	DROP_DEAD_BACKEND,	/* its connection's backend has died or gone */
-	DROP_SERVICE_CLASH,	/* straight to a backend by the ports of a connection through the service */
-	/* IPv6 from a VM */
-	DROP_BAD_ND,		/* neighbour discovery that isn't well-formed (RFC 4861, 7.1) */
-	DROP_SPOOFED_ND,	/* its source or link-layer address isn't the port's */
-	DROP_ND_PROBE,		/* duplicate address detection (RFC 4862): nobody may answer */
-	DROP_ND_OWN,		/* it asks for its own address */
-	DROP_ND_STRANGER,	/* it asks for an address that the gateway doesn't answer for */
-	DROP_ND_UNASKED,	/* a neighbour advertisement that the gateway didn't ask for */
-	DROP_ROGUE_RA,		/* a router advertisement or redirect from a VM */
-	DROP_ROGUE_DHCP,	/* a DHCP server's message from a VM */
-	DROP_LINK_SCOPE,	/* an IPv6 link-local address, to or from anything but the gateway */
-	DROP_MAX,		/* number of reasons; not a reason */
 };
 
 /* An address, in network order; IPv4 as ::ffff:a.b.c.d. All zero: none. */
@@ -428,65 +346,6 @@ struct times {
 struct timing {
 	struct times from;	/* the VM's own frames from its current CA, ARP included */
 	struct times to;	/* frames delivered to it */
-};
-
-enum trap_kind {
-	TRAP_DHCP = 1,		/* UDP 68 -> 67, whatever its source address */
-	TRAP_ARP_REPLY = 2,	/* the current CA answers the gateway's ARP request */
-	TRAP_DHCPV6 = 3,	/* UDP 546 -> 547, from a link-local address */
-	TRAP_ROUTER_SOLICIT = 4,
-	TRAP_NEIGH_ADVERT = 5,	/* one of the port's CAs answers the gateway's solicitation */
-	TRAP_PROBE = 6,		/* TCP to the gateway: the answer to the host's health probe */
-};
-
-struct trap {
-	__u32 port_id;
-	enum trap_kind kind;
-	__u64 epoch;		/* of the port when it was trapped */
-	__u32 len;		/* bytes of frame that are valid */
-	__u8 frame[TRAP_FRAME];
-};
-
-enum capture_point {
-	POINT_FROM_VM = 1,	/* as the VM sent it */
-	POINT_TO_VM = 2,	/* as the VM gets it */
-	POINT_FROM_WIRE = 3,	/* with its outer headers */
-	POINT_TO_WIRE = 4,
-	POINT_DROP = 5,		/* as it was when it was refused */
-	POINT_DROP_TO = 6,	/* the same, for the port of this host that was to get it */
-};
-
-struct captured {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
-	__u32 port_id;
-	enum drop_reason reason;/* of POINT_DROP and POINT_DROP_TO */
-	enum capture_point point;
-	__u32 len;		/* of the whole frame */
-	__u32 snapped;		/* bytes of frame that are valid */
-	__u8 frame[SNAP];
-	__u32 sender;		/* of POINT_DROP_TO: the port that sent it */
-};
-
-enum flow_event_kind {
-	FLOW_STARTED = 1,
-	FLOW_DENIED = 2,
-};
-
-struct flow_event {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
-	__u64 epoch;
-	struct flow_key key;
-	enum flow_event_kind kind;
-	enum drop_reason reason;/* of FLOW_DENIED */
-	__s32 rule;
-	__u32 inbound;
-	__u32 len;		/* Ethernet bytes of the frame */
-};
-
-/* What a ring was too full for. */
-struct lost {
-	__u64 captures;
-	__u64 flow_events;
 };
 
 /*

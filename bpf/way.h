@@ -50,7 +50,7 @@ static __always_inline enum drop_reason find_way_of(struct packet *p, const stru
 						    bool inbound)
 {
 	if (inbound)
-		return p->todo == TODO_LOCAL ? DROP_NONE : check_source(p, port);
+		return p->way == WAY_LOCAL ? DROP_NONE : check_source(p, port);
 	p->next = p->natted ? p->nat : p->dst;
 	return find_way(port);
 }
@@ -71,7 +71,7 @@ static __always_inline bool knows_way(struct packet *p, const struct flow *flow,
 		return false;
 	if (inbound) {
 		p->known = 1;
-		return p->todo == TODO_LOCAL || same_addr(&flow->pa, &p->outer_src);
+		return p->way == WAY_LOCAL || same_addr(&flow->pa, &p->outer_src);
 	}
 	p->pa = flow->pa;
 	copy_mac(p->mac, flow->mac);
@@ -85,7 +85,7 @@ static __always_inline bool knows_way(struct packet *p, const struct flow *flow,
 static __always_inline void keep_way(struct flow *flow, const struct packet *p, bool inbound,
 				     __u64 since)
 {
-	if (p->trace || (inbound && (p->todo == TODO_LOCAL || !p->known)))
+	if (p->trace || (inbound && (p->way == WAY_LOCAL || !p->known)))
 		return;
 	flow->way_since = 0;
 	barrier();
