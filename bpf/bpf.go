@@ -58,7 +58,7 @@ type Options struct {
 	UnderlayMTU int          // bytes of an outer IP packet
 
 	// Capacities, 0: 65,536 each.
-	Mappings uint32 // about 105 bytes of kernel memory each
+	Mappings uint32 // about 105 bytes of kernel memory each; of members of groups as many
 	Flows    uint32 // about 220 bytes each
 	Rules    uint32 // of all ports together, 64 bytes each
 
@@ -80,10 +80,11 @@ type Datapath struct {
 	noTCX bool   // devices are hooked by filters of a clsact qdisc
 	trace uint32 // the mark of a frame that is only looked at
 
-	mu        sync.Mutex        // guards rows, and every read-modify-write of ports
-	flips     uint64            // counts them
-	unsettled map[uint16]uint64 // port -> its last flip, if a frame may still use what that replaced
-	rules     ruleSpace         // which pieces of the rules map are taken
+	mu        sync.Mutex             // guards rows, and every read-modify-write of ports
+	flips     uint64                 // counts them
+	unsettled map[uint16]uint64      // port -> its last flip, if a frame may still use what that replaced
+	rules     ruleSpace              // which pieces of the rules map are taken
+	staged    map[uint16]stagedRules // for rows to come
 
 	changes sync.Mutex // guards changed
 	changed uint64     // how often anything that leads to a way has changed
@@ -127,6 +128,7 @@ func specOf(o Options) (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("set the datapath's config: %w", err)
 	}
 	spec.Maps[datapathMapMappings].MaxEntries = or(o.Mappings, 65536)
+	spec.Maps[datapathMapMembers].MaxEntries = or(o.Mappings, 65536) // each may be in a group
 	spec.Maps[datapathMapFlows].MaxEntries = or(o.Flows, 65536)
 	spec.Maps[datapathMapRules].MaxEntries = or(o.Rules, 65536)
 	return spec, nil
@@ -157,7 +159,7 @@ func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 
 // loadBy loads over the pinned maps, or migrates them.
 func loadBy(p *plan, spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
-	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}}
+	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}, staged: map[uint16]stagedRules{}}
 	err := HaveTCX()
 	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
 		return nil, err

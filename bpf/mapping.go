@@ -229,10 +229,11 @@ func prefix(a datapathAddr, bits uint32) netip.Prefix {
 	return netip.PrefixFrom(ip, int(bits))
 }
 
-// full turns the kernel's word for a full map into [ErrFull].
+// full turns the kernel's word for a full map ("argument list too long", or "no
+// space left") into [ErrFull], which says it better.
 func full(err error) error {
 	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-		return fmt.Errorf("%w (raise its capacity): %w", ErrFull, err)
+		return fmt.Errorf("%w (raise its capacity)", ErrFull)
 	}
 	return err
 }

@@ -75,7 +75,7 @@ func (d *Datapath) SetPort(id uint16, p Port) error {
 	if old.Ifindex != 0 && row.Epoch < old.Epoch {
 		return fmt.Errorf("port %d to epoch %#x, has %#x: %w", id, row.Epoch, old.Epoch, ErrEpoch)
 	}
-	if err := d.adopt(&row, old, p.Rules); err != nil {
+	if err := d.adopt(id, &row, old, p.Rules); err != nil {
 		return fmt.Errorf("port %d: %w", id, err)
 	}
 	// The keys lead to the port before its row agrees: until the flip they are refused.
@@ -94,11 +94,14 @@ func (d *Datapath) SetPort(id uint16, p Port) error {
 
 // adopt puts into row what doesn't come with the port's place: its rules, and
 // what stays in force however often the port is set.
-func (d *Datapath) adopt(row *datapathPort, old datapathPort, rules *RuleSet) error {
+func (d *Datapath) adopt(id uint16, row *datapathPort, old datapathPort, rules *RuleSet) error {
 	row.Generation = old.Generation + 1 // flows of the same epoch are judged again
 	row.Flags |= old.Flags & datapathPortFlag(limited)
 	if old.Ifindex == 0 {
 		row.Flags &^= datapathPortFlag(limited)
+	}
+	if row.Epoch > old.Epoch {
+		return d.enterRules(id, row, rules)
 	}
 	return d.placeRules(row, rules)
 }
@@ -134,6 +137,7 @@ func (d *Datapath) setFlags(id uint16, set, clear PortFlags) error {
 func (d *Datapath) DeletePort(id uint16) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.unstageRules(id)
 	old, err := d.activeRow(id)
 	if err != nil || old.Ifindex == 0 {
 		return err

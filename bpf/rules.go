@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -71,6 +72,55 @@ func (d *Datapath) SetRules(id uint16, rules *RuleSet) error {
 	return nil
 }
 
+// A stagedRules is a set that stands in the rules map before a row points to it.
+type stagedRules struct {
+	of      *RuleSet
+	in, out datapathRuleList
+}
+
+// StageRules writes the rules that the next SetPort of a higher epoch will have,
+// where no row points: it finds their room taken, and need not write them. Nil
+// gives the room back. It returns [ErrRule] or [ErrFull], and then nothing is
+// staged. What is staged ends with the process.
+func (d *Datapath) StageRules(id uint16, rules *RuleSet) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if have, ok := d.staged[id]; ok && reflect.DeepEqual(have.of, rules) {
+		return nil
+	}
+	d.unstageRules(id)
+	if rules == nil {
+		return nil
+	}
+	in, out, err := d.writeSet(rules)
+	if err != nil {
+		return fmt.Errorf("port %d: %w", id, err)
+	}
+	d.staged[id] = stagedRules{rules, in, out}
+	return nil
+}
+
+// unstageRules gives back what is staged for a port: no frame has used it.
+func (d *Datapath) unstageRules(id uint16) {
+	s := d.staged[id]
+	d.rules.free(s.in)
+	d.rules.free(s.out)
+	delete(d.staged, id)
+}
+
+// enterRules is placeRules for a row of a new epoch: what was staged for it is
+// there already, or is of no use any more.
+func (d *Datapath) enterRules(id uint16, row *datapathPort, rules *RuleSet) error {
+	if s, ok := d.staged[id]; ok && rules != nil && reflect.DeepEqual(s.of, rules) {
+		delete(d.staged, id)
+		row.Flags |= datapathPortFlag(hasRules)
+		row.In, row.Out = s.in, s.out
+		return nil
+	}
+	d.unstageRules(id)
+	return d.placeRules(row, rules)
+}
+
 // placeRules writes rules where no row points and lets row point there.
 func (d *Datapath) placeRules(row *datapathPort, rules *RuleSet) error {
 	row.Flags &^= datapathPortFlag(hasRules)
@@ -80,14 +130,19 @@ func (d *Datapath) placeRules(row *datapathPort, rules *RuleSet) error {
 	}
 	row.Flags |= datapathPortFlag(hasRules)
 	var err error
-	if row.In, err = d.writeRules(rules.In); err != nil {
-		return fmt.Errorf("rules in: %w", err)
+	row.In, row.Out, err = d.writeSet(rules)
+	return err
+}
+
+func (d *Datapath) writeSet(rules *RuleSet) (in, out datapathRuleList, err error) {
+	if in, err = d.writeRules(rules.In); err != nil {
+		return in, out, fmt.Errorf("rules in: %w", err)
 	}
-	if row.Out, err = d.writeRules(rules.Out); err != nil {
-		d.rules.free(row.In)
-		return fmt.Errorf("rules out: %w", err)
+	if out, err = d.writeRules(rules.Out); err != nil {
+		d.rules.free(in)
+		return in, out, fmt.Errorf("rules out: %w", err)
 	}
-	return nil
+	return in, out, nil
 }
 
 func (d *Datapath) writeRules(rules []Rule) (datapathRuleList, error) {

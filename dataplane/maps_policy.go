@@ -34,6 +34,13 @@ func (m *maps) SetRules(id vnet.PortID, rules *Ruleset) error {
 	return err
 }
 
+func (m *maps) StageRules(id vnet.PortID, rules *Ruleset) error {
+	if rules == nil {
+		rules = open
+	}
+	return m.bpf.StageRules(uint16(id), ruleSet(rules))
+}
+
 // ruleSet translates a set as the datapath reads it back.
 func ruleSet(r *Ruleset) *bpf.RuleSet {
 	if r.Open {

@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"fmt"
+
 	"replug/directory/vnet"
 )
 
@@ -43,7 +45,7 @@ func (ns *networks) OnService(s vnet.Service) {
 	ns.flush()
 	if err := ns.services.put(s); err != nil {
 		ns.mu.Lock()
-		ns.broken[s.VNI] = err
+		ns.broken[s.VNI] = fmt.Errorf("%w (%w)", errServiceRoom, err)
 		ns.mu.Unlock()
 	}
 }

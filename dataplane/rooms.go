@@ -57,6 +57,9 @@ type Datapath interface {
 	// Detach gives the tap back. A tap that is gone or was not attached is no error.
 	Detach(vnet.PortID, int) error
 
+	// StageRules takes room for the rules of the next epoch's row, and writes them
+	// there; [open] or nil gives it back.
+	StageRules(vnet.PortID, *Ruleset) error
 	// SetRules replaces the rules of the row in force, all at once.
 	SetRules(vnet.PortID, *Ruleset) error
 	// SetLimits bounds the rates of a port that has a row, from now on.

@@ -20,6 +20,7 @@ var (
 	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
 	errMTU6      = fmt.Errorf("IPv6 needs %d bytes: raise the network's MTU or the underlay's, or take the IPv6 addresses away", leastMTU6)
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
+	errRuleRoom  = errors.New("start this host's agent with a larger --max-rules, let the port enter groups with fewer rules, or use another host")
 	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
 	errNoMonitor = errors.New("the port has no monitor, so its link can't be bounced: attach it with one, or swap with trigger none")
 )
@@ -92,7 +93,7 @@ func (p *port) loaded(next *vnet.Place) (time.Duration, error) {
 	for _, vni := range next.VNIs() {
 		synced, err := p.networks.Synced(vni)
 		if err != nil {
-			return 0, fmt.Errorf("no room for network %s on this host: %w", next.Network, err)
+			return 0, fmt.Errorf("this host can't take up network %s: %w", next.Network, err)
 		}
 		if synced {
 			continue
@@ -105,8 +106,32 @@ func (p *port) loaded(next *vnet.Place) (time.Duration, error) {
 		}
 		return 0, fmt.Errorf("network %s: %w", next.Network, errMappings)
 	}
-	_, err := p.networks.Rules(next)
-	return 0, err
+	return 0, p.stageRules(next)
+}
+
+// stageRules puts the next place's rules where the flip finds them: a host that
+// has no room for them says so while nothing has changed.
+func (p *port) stageRules(next *vnet.Place) error {
+	rules, err := p.networks.Rules(next)
+	if err != nil {
+		return err
+	}
+	p.roomTaken = true
+	if err := p.datapath.StageRules(p.id, rules); err != nil {
+		return fmt.Errorf("no room for the %d rules of the port's groups in network %s: %w (%w)",
+			len(rules.In)+len(rules.Out), next.Network, errRuleRoom, err)
+	}
+	return nil
+}
+
+// unstageRules gives their room back, unless a flip has taken it over.
+func (p *port) unstageRules() error {
+	if !p.roomTaken {
+		return nil
+	}
+	err := p.datapath.StageRules(p.id, nil)
+	p.roomTaken = err != nil
+	return err
 }
 
 // fits checks a place against what the host can do.
@@ -155,7 +180,7 @@ func (p *port) timed() error {
 // unstage takes back what was prepared for a swap that was released.
 func (p *port) unstage(in vnet.Intent) error {
 	p.since = time.Time{}
-	if err := p.undrain(); err != nil {
+	if err := errors.Join(p.undrain(), p.unstageRules()); err != nil {
 		return err
 	}
 	if p.staged == nil && p.refused == 0 {

@@ -36,6 +36,8 @@ func TestRefused(t *testing.T) {
 		{"monitor dead", func(w *world, _ *vnet.Intent) { w.guests = map[vnet.PortID]*guest{} }, errMonitor},
 		{"tap gone", func(w *world, in *vnet.Intent) { delete(w.taps, in.Tap) }, errNoDevice},
 		{"map full", func(w *world, _ *vnet.Intent) { w.full = errFullForTest }, errFullForTest},
+		{"no room for rules", func(w *world, in *vnet.Intent) { w.room = 1; enter(w, in) }, errRuleRoom},
+		{"monitor dead, with rules", func(w *world, in *vnet.Intent) { enter(w, in); w.guests = map[vnet.PortID]*guest{} }, errMonitor},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -70,9 +72,49 @@ func TestRefused(t *testing.T) {
 				if got := w.phases(in.Next.Epoch); len(got) != 1 {
 					t.Errorf("reported %v", got)
 				}
+				in.Next = nil
+				ps.set(in)
+				settle(time.Minute)
+				if len(w.staged) != 0 {
+					t.Errorf("released, and still takes room: %v", w.staged)
+				}
 			})
 		})
 	}
+}
+
+// enter lets the next place be in a group of two rules.
+func enter(w *world, in *vnet.Intent) {
+	in.Next.Groups = []string{"web"}
+	w.groups.put(vnet.Group{VNI: blue, Name: "web", Rules: []vnet.Rule{allow("https", 1, vnet.In), allow("ssh", 2, vnet.In)}})
+}
+
+// Rules have their room from staging on, and give it back when the swap is released
+// while the port still drains.
+func TestRulesAreStaged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		w.connections, w.connected = []Connection{{}}, in.Current.Epoch
+		in = prepared(in)
+		enter(w, &in)
+		in.Next.OldConnections, in.Next.Drain = vnet.DrainConnections, time.Minute
+		ps.set(in)
+		settle(time.Second)
+		if len(w.phases(in.Next.Epoch)) != 0 || w.staged[23] == nil || len(w.staged[23].In) != 2 {
+			t.Errorf("while it drains: reported %v, staged %v", w.phases(in.Next.Epoch), w.staged)
+		}
+		in.Next = nil
+		ps.set(in)
+		settle(time.Second)
+		if len(w.staged) != 0 {
+			t.Errorf("released, and still takes room: %v", w.staged)
+		}
+	})
 }
 
 // errNoDevice is what a world without a tap says.

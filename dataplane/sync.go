@@ -48,6 +48,12 @@ type networks struct {
 	kept   map[uint32]vnet.PA // next hops that mappings of an earlier session name
 }
 
+// What a network needs and this host hasn't. The text says what to do.
+var (
+	errMapRoom     = errors.New("no room for its mappings: start this host's agent with a larger --max-mappings, or use another host")
+	errServiceRoom = errors.New("no room for its services: remove services or backends, or use another host")
+)
+
 const (
 	batch = 256
 	// maxNextHops bounds the hosts that have a next hop of their own; the kernel
@@ -133,6 +139,7 @@ func (ns *networks) flush() {
 	ns.warn("old members of groups stay in the datapath", ns.datapath.SetMembers(strangers), "")
 	err := errors.Join(ns.datapath.SetMembers(members), ns.datapath.SetMappings(put))
 	if err != nil {
+		err = fmt.Errorf("%w (%w)", errMapRoom, err)
 		ns.log.Error("mappings don't reach the datapath", "err", err, "mappings", len(put))
 		ns.mu.Lock()
 		for _, m := range put {

@@ -35,6 +35,8 @@ type world struct {
 	loaded      map[vnet.VNI]bool
 	groups      *groups
 	rules       map[vnet.PortID]*Ruleset
+	staged      map[vnet.PortID]*Ruleset
+	room        int // for staged rules of a port
 	limits      map[vnet.PortID]vnet.Limits
 	connections []Connection
 	connected   vnet.Epoch    // in which they are
@@ -91,7 +93,7 @@ func newWorld(t *testing.T) *world {
 		t: t, dir: t.TempDir(), rows: map[vnet.PortID]Row{}, attached: map[int]vnet.PortID{}, taps: map[string]int{},
 		running: map[string]bool{}, saved: map[string]bool{}, slept: map[vnet.PortID]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
 		loaded: map[vnet.VNI]bool{red: true, blue: true}, way: Way{Ifindex: 55}, guests: map[vnet.PortID]*guest{},
-		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, limits: map[vnet.PortID]vnet.Limits{},
+		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, staged: map[vnet.PortID]*Ruleset{}, room: 5, limits: map[vnet.PortID]vnet.Limits{},
 	}
 	for vni := range w.loaded {
 		w.groups.loaded(vni, func(string) bool { return true })
@@ -237,9 +239,24 @@ func (w *world) SetPort(r Row) error {
 		w.t.Errorf("port %d comes into %d under the rules of %d", r.Port, r.VNI, w.rows[r.Port].VNI)
 	}
 	w.rows[r.Port] = r
+	delete(w.staged, r.Port)
 	if r.Rules != nil {
 		w.rules[r.Port] = r.Rules
 	}
+	return nil
+}
+
+func (w *world) StageRules(id vnet.PortID, r *Ruleset) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case r == nil || r.Open:
+		delete(w.staged, id)
+		return nil
+	case len(r.In)+len(r.Out) > w.room:
+		return errFullForTest
+	}
+	w.staged[id] = r
 	return nil
 }
 
