@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -164,10 +165,16 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// Two hosts can't have the same physical addresses, nor one name twice.
+// Two hosts can't have the same physical addresses, nor a host a VTEP's, nor one name twice.
 func TestBadHosts(t *testing.T) {
 	w := newWorld(t, nil)
+	w.furnish()
 	w.host("h7", 7)
+	op := w.as("olga")
+	for i, pa := range []string{"100.64.9.77", "172.31.11.2"} {
+		must(op.AddVTEP(w.ctx, &pb.AddVTEPRequest{RequestId: fmt.Sprint("v", i), Tenant: "acme", Vtep: &pb.VTEP{
+			Name: fmt.Sprint("edge-", i), Network: "red", Ip: fmt.Sprint("10.17.34.", 90+i), Pa: pa, Mac: "02:17:34:56:78:9a"}}))(t)
+	}
 	before := w.rows()
 	refused := func(name string, h vnet.HostInfo, want codes.Code, word string) {
 		t.Helper()
@@ -183,5 +190,8 @@ func TestBadHosts(t *testing.T) {
 	same.Address = hostInfo("h7", 7).Address
 	refused("address of another host", same, codes.FailedPrecondition, "172.31.7.2")
 	refused("name of a host that is there", hostInfo("h7", 7), codes.AlreadyExists, "h7")
+	refused("PA prefix with a VTEP in it", hostInfo("h9", 9), codes.FailedPrecondition, `100.64.9.77 is that of VTEP "edge-0" of network "red"`)
+	refused("address of a VTEP", hostInfo("h9", 11), codes.FailedPrecondition, "172.31.11.2")
+	must(op.RemoveVTEP(w.ctx, &pb.RemoveVTEPRequest{RequestId: "gone", Tenant: "acme", Network: "red", Name: "edge-0"}))(t)
 	w.host("h9", 9)
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // HostUp takes in that a host has opened its stream: its row says what it is. It
-// refuses a host whose physical addresses another host has, and one that has
-// changed its own while ports have them.
+// refuses a host whose physical addresses another host or a VTEP has, and one that
+// has changed its own while ports have them.
 func (s *Server) HostUp(ctx context.Context, h vnet.HostInfo) error {
 	r := s.reign.Load()
 	if r == nil {
@@ -120,7 +120,11 @@ func (r *reign) registerHost(ctx context.Context, h vnet.HostInfo) error {
 			if err := r.sameAddresses(ctx, old.Value, h); err != nil {
 				return nil, err
 			}
-			return (&store.Txn{}).UnchangedUnder(store.Hosts, rev).Put(store.Hosts+h.Name, h), nil
+			vteps, err := network.NoVTEPAt(ctx, r.store, h)
+			if err != nil {
+				return nil, fmt.Errorf("host %q: %w: %w", h.Name, ErrNotSo, err)
+			}
+			return (&store.Txn{}).UnchangedUnder(store.Hosts, rev).UnchangedUnder(store.VTEPs, vteps).Put(store.Hosts+h.Name, h), nil
 		})
 	})
 }

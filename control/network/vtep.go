@@ -36,7 +36,8 @@ func (m *Manager) AddVTEP(ctx context.Context, n store.Row[Network], v VTEP) (*s
 			return nil, fmt.Errorf("VTEP %q of network %q: %w, at %s; remove it first", v.Name, n.Value.Moniker, ErrExists, o.PA)
 		}
 	}
-	if err := m.outside(ctx, v.PA); err != nil {
+	hosts, err := m.outside(ctx, v.PA)
+	if err != nil {
 		return nil, fmt.Errorf("VTEP %q: %w", v.Name, err)
 	}
 	held, err := m.check(ctx, &n.Value, v.CA, holder)
@@ -44,26 +45,43 @@ func (m *Manager) AddVTEP(ctx context.Context, n store.Row[Network], v VTEP) (*s
 		return nil, fmt.Errorf("network %q: %w", n.Value.Moniker, err)
 	}
 	key, mapping := store.CAKey(n.Value.VNI, v.CA), store.MappingKey(n.Value.VNI, v.CA)
-	return (&store.Txn{}).Unchanged(n.Key, n.Revision).UnchangedUnder(store.NetworkMappings(n.Value.VNI), rev).
+	return (&store.Txn{}).Unchanged(n.Key, n.Revision).UnchangedUnder(store.NetworkMappings(n.Value.VNI), rev).UnchangedUnder(store.Hosts, hosts).
 		Unchanged(key, held.Revision).Put(key, holder).
+		Put(store.VTEPKey(v.PA, n.Value.VNI, v.Name), fmt.Sprintf("%q of network %q of tenant %q", v.Name, n.Value.Moniker, n.Value.Tenant)).
 		Absent(mapping).Put(mapping, vnet.Mapping{
 		VNI: n.Value.VNI, CA: v.CA, PA: v.PA, MAC: v.MAC, Epoch: vnet.NewEpoch(m.Era, uint64(rev)), Port: holder.Port,
 	}), nil
 }
 
 // outside returns an error when pa can't be a VTEP's: what comes from there would
-// pass for a host of ours, or is of no machine.
-func (m *Manager) outside(ctx context.Context, pa vnet.PA) error {
+// pass for a host of ours, or is of no machine; else the hosts' revision.
+func (m *Manager) outside(ctx context.Context, pa vnet.PA) (int64, error) {
 	if !pa.IsValid() || pa.IsLoopback() || pa.IsLinkLocalUnicast() || pa.IsMulticast() || pa.IsUnspecified() {
-		return fmt.Errorf("%w underlay address %s: the unicast address of a machine that hosts can reach", ErrInvalid, pa)
+		return 0, fmt.Errorf("%w underlay address %s: the unicast address of a machine that hosts can reach", ErrInvalid, pa)
 	}
-	hosts, _, err := store.List[vnet.HostInfo](ctx, m.Store, store.Hosts)
+	hosts, rev, err := store.List[vnet.HostInfo](ctx, m.Store, store.Hosts)
 	for _, h := range hosts {
 		if h.Value.Address == pa.Addr || h.Value.PAPrefix.Contains(pa.Addr) {
-			return fmt.Errorf("%w underlay address %s: it is host %s's; a VM there is attached as a port instead", ErrInvalid, pa, h.Value.Name)
+			return 0, fmt.Errorf("%w underlay address %s: it is host %s's; a VM there is attached as a port instead", ErrInvalid, pa, h.Value.Name)
 		}
 	}
-	return err
+	return rev, err
+}
+
+// NoVTEPAt returns an error when a VTEP of any network has an underlay address that
+// host h claims; else the revision of what it has looked at, [store.VTEPs].
+func NoVTEPAt(ctx context.Context, s *store.Store, h vnet.HostInfo) (int64, error) {
+	all, rev, err := store.List[string](ctx, s, store.VTEPs)
+	if err != nil {
+		return 0, err
+	}
+	for _, v := range all {
+		pa, _ := store.Split(store.VTEPs, v.Key)
+		if addr, err := vnet.ParsePA(pa); err == nil && (addr.Addr == h.Address || h.PAPrefix.Contains(addr.Addr)) {
+			return 0, fmt.Errorf("underlay address %s is that of VTEP %s: remove the VTEP (replug vtep remove), or give the host other addresses", pa, v.Value)
+		}
+	}
+	return rev, nil
 }
 
 // VTEPs returns those of a network, in the order of their addresses.
@@ -92,7 +110,7 @@ func (m *Manager) RemoveVTEP(ctx context.Context, n *Network, name string) (*sto
 	for _, v := range all {
 		if v.Name == name {
 			key := store.MappingKey(n.VNI, v.CA)
-			return (&store.Txn{}).Exists(key).Delete(key).Add(m.Retire(n.VNI, v.CA, vtepHolder+name)), nil
+			return (&store.Txn{}).Exists(key).Delete(key).Delete(store.VTEPKey(v.PA, n.VNI, name)).Add(m.Retire(n.VNI, v.CA, vtepHolder+name)), nil
 		}
 	}
 	return nil, fmt.Errorf("VTEP %q of network %q: %w; list the VTEPs there are", name, n.Moniker, ErrNotFound)

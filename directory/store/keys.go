@@ -29,6 +29,7 @@ const (
 	Networks = Root + "networks/" // moniker
 	VNIs     = Root + "vnis/"     // vni -> moniker: no VNI twice
 	CAs      = Root + "cas/"      // vni/ca -> who has it: no CA twice (invariant 10)
+	VTEPs    = Root + "vteps/"    // pa/vni/name -> whose it is: no host has a VTEP's address
 	Types    = Root + "types/"
 	Pools    = Root + "pools/"
 	VMs      = Root + "vms/"   // VM id
@@ -69,6 +70,11 @@ func NetworkServices(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Services
 
 // CAKey is where it stands who has a CA.
 func CAKey(v vnet.VNI, ca vnet.CA) string { return fmt.Sprintf("%s%08d/%s", CAs, v, ca) }
+
+// VTEPKey is where it stands that a VTEP of a network has an underlay address.
+func VTEPKey(pa vnet.PA, v vnet.VNI, name string) string {
+	return fmt.Sprintf("%s%s/%08d/%s", VTEPs, pa, v, name)
+}
 
 // Split returns the parts of key after prefix: Split(Intents, "/replug/intents/h1/p7")
 // is "h1", "p7".
