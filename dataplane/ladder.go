@@ -28,15 +28,16 @@ const (
 // for a guest that asks at once; some adapters and drivers sample the link, or
 // debounce it, and see only a long one. NetworkManager (1.42) keeps its leases
 // through less than 6 s; systemd-networkd (252) too, through less than 5 s, when it
-// takes its MTU from DHCP, as netplan has it. The first rung is never renew: the
-// flip is made while the link is down.
+// takes its MTU from DHCP, as netplan has it. dhcpcd (9.4) says nothing for up to
+// 1.7 s after it has seen its link come up. The first rung is never renew: the flip
+// is made while the link is down.
 type ladder []rung
 
 var (
 	bounces = ladder{
-		{bounce, 20 * time.Millisecond, time.Second},
+		{bounce, 20 * time.Millisecond, 2 * time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 6500 * time.Millisecond, 4 * time.Second},
+		{bounce, 6500 * time.Millisecond, 6 * time.Second},
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is
@@ -71,13 +72,14 @@ const (
 	// resumePatience is for a guest that may have renewed while the agent was
 	// away: it is not bounced a second time before it is over.
 	resumePatience = time.Second
-	// patience6 is the least for IPv6: a client may wait a second before it asks
-	// (RFC 8415, section 18.2.1), or the kernel before it uses an address that it
-	// made (RFC 4862, section 5.4.2).
-	patience6 = 1500 * time.Millisecond
+	// patience6 is the least for IPv6: a guest may wait a second before it makes sure
+	// of its link-local address, and needs another one for that (RFC 4862, section
+	// 5.4.2); only then it looks for a router, or a DHCPv6 server.
+	patience6 = 3 * time.Second
 	// stirring is how long a client that has said something may wait until it says
-	// the next: dhcpcd waits at random, for two seconds at most.
-	stirring = 2 * time.Second
+	// the next: dhcpcd waits at random, for two seconds at most, and a busy machine
+	// adds to that.
+	stirring = 3 * time.Second
 	// settling is how long a client may look for others with its address before it
 	// uses it: 3 probes, and what RFC 5227 has it wait before and after (section 1.1).
 	settling = 9 * time.Second

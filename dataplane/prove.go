@@ -47,8 +47,11 @@ func (p *port) due(in *vnet.Intent) time.Time {
 	stirred := p.events.stirred.in(&p.run)
 	p.mu.Unlock()
 	due := p.run.dueBy
-	if leases := p.leases(in); len(leases) > 0 && len(leases) == len(leasing(&in.Current)) {
+	if leases := p.leases(in); len(leases) > 0 && len(leases) == len(p.leasing(in)) {
 		due = later(due, slices.MaxFunc(leases, time.Time.Compare).Add(settling))
+	}
+	if half := p.run.half; !half.IsZero() {
+		due = later(due, half.Add(companion))
 	}
 	if stirred.After(p.run.cutAt) {
 		stirs := stirred.Add(stirring)
@@ -67,6 +70,11 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
+// leasing lists the families that the guest can lease at its place.
+func (p *port) leasing(in *vnet.Intent) []family {
+	return slices.DeleteFunc(leasing(&in.Current), func(f family) bool { return p.run.Speaks[f] == silent })
+}
+
 // leases lists when the guest last leased an address of each family, since its
 // link was cut.
 func (p *port) leases(in *vnet.Intent) []time.Time {
@@ -74,7 +82,7 @@ func (p *port) leases(in *vnet.Intent) []time.Time {
 	acks := p.events.acks
 	p.mu.Unlock()
 	var list []time.Time
-	for _, f := range leasing(&in.Current) {
+	for _, f := range p.leasing(in) {
 		if at := acks[f].in(&p.run); at.After(p.run.cutAt) {
 			list = append(list, at)
 		}
@@ -85,7 +93,7 @@ func (p *port) leases(in *vnet.Intent) []time.Time {
 // halfway reports whether the guest has leased for one family and not for the other.
 func (p *port) halfway(in *vnet.Intent) bool {
 	n := len(p.leases(in))
-	return n > 0 && n < len(leasing(&in.Current))
+	return n > 0 && n < len(p.leasing(in))
 }
 
 // patience is how long this rung waits for a proof.
@@ -134,7 +142,8 @@ func (p *port) fail(format string, args ...any) {
 }
 
 // evidence returns when the guest was last seen on the place's CAs, one of each
-// family; zero: not yet, or not later than the leases that it must have taken first.
+// family that it speaks; zero: not yet, or not later than the leases that it must
+// have taken first.
 func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration) {
 	r := &p.run
 	p.mu.Lock()
@@ -142,12 +151,7 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 	p.mu.Unlock()
 	list := p.provable(in)
 	for _, f := range list {
-		if ack := r.ack(f); ack.IsZero() && !e.acks[f].in(r).IsZero() {
-			*ack, r.kicked, r.probed = e.acks[f].at, time.Now(), time.Time{}
-			r.Hops = append(r.Hops, vnet.Hop{Name: f.leaseHop(), At: *ack})
-			r.dirty = true
-			p.docs.Renew(p.id, false)
-		}
+		p.noteLease(f, e.acks[f].in(r))
 	}
 	var frame time.Time // the last one, from any of the place's CAs or a link-local address
 	if t, err := p.datapath.Times(p.id); err == nil && t.Epoch == r.Epoch {
@@ -155,19 +159,45 @@ func (p *port) evidence(in *vnet.Intent) (seen time.Time, blackout time.Duration
 		frame = moment{t.Seen, t.Epoch}.in(r)
 	}
 	_, v6 := in.Current.V6()
+	var absent []family
 	for _, f := range list {
 		at := e.answers[f].in(r)
 		if f == ipv4 && !v6 && frame.After(at) {
 			at = frame // else it may be of IPv6, and from before the guest has its address
 		}
 		if at.IsZero() || p.needsACK(in, f) && (r.ack(f).IsZero() || p.sameCA(in, f) && at.Before(*r.ack(f))) {
-			return time.Time{}, 0
+			absent = append(absent, f)
+			continue
 		}
-		if at.After(seen) {
-			seen = at
+		r.Speaks[f] = speaks
+		seen = later(seen, at)
+	}
+	if !seen.IsZero() && len(absent) > 0 && r.half.IsZero() {
+		r.half = time.Now()
+	}
+	if seen.IsZero() || !r.without(absent) {
+		return time.Time{}, 0
+	}
+	for _, f := range absent {
+		if r.Speaks[f] == unknown {
+			r.hop("no proof of " + f.String())
 		}
+		r.Speaks[f] = silent
 	}
 	return seen, blackout
+}
+
+// noteLease notes the family's first lease after the flip; zero: there is none.
+func (p *port) noteLease(f family, at time.Time) {
+	r := &p.run
+	ack := r.ack(f)
+	if at.IsZero() || !ack.IsZero() {
+		return
+	}
+	*ack, r.kicked, r.probed, r.Speaks[f] = at, time.Now(), time.Time{}, speaks
+	r.Hops = append(r.Hops, vnet.Hop{Name: f.leaseHop(), At: at})
+	r.dirty = true
+	p.docs.Renew(p.id, false)
 }
 
 // provable are the families in which the guest can be seen. cloud-init in the pool

@@ -46,7 +46,7 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return wait, nil
 	}
 	if p.staged == nil || p.staged.Epoch != next.Epoch {
-		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled(), Resumed: p.run.Resumed}
+		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled(), Resumed: p.run.Resumed, Speaks: p.heard(&p.run)}
 		p.staged.hop("stage")
 	}
 	p.staged.resumed = false
@@ -164,16 +164,17 @@ func (p *port) reachable(ctx context.Context, in *vnet.Intent) error {
 	return nil
 }
 
-// timed starts the stopwatch of the coming flip.
+// timed starts the stopwatch of the coming flip, and asks the guest for its addresses:
+// one that says nothing by itself would have no last frame, and the families in which
+// it answers are those that it has to show again.
 func (p *port) timed() error {
-	if p.row.Timed {
-		return nil
+	if !p.row.Timed {
+		if err := p.datapath.SetTimed(p.id, true); err != nil {
+			return err
+		}
+		p.row.Timed = true
 	}
-	if err := p.datapath.SetTimed(p.id, true); err != nil {
-		return err
-	}
-	p.row.Timed = true
-	p.ask() // a guest that says nothing by itself would have no last frame
+	p.ask()
 	return nil
 }
 

@@ -71,6 +71,7 @@ type run struct {
 	ACK      time.Time         `json:"ack"` // of the IPv4 lease, later than the flip
 	ACK6     time.Time         `json:"ack6,omitzero"`
 	Former   []former          `json:"former,omitempty"` // IPv6 routers that the guest may still believe in
+	Speaks   [2]speech         `json:"speaks,omitzero"`  // the guest, in each family
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
 	Boots    bool              `json:"boots,omitempty"`   // the guest starts in this place: it asks by itself
@@ -84,6 +85,7 @@ type run struct {
 	resumed bool // an earlier session of the agent began it
 	again   bool // bounced by this session because there was no proof
 	cutAt   time.Time
+	half    time.Time // it was first seen in one family and not in the other
 	kicked  time.Time // something happened to the guest: ask often from now on
 	dueBy   time.Time // for a proof; zero: the wait has not begun
 	probed  time.Time
@@ -146,7 +148,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
-	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled()}
+	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled(), Speaks: p.heard(&old)}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have

@@ -152,7 +152,7 @@ func TestLadder(t *testing.T) {
 			settle(time.Minute)
 			in = switched(in)
 			ps.set(in)
-			settle(10 * time.Second)
+			settle(12 * time.Second)
 			s := w.last(in.Current.Epoch)
 			if g.cuts() != want || s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 6.5s" {
 				t.Errorf("bounced %d times, want %d; last status %+v", g.cuts(), want, s)
@@ -176,7 +176,7 @@ func TestLadderEnds(t *testing.T) {
 		settle(time.Second)
 		in = switched(in)
 		ps.set(in)
-		settle(15 * time.Second)
+		settle(17 * time.Second)
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 4 {
 			t.Errorf("after the ladder: bounced %d times, %+v", g.cuts(), s)
 		}

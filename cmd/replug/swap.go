@@ -58,7 +58,7 @@ func swapStart(c *caller, use string, aim func(*pb.StartSwapRequest, string)) *c
 	f.StringVar(&r.OldConnections, "old-connections", "", "reset: both ends at once (default); drain: wait for them to end; silence: say nothing")
 	f.DurationVar(&drain, "drain", 0, "with --old-connections drain: wait so long at most, then reset (default 30s)")
 	f.DurationVar(&stage, "stage-budget", 0, "time for making ready, else nothing happens (default 5s)")
-	f.DurationVar(&lease, "lease-budget", 0, "time for the guest to appear on its new address, else undo (default 15s)")
+	f.DurationVar(&lease, "lease-budget", 0, "time for the guest to appear on its new address, else undo (default 25s)")
 	f.DurationVar(&confirm, "confirm-budget", 0, "time for the proof, else undo (default 30s)")
 	f.BoolVar(&plan, "plan", false, "say what would change, change nothing")
 	f.BoolVar(&wait, "wait", false, "watch until the swap has ended")

@@ -5102,7 +5102,7 @@ type StartSwapRequest struct {
 	Confirm        string                 `protobuf:"bytes,8,opt,name=confirm,proto3" json:"confirm,omitempty"`                                      // lease, guest, caller; empty: guest for a VM with an agent of ours, else lease
 	Trigger        string                 `protobuf:"bytes,9,opt,name=trigger,proto3" json:"trigger,omitempty"`                                      // bounce (default), none
 	StageBudget    *durationpb.Duration   `protobuf:"bytes,10,opt,name=stage_budget,json=stageBudget,proto3" json:"stage_budget,omitempty"`          // 5 s unless told
-	LeaseBudget    *durationpb.Duration   `protobuf:"bytes,11,opt,name=lease_budget,json=leaseBudget,proto3" json:"lease_budget,omitempty"`          // 15 s
+	LeaseBudget    *durationpb.Duration   `protobuf:"bytes,11,opt,name=lease_budget,json=leaseBudget,proto3" json:"lease_budget,omitempty"`          // 25 s
 	ConfirmBudget  *durationpb.Duration   `protobuf:"bytes,12,opt,name=confirm_budget,json=confirmBudget,proto3" json:"confirm_budget,omitempty"`    // 30 s
 	OldConnections string                 `protobuf:"bytes,13,opt,name=old_connections,json=oldConnections,proto3" json:"old_connections,omitempty"` // reset (default): both ends at once; drain: the flip waits for them; silence
 	Ips            []string               `protobuf:"bytes,14,rep,name=ips,proto3" json:"ips,omitempty"`                                             // as ip, one of each family; empty: the next free ones

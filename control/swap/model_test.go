@@ -71,7 +71,7 @@ func (m *model) crash() {
 	case Reserved:
 		m.due = m.now + 5*time.Second
 	case Switched, Leased, Published:
-		m.phase, m.due = Switched, m.now+15*time.Second
+		m.phase, m.due = Switched, m.now+25*time.Second
 	case Undoing:
 		m.due = m.now + 30*time.Second
 	}
@@ -89,7 +89,7 @@ func (m *model) react() {
 		case m.stop, at == m.next && failed:
 			m.finish(Undone, false, 1)
 		case at == m.next && m.heard.Phase == vnet.StatusPrepared:
-			m.phase, m.due, m.inForce = Switched, m.now+15*time.Second, m.next
+			m.phase, m.due, m.inForce = Switched, m.now+25*time.Second, m.next
 			m.writes += 2
 			m.react()
 		case late:

@@ -45,7 +45,7 @@ type Budgets struct {
 }
 
 // DefaultBudgets are taken where a request has none.
-var DefaultBudgets = Budgets{Stage: 5 * time.Second, Lease: 15 * time.Second, Confirm: 30 * time.Second, Undo: 30 * time.Second}
+var DefaultBudgets = Budgets{Stage: 5 * time.Second, Lease: 25 * time.Second, Confirm: 30 * time.Second, Undo: 30 * time.Second}
 
 // DefaultDrain is how long a flip waits for old connections to end, where a
 // request says nothing.

@@ -193,10 +193,10 @@ func TestBudgets(t *testing.T) {
 		says    string
 	}{
 		{"host does not stage", "lease", "", nil, Reserved, 5 * time.Second, Undone, "did not stage"},
-		{"guest not seen", "lease", "", []vnet.StatusPhase{1, 3}, Switched, 15 * time.Second, Undoing, "not seen at blue 10.0.0.20"},
+		{"guest not seen", "lease", "", []vnet.StatusPhase{1, 3}, Switched, 25 * time.Second, Undoing, "not seen at blue 10.0.0.20"},
 		{"guest silent", "guest", "", []vnet.StatusPhase{1, 4, 5}, Published, 30 * time.Second, Undoing, "did not report"},
 		{"caller silent", "caller", "", []vnet.StatusPhase{1, 4}, Leased, 30 * time.Second, Undoing, "caller did not confirm"},
-		{"claimed guest not seen", "guest", "cl-7", []vnet.StatusPhase{1, 3}, Switched, 15 * time.Second, Failed, "not seen at"},
+		{"claimed guest not seen", "guest", "cl-7", []vnet.StatusPhase{1, 3}, Switched, 25 * time.Second, Failed, "not seen at"},
 		{"claimed guest silent", "guest", "cl-7", []vnet.StatusPhase{1, 4, 5}, Published, 30 * time.Second, Failed, "did not report"},
 		{"claim not staged", "guest", "cl-7", nil, Reserved, 5 * time.Second, Undone, "did not stage"},
 	} {
@@ -233,7 +233,7 @@ func TestDrainIsStaged(t *testing.T) {
 		w.status(vnet.StatusPrepared)
 		synctest.Wait()
 		w.wantPhase(Switched)
-		time.Sleep(16 * time.Second)
+		time.Sleep(26 * time.Second)
 		w.wantPhase(Undoing)
 	})
 }
@@ -278,7 +278,7 @@ func TestCutOffHostAlarmsAndHeals(t *testing.T) {
 		if r := w.record(); !strings.Contains(r.Alarm, "cut off") {
 			t.Errorf("alarm %q", r.Alarm)
 		}
-		time.Sleep(after(15 * time.Second))
+		time.Sleep(after(25 * time.Second))
 		w.wantPhase(Undoing)
 		time.Sleep(after(30 * time.Second))
 		w.wantPhase(Degraded)
