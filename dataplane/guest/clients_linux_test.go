@@ -13,11 +13,11 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
-// S70, X2: where a DHCP client runs the agent only tells it to renew, also at a
-// link event that the client itself would sleep through.
-func TestUdhcpcIsTold(t *testing.T) {
-	w := newWorld(t)
+// udhcpc starts busybox's client on the NIC, until the test ends.
+func (w *world) udhcpc() {
+	w.t.Helper()
 	script := filepath.Join(w.root, "script")
+	t := w.t
 	check(t, os.WriteFile(script, []byte(`#!/bin/sh
 case $1 in
 deconfig) ip addr flush dev $interface; ip link set $interface up ;;
@@ -33,8 +33,17 @@ esac
 	if err := client.Start(); err != nil {
 		t.Fatalf("udhcpc: %v (needs busybox)", err)
 	}
-	defer client.Wait()
-	defer client.Process.Kill()
+	t.Cleanup(func() {
+		client.Process.Kill()
+		client.Wait()
+	})
+}
+
+// S70, X2: where a DHCP client runs the agent only tells it to renew, also at a
+// link event that the client itself would sleep through.
+func TestUdhcpcIsTold(t *testing.T) {
+	w := newWorld(t)
+	w.udhcpc()
 	for next(t, w.dhcp, "REQUEST of udhcpc").MessageType() != dhcpv4.MessageTypeRequest {
 	}
 	w.publish(bought)
@@ -63,6 +72,38 @@ esac
 		if m.MessageType() == dhcpv4.MessageTypeDiscover && m.Options.Has(dhcpv4.OptionMaximumDHCPMessageSize) && len(m.ClassIdentifier()) == 0 {
 			t.Errorf("the agent sent a DISCOVER of its own:\n%s", m.Summary())
 		}
+	}
+}
+
+// A client that is at work when the agent starts is not thrown back, however long the
+// network lets it wait: the metadata service is silent because there is no address.
+func TestClientAtWorkIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	w.mu.Lock()
+	w.mute = true
+	w.mu.Unlock()
+	w.udhcpc()
+	next(t, w.dhcp, "DISCOVER of udhcpc")
+	w.publish(bought)
+	w.start(func(c *Config) { c.DHCP = DHCPAuto })
+	w.said("dhcp is left to udhcpc\n")
+	for range 3 { // one a second
+		next(t, w.dhcp, "DISCOVER of udhcpc")
+	}
+	w.mu.Lock()
+	w.mute = false
+	w.mu.Unlock()
+	next(t, w.reports, "report")
+	for {
+		select {
+		case l := <-w.lines:
+			if strings.Contains(l, "told to renew") {
+				t.Errorf("the agent said %q", l)
+			}
+			continue
+		default:
+		}
+		break
 	}
 }
 

@@ -11,11 +11,13 @@ import (
 	"net/textproto"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // do sends one request and reads the answer. No answer in time, or no way to IMDS,
-// is errStale.
+// is errStale. A connection that is refused is none: the address is good, and a lease
+// that is given up while the host's agent starts again would be missed.
 //
 // It speaks HTTP/1.0 (RFC 1945): the answer is one piece and ends with the
 // connection. A connection from before a swap would lead nowhere, so none is kept,
@@ -25,11 +27,15 @@ func (m *imds) do(ctx context.Context, method, path string, body []byte) (int, [
 	host := m.host
 	conn, err := dial(ctx, m.addr)
 	if err != nil && m.addr == metadata4 { // there may be no IPv4 in this network
-		if c, err6 := dial(ctx, metadata6); err6 == nil {
-			conn, host, err = c, "[fd00:ec2::254]", nil
+		c, err6 := dial(ctx, metadata6)
+		if err6 == nil || errors.Is(err6, syscall.ECONNREFUSED) {
+			conn, host, err = c, "[fd00:ec2::254]", err6
 		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return 0, nil, fmt.Errorf("%w: the host is there, its agent is not: %w", errEmpty, err)
+	case err != nil:
 		return 0, nil, fmt.Errorf("%w: %w", errStale, err)
 	}
 	defer conn.Close()

@@ -3,8 +3,10 @@ package guest
 import (
 	"bufio"
 	"errors"
+	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Whatever stands at 169.254.169.254, the agent takes a whole answer or none.
@@ -33,6 +35,20 @@ func TestReadAnswer(t *testing.T) {
 		if status != c.status || string(body) != c.body || !errors.Is(err, c.want) {
 			t.Errorf("%s: got %d, %q, %v, want %d, %q, %v", c.name, status, body, err, c.status, c.body, c.want)
 		}
+	}
+}
+
+// Where the host's agent is away, the connection is refused by the host: the address
+// is good, and the lease is not to be renewed for it.
+func TestHostWithoutAgent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	_, err = newIMDS("http://"+l.Addr().String(), time.Second).next(t.Context(), 0)
+	if errors.Is(err, errStale) || !errors.Is(err, errEmpty) {
+		t.Errorf("got %v", err)
 	}
 }
 

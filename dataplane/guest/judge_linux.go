@@ -91,13 +91,15 @@ func (j *judge) leads(ctx context.Context, from netip.Addr) bool {
 	return true
 }
 
-// complete reports whether all addresses are there that are waited for.
+// complete reports whether all addresses are there that are waited for: one at least,
+// and those that the host has named, of the families that the guest had before.
 func (j *judge) complete(good []netip.Prefix) bool {
-	if j.moved == nil || len(j.moved.Addrs) == 0 {
+	if j.moved == nil || len(good) == 0 {
 		return len(good) > 0
 	}
 	for _, w := range j.moved.Addrs {
-		if !slices.ContainsFunc(good, func(p netip.Prefix) bool { return p.Addr() == w.Addr() }) {
+		had := slices.ContainsFunc(j.old, func(p netip.Prefix) bool { return p.Addr().Is4() == w.Addr().Is4() })
+		if had && !slices.ContainsFunc(good, func(p netip.Prefix) bool { return p.Addr() == w.Addr() }) {
 			return false
 		}
 	}

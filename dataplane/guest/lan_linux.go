@@ -69,13 +69,10 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	st := l.link.current()
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
-			first := !l.settled // at the agent's start the client has just asked
+			asked := !l.settled && why == (reason{}) // at the agent's start the client has just asked
 			l.settled = true
 			l.log.say("dhcp is left to %s", names(clients))
-			if first && why == (reason{}) {
-				return time.Time{}, nil
-			}
-			return time.Time{}, l.drive(ctx, st, clients, why.moved)
+			return time.Time{}, l.drive(ctx, st, clients, why.moved, asked)
 		}
 	}
 	return l.both(ctx, st, why.due)
@@ -145,16 +142,23 @@ func (l *linux) describe(r *vnet.GuestReport) {
 }
 
 // drive makes other clients renew, one way after the other, until the NIC has its
-// new addresses and no old one. What they leave of the old network is removed.
-func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved) error {
+// new addresses and no old one. What they leave of the old network is removed. Those
+// that have asked already are given the time for it first.
+func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved, asked bool) error {
 	news, err := watchAddrs()
 	if err != nil {
 		return err
 	}
 	defer news.close()
-	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, old: l.nic.addresses(st.index), moved: moved, patience: judgePatience}
-	if slices.ContainsFunc(clients, func(c otherClient) bool { return c.name == dhcpcd }) {
-		j.patience = judgeProbing
+	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: moved, patience: judgeProbing}
+	if asked {
+		if _, ok := j.await(ctx, news); ok {
+			return nil
+		}
+	}
+	j.old = l.nic.addresses(st.index)
+	if !slices.ContainsFunc(clients, func(c otherClient) bool { return c.name == dhcpcd }) {
+		j.patience = judgePatience
 	}
 	for try, more := 0, true; more && ctx.Err() == nil; try++ {
 		more = false

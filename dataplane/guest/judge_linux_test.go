@@ -1,0 +1,46 @@
+package guest
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"replug/directory/vnet"
+)
+
+// A guest is waited for in the families that it had: one without IPv6 is not thrown
+// back again and again in a network that has both.
+func TestComplete(t *testing.T) {
+	prefixes := func(s string) (all []netip.Prefix) {
+		for f := range strings.FieldsSeq(s) {
+			all = append(all, netip.MustParsePrefix(f))
+		}
+		return all
+	}
+	const old4, old6, new4, new6 = "10.17.34.51/24", "fd17:2839::51/128", "10.23.45.62/22", "fd28:394a::62/128"
+	for _, c := range []struct {
+		name, old, moved, good string
+		want                   bool
+	}{
+		{"both of both", old4 + " " + old6, new4 + " " + new6, new4 + " " + new6, true},
+		{"IPv4 of both", old4 + " " + old6, new4 + " " + new6, new4, false},
+		{"IPv6 of both", old4 + " " + old6, new4 + " " + new6, new6, false},
+		{"no IPv6 in the guest", old4, new4 + " " + new6, new4, true},
+		{"no IPv4 in the guest", old6, new4 + " " + new6, new6, true},
+		{"no IPv6 in the new network", old4 + " " + old6, new4, new4, true},
+		{"another family", old4, new6, new6, true},
+		{"another family, not yet", old4, new6, "", false},
+		{"nothing known of the guest", "", new4 + " " + new6, new4, true},
+		{"nothing", "", new4, "", false},
+		{"the host said nothing", old4 + " " + old6, "", new4, true},
+		{"the host said nothing, nothing leads to it", old4, "", "", false},
+	} {
+		j := judge{old: prefixes(c.old)}
+		if c.moved != "" {
+			j.moved = &vnet.Moved{Addrs: prefixes(c.moved)}
+		}
+		if got := j.complete(prefixes(c.good)); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
