@@ -286,6 +286,77 @@ func TestWatchDrops(t *testing.T) {
 	}
 }
 
+// Who follows drops hears of ports that come later too, and no more of those that
+// have gone; also when the host has answered for a while that it has no such port.
+func TestDropsFollowPorts(t *testing.T) {
+	w, web, db, _ := traced(t)
+	db.halt()
+	type asking struct {
+		ask.Drops
+		over context.Context
+	}
+	questions := make(chan asking, 10)
+	refuse := make(chan bool, 1)
+	web.behave(answering(nil))
+	web.mu.Lock()
+	web.manners.answer = func(ctx context.Context, _ string, b []byte, _ func([]byte) error) error {
+		q := asking{over: ctx}
+		_ = json.Unmarshal(b, &q.Drops)
+		questions <- q
+		select {
+		case <-refuse:
+			return errors.New("port has come into force")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	web.mu.Unlock()
+	ctx, stop := context.WithCancel(w.ctx)
+	defer stop()
+	stream := must(w.as("acme").WatchDrops(ctx, &pb.WatchDropsRequest{Follow: true}))(t)
+	next := func(what string, ports int) asking {
+		t.Helper()
+		select {
+		case q := <-questions:
+			if len(q.Ports) != ports || !q.Follow || !q.Some {
+				t.Errorf("%s: the host is asked %+v, want %d ports", what, q.Drops, ports)
+			}
+			return q
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: the host is not asked", what)
+		}
+		return asking{}
+	}
+	ended := func(what string, q asking) {
+		t.Helper()
+		select {
+		case <-q.over.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: the old question is still open", what)
+		}
+	}
+	first := next("at first", 1)
+	must(w.as("acme").CreateVM(w.ctx, &pb.CreateVMRequest{RequestId: "late", Name: "web-2", Type: "tiny", Network: "red"}))(t)
+	next("a VM more", 2)
+	ended("a VM more", first)
+	refuse <- true
+	third := next("after a refusal", 2)
+	must(w.as("acme").DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "gone", Name: "web-2"}))(t)
+	fourth := next("a VM less", 1)
+	ended("a VM less", third)
+	stop()
+	ended("nobody listens", fourth)
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		if r.Host != "h9" {
+			t.Errorf("the tenant hears %v", r)
+		}
+	}
+}
+
 func TestListFlows(t *testing.T) {
 	w, web, _, _ := traced(t)
 	web.behave(answering(map[string]func(context.Context, []byte, func(any)) error{

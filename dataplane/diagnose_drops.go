@@ -17,11 +17,14 @@ import (
 func (d *diagnosis) drops(ctx context.Context, q ask.Drops, say func(any) error) error {
 	t := newTally(q, d)
 	for _, name := range q.Ports {
-		r, err := d.find(name)
-		if err != nil {
+		switch r, err := d.find(name); {
+		case err == nil:
+			t.only[r.id] = r
+		case q.Some:
+			t.missing = append(t.missing, name)
+		default:
 			return err
 		}
-		t.only[r.id] = r
 	}
 	look, err := d.copies.open(0, t.wants)
 	if err != nil {
@@ -56,10 +59,11 @@ func (d *diagnosis) drops(ctx context.Context, q ask.Drops, say func(any) error)
 type tally struct {
 	*diagnosis
 	ask.Drops
-	only map[vnet.PortID]resident
-	rows map[alike]uint64
-	over uint64 // frames of kinds that had no room
-	told uint64 // losses that were told before
+	only    map[vnet.PortID]resident
+	missing []string // ports that aren't in force
+	rows    map[alike]uint64
+	over    uint64 // frames of kinds that had no room
+	told    uint64 // losses that were told before
 }
 
 type alike struct {
@@ -72,11 +76,14 @@ func newTally(q ask.Drops, d *diagnosis) *tally {
 	return &tally{diagnosis: d, Drops: q, only: map[vnet.PortID]resident{}, rows: map[alike]uint64{}}
 }
 
+// all reports whether the question is about all that the host refuses.
+func (t *tally) all() bool { return len(t.Ports) == 0 }
+
 func (t *tally) wants(c *Copy) bool {
 	if c.Point != ask.PointDrop {
 		return false
 	}
-	if len(t.only) == 0 {
+	if t.all() {
 		return c.Sender == 0 // its sender's copy counts
 	}
 	_, named := t.only[c.Port]
@@ -87,7 +94,7 @@ func (t *tally) wants(c *Copy) bool {
 // add counts one. A scan of many addresses must not grow without bound.
 func (t *tally) add(c Copy) {
 	const most = 2000
-	k := alike{c.Port, c.Drop, between(c.Frame, len(t.only) == 0)}
+	k := alike{c.Port, c.Drop, between(c.Frame, t.all())}
 	if _, known := t.rows[k]; !known && len(t.rows) >= most {
 		t.over++
 		return
@@ -125,6 +132,11 @@ func (t *tally) report(lost uint64) (ask.Refused, error) {
 			return ask.Refused{}, err
 		}
 	}
+	for _, name := range t.missing {
+		if _, err := t.find(name); err == nil && t.Follow {
+			return ask.Refused{}, fmt.Errorf("port %q has come into force: ask again", name)
+		}
+	}
 	r := ask.Refused{Lost: lost - t.told + t.over}
 	t.told, t.over = lost, 0
 	for k, n := range t.rows {
@@ -135,7 +147,7 @@ func (t *tally) report(lost uint64) (ask.Refused, error) {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Tuple, b.Tuple))
 	})
 	r.Rows, r.Lost = bounded(r.Rows, r.Lost)
-	if len(t.only) > 0 {
+	if !t.all() {
 		return r, nil // the host's totals are for those who may see all of it
 	}
 	totals, err := t.witness.DropTotals()

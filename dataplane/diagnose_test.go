@@ -324,3 +324,46 @@ func TestFlowsInParts(t *testing.T) {
 		t.Errorf("%v, %v", parts, err)
 	}
 }
+
+// Of some ports that are asked about those in force are told of: never all of the
+// host's. One that comes into force ends the answer, so that it is asked about.
+func TestDropsOfSome(t *testing.T) {
+	for name, c := range map[string]struct {
+		ports []string
+		want  uint64
+	}{"one of two": {[]string{"acme.web-1", "acme.late"}, 1}, "none yet": {[]string{"acme.late"}, 0}} {
+		d, w, _ := newDiagnosed()
+		done := make(chan error, 1)
+		begin := func(follow bool, take func(ask.Refused)) {
+			go func() {
+				done <- asked(t, within(t), d, ask.KindDrops, ask.Drops{Ports: c.ports, Every: 300 * time.Millisecond, Some: true, Follow: follow}, take)
+			}()
+		}
+		var got ask.Refused
+		take := func(a ask.Refused) { got = a }
+		begin(false, take)
+		w.until("watch true")
+		sent := inner(t, "10.17.34.51", "10.17.34.85")
+		w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
+		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent}) // of neither
+		w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		n := uint64(0)
+		for _, r := range got.Rows {
+			n += r.Count
+		}
+		if n != c.want || got.Totals != nil {
+			t.Errorf("%s: %+v", name, got)
+		}
+		var h *fakeHouse
+		d, w, h = newDiagnosed()
+		begin(true, take)
+		w.until("watch true")
+		h.add("acme.late", 61, "acme")
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "acme.late") {
+			t.Errorf("%s: a port has come into force: %v", name, err)
+		}
+	}
+}

@@ -19,7 +19,10 @@ const (
 	// told to the other ends only: to the guest the datapath says it, when it sends
 	// into a connection that the new network doesn't know.
 	resetTime = 5 * time.Millisecond
-	// drainGap is how often a draining port is looked at.
+	// drainGap is how often a draining port's connections are listed. There is no
+	// event to wait for: the kernel tells of no row that an LRU map loses, and a TCP
+	// flow's end is both its FINs and their answers, which the programs only note in
+	// its row. It is what a drained swap may be late by, of seconds or minutes.
 	drainGap = 500 * time.Millisecond
 )
 

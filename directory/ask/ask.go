@@ -130,6 +130,9 @@ type Drops struct {
 	Ports  []string      `json:"ports"`            // of these only; none: of all, and those of no port
 	Every  time.Duration `json:"every"`            // between answers
 	Follow bool          `json:"follow,omitempty"` // until cancelled; else one answer
+	// Some leaves out ports that aren't in force. A question that is followed ends
+	// with a refusal when one of them comes into force: it is to be asked again.
+	Some bool `json:"some,omitempty"`
 }
 
 // Refused is what was refused since the answer before.
