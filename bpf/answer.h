@@ -105,42 +105,19 @@ static __always_inline enum drop_reason answer(struct __sk_buff *skb, struct fra
 	return why;
 }
 
-/*
- * Turns a packet that is too big into the gateway's word about it. A checksum
- * that the guest left unfinished stays so inside the quote; receivers don't
- * look at it there.
- */
+/* The gateway's word about a packet that is too big. */
 static __always_inline int tell_too_big(struct __sk_buff *skb, const struct packet *p,
 					const struct port *port, __u32 tap)
 {
-	struct ethhdr *eth;
 	struct cursor c;
+	struct ethhdr *eth;
 
-	if (p->v6) {
-		struct too_big6 *m;
-
-		if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(m->quoted) + ICMP_QUOTE, 0) ||
-		    bpf_skb_adjust_room(skb, offsetof(struct too_big6, quoted), BPF_ADJ_ROOM_MAC, 0))
-			return TC_ACT_SHOT;
-		c = all_of(skb);
-		eth = take(&c, sizeof(*eth));
-		m = take(&c, sizeof(*m));
-		if (!eth || !m)
-			return TC_ACT_SHOT;
-		write_too_big6(m, port, p->mtu);
-	} else {
-		struct too_big4 *m;
-
-		if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(m->quoted) + ICMP_QUOTE, 0) ||
-		    bpf_skb_adjust_room(skb, offsetof(struct too_big4, quoted), BPF_ADJ_ROOM_MAC, 0))
-			return TC_ACT_SHOT;
-		c = all_of(skb);
-		eth = take(&c, sizeof(*eth));
-		m = take(&c, sizeof(*m));
-		if (!eth || !m)
-			return TC_ACT_SHOT;
-		write_too_big4(m, port, p->mtu);
-	}
+	if (!turn_too_big(skb, p, p->v6 ? &port->gateway6 : &port->gateway))
+		return TC_ACT_SHOT;
+	c = all_of(skb);
+	eth = take(&c, sizeof(*eth));
+	if (!eth)
+		return TC_ACT_SHOT;
 	write_delivery(eth, port, p->v6);
 	return bpf_redirect(tap, 0);
 }
@@ -149,14 +126,14 @@ static __always_inline int tell_too_big(struct __sk_buff *skb, const struct pack
 static __always_inline int answer_reset(struct __sk_buff *skb, const struct packet *p,
 					const struct port *port, __u32 tap)
 {
-	struct ethhdr *eth;
 	struct cursor c;
+	struct ethhdr *eth;
 
-	if (bpf_skb_change_tail(skb, ETH_HLEN + reset_len(p), 0))
+	if (!turn_reset(skb, p))
 		return TC_ACT_SHOT;
 	c = all_of(skb);
 	eth = take(&c, sizeof(*eth));
-	if (!eth || !write_reset(&c, p))
+	if (!eth)
 		return TC_ACT_SHOT;
 	write_delivery(eth, port, p->v6);
 	return bpf_redirect(tap, 0);

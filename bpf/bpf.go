@@ -64,7 +64,7 @@ type Options struct {
 
 	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100
 	UnresolvedRate int           // frames a second and port from sources without a mapping, and the burst; 0: 1,000
-	AnswerRate     int           // ARP, ND and pings a second and port that the gateway answers, and the burst; 0: 1,000
+	AnswerRate     int           // ARP, ND and pings a second and port that the gateway answers, and the burst; as many words about too big packets go over the wire; 0: 1,000
 	DecapFlags     uint64        // see [DecapFlag]; 0: the kernel has none, merged frames go by its VXLAN device
 	FlowQuota      uint32        // flows that a port may have unless told; 0: an eighth of Flows
 	FlowIdle       time.Duration // see flow.h; 0: 10 ms, and never less than two ticks

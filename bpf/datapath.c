@@ -5,6 +5,7 @@
 #include "from_vm.c"
 #include "from_nic.c"
 #include "from_wire.c"
+#include "from_vxlan.c"
 #include "from_host.c"
 #include "refresh.c"
 

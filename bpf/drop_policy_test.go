@@ -225,6 +225,7 @@ const (
 	bucketFromPackets = 4
 	bucketToBytes     = 5
 	bucketToPackets   = 6
+	bucketTooBig      = 7
 	bucketsOfPort     = 8
 )
 

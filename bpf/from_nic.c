@@ -36,7 +36,7 @@ static __always_inline bool may_redirect(struct received *r)
 		return false;
 	if (!(r->port->flags & PORT_XDP) || r->port->flags & (PORT_CAPTURED | PORT_ISOLATED))
 		return false;
-	if ((r->outer.tos & ECN_MASK) == ECN_CE)
+	if ((r->outer.tos & ECN_MASK) == ECN_CE || packet_len(&r->f) > r->port->mtu)
 		return false;
 	make_key(p, p->id, true);
 	flow = bpf_map_lookup_elem(&flows, &p->key);
@@ -56,8 +56,6 @@ static __always_inline enum drop_reason take_in(struct received *r)
 	why = admit(&r->f, r->port);
 	if (why)
 		return why;
-	if (packet_len(&r->f) > r->port->mtu)
-		return DROP_TO_TOO_BIG;
 	why = check_scope(p);
 	if (why)
 		return why;

@@ -231,6 +231,7 @@ enum bucket {
 	BUCKET_FROM_PACKETS,
 	BUCKET_TO_BYTES,
 	BUCKET_TO_PACKETS,
+	BUCKET_TOO_BIG, /* of its own: who sends too much mustn't silence the gateway */
 	BUCKETS = 8,
 };
 

@@ -31,7 +31,10 @@ func (m *model) fromWire(frame []byte, gso int) outcome {
 	p := m.portAt(vni, [6]byte(j.frame))
 	if why := m.arrives(j, p, o); why != "" {
 		out := refuse(asInner(why))
-		if j.reset {
+		switch {
+		case j.tooBig != 0:
+			out.verdict, out.out = actRedirect, m.tooBigByWire(j, p, vni, frame)
+		case j.reset:
 			out.verdict, out.out = actRedirect, m.resetByWire(j, p, vni, frame)
 		}
 		return out
@@ -132,7 +135,10 @@ func (m *model) arrives(j *judged, p *modelPort, o outer) string {
 	if why := p.admit(j.dst); why != "" {
 		return why
 	}
-	if j.wireLen() > p.MTU {
+	if j.tooLarge(p.MTU) {
+		if m.wayOf(j, p, true, false) != "" { // nobody is told on behalf of a liar
+			j.tooBig = 0
+		}
 		return "to_too_big"
 	}
 	if isLinkScope(j.src) || j.isND() {

@@ -197,19 +197,22 @@ func (m *model) refuseSent(j *judged, why string) outcome {
 
 // tellTooBig: RFC 1191, RFC 4443 3.2.
 func (m *model) tellTooBig(j *judged) []byte {
+	return eth(j.from.MAC, gatewayMAC, etherOfFamily(j.v6), j.tooBigPacket(j.from.gatewayOf(j.v6)))
+}
+
+func (j *judged) tooBigPacket(from netip.Addr) []byte {
 	quote := j.frame[14:]
-	gateway := j.from.gatewayOf(j.v6)
 	if j.v6 {
 		body := binary.BigEndian.AppendUint32(nil, uint32(j.tooBig))
-		p := icmp(gateway, j.src, 2, 0, append(body, quote[:68]...))
-		return eth(j.from.MAC, gatewayMAC, etherIPv6, plain6(gateway, j.src, protoICMPv6, p[40:]))
+		p := icmp(from, j.src, 2, 0, append(body, quote[:68]...))
+		return plain6(from, j.src, protoICMPv6, p[40:])
 	}
 	body := []byte{0, 0, byte(j.tooBig >> 8), byte(j.tooBig)}
-	p := icmp(gateway, j.src, 3, 4, append(body, quote[:48]...))
-	told := plain4(gateway, j.src, protoICMP, 0, p[20:])
+	p := icmp(from, j.src, 3, 4, append(body, quote[:48]...))
+	told := plain4(from, j.src, protoICMP, 0, p[20:])
 	told[6], told[7] = 0, 0
 	sumTo(told[:20])
-	return eth(j.from.MAC, gatewayMAC, etherIPv4, told)
+	return told
 }
 
 // resetPacket answers the segment of j (RFC 9293, 3.10.7.1).
@@ -241,10 +244,18 @@ func (j *judged) addrs() (src, dst netip.Addr) {
 	return netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
 }
 
-// resetByWire answers by the router that brought the segment.
+// resetByWire and tooBigByWire answer by the router that brought the packet.
 func (m *model) resetByWire(j *judged, p *modelPort, vni uint32, frame []byte) []byte {
+	return m.wayBack(j, p, vni, frame, j.resetPacket())
+}
+
+func (m *model) tooBigByWire(j *judged, p *modelPort, vni uint32, frame []byte) []byte {
+	return m.wayBack(j, p, vni, frame, j.tooBigPacket(j.dst))
+}
+
+func (m *model) wayBack(j *judged, p *modelPort, vni uint32, frame, packet []byte) []byte {
 	if j.route.pa.IsValid() {
 		vni = j.route.vni
 	}
-	return m.wrap(j, p, j.outerSrc, vni, [6]byte(j.frame[6:12]), j.resetPacket(), 0, [6]byte(frame[6:12]), [6]byte(frame))
+	return m.wrap(j, p, j.outerSrc, vni, [6]byte(j.frame[6:12]), packet, 0, [6]byte(frame[6:12]), [6]byte(frame))
 }

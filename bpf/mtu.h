@@ -8,9 +8,8 @@
 #define MTU_H
 
 #include "csum.h"
-#include "maps.h"
+#include "hook.h"
 #include "neigh.h"
-#include "parse.h"
 
 #define OVERHEAD4 50 /* outer IPv4, UDP, VXLAN, inner Ethernet */
 #define OVERHEAD6 70
@@ -86,8 +85,19 @@ struct too_big6 {
 	__u8 quote[ICMP_QUOTE];
 };
 
-/* Fills in the headers before quoted; the frame was cut and grown for it. */
-static __always_inline void write_too_big4(struct too_big4 *m, const struct port *port, __u32 mtu)
+/* How much of the packet in question is kept, and how much room its answer needs before it. */
+static __always_inline __u32 too_big_quote(const struct packet *p)
+{
+	return (p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + ICMP_QUOTE;
+}
+
+static __always_inline __u32 too_big_header(const struct packet *p)
+{
+	return p->v6 ? offsetof(struct too_big6, quoted) : offsetof(struct too_big4, quoted);
+}
+
+/* Fills in the headers before quoted; the frame was cut and grown for it. from: who says it. */
+static __always_inline void write_too_big4(struct too_big4 *m, const struct addr *from, __u32 mtu)
 {
 	m->ip = (struct iphdr){
 		.version = 4,
@@ -95,7 +105,7 @@ static __always_inline void write_too_big4(struct too_big4 *m, const struct port
 		.ttl = 64,
 		.protocol = IPPROTO_ICMP,
 		.tot_len = bpf_htons(sizeof(*m)),
-		.saddr = as_v4(&port->gateway),
+		.saddr = as_v4(from),
 		.daddr = m->quoted.saddr,
 	};
 	m->ip.check = csum(&m->ip, sizeof(m->ip));
@@ -107,7 +117,7 @@ static __always_inline void write_too_big4(struct too_big4 *m, const struct port
 	m->icmp.checksum = csum(&m->icmp, sizeof(*m) - sizeof(m->ip));
 }
 
-static __always_inline void write_too_big6(struct too_big6 *m, const struct port *port, __u32 mtu)
+static __always_inline void write_too_big6(struct too_big6 *m, const struct addr *from, __u32 mtu)
 {
 	m->ip = (struct ipv6hdr){
 		.version = 6,
@@ -116,12 +126,47 @@ static __always_inline void write_too_big6(struct too_big6 *m, const struct port
 		.hop_limit = 64,
 		.daddr = m->quoted.saddr,
 	};
-	__builtin_memcpy(&m->ip.saddr, &port->gateway6, sizeof(m->ip.saddr));
+	__builtin_memcpy(&m->ip.saddr, from, sizeof(m->ip.saddr));
 	m->type = ICMPV6_TOO_BIG;
 	m->code = 0;
 	m->checksum = 0;
 	m->mtu = bpf_htonl(mtu);
 	m->checksum = csum_icmpv6(&m->ip.saddr, &m->type, sizeof(*m) - sizeof(m->ip));
+}
+
+/* Writes the answer at c, behind whose room the packet in question stands. */
+static __always_inline bool write_too_big(struct cursor *c, const struct packet *p,
+					  const struct addr *from)
+{
+	if (p->v6) {
+		struct too_big6 *m = take(c, sizeof(*m));
+
+		if (m)
+			write_too_big6(m, from, p->mtu);
+		return m;
+	} else {
+		struct too_big4 *m = take(c, sizeof(*m));
+
+		if (m)
+			write_too_big4(m, from, p->mtu);
+		return m;
+	}
+}
+
+/*
+ * Turns a packet that is too big into the word about it. A checksum that the
+ * guest left unfinished stays so inside the quote; receivers don't look at it there.
+ */
+static __always_inline bool turn_too_big(struct __sk_buff *skb, const struct packet *p,
+					 const struct addr *from)
+{
+	struct cursor c;
+
+	if (bpf_skb_change_tail(skb, ETH_HLEN + too_big_quote(p), 0) ||
+	    bpf_skb_adjust_room(skb, too_big_header(p), BPF_ADJ_ROOM_MAC, 0))
+		return false;
+	c = all_of(skb);
+	return take(&c, ETH_HLEN) && write_too_big(&c, p, from);
 }
 
 #endif

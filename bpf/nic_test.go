@@ -156,6 +156,14 @@ func (n nicCase) states(known []byte) {
 	n.h.age(7946, 70*time.Second)
 	n.passesOn("a flow that has ended", wire)
 	n.begin(known)
+	small := n.to.port(n.h.taps[n.to.id])
+	small.MTU, small.Flags = 76, Open|XDP
+	big := udpOf(n.from.cas()[n.family], n.to.cas()[n.family], 5357, 7946, text(57-20*n.family))
+	n.begin2(small, big)
+	n.passesOn("larger than its port's MTU: its sender is to be told", n.from.wire(n.to, big))
+	small.MTU = 1500
+	n.h.must(n.h.dp.SetPort(n.to.id, small))
+	n.begin(known)
 }
 
 func (n nicCase) passesOn(name string, frame []byte) {
@@ -203,13 +211,6 @@ func (n nicCase) refused() {
 	n.h.drain(n.to.id, bucketToPackets)
 	try("above its limit", "rate_to", wire)
 	n.h.must(n.h.dp.SetLimits(n.to.id, Limits{}))
-	small := n.to.port(n.h.taps[n.to.id])
-	small.MTU, small.Flags = 76, Open|XDP
-	n.h.must(n.h.dp.SetPort(n.to.id, small))
-	big := udpOf(n.from.cas()[n.family], n.to.cas()[n.family], 5363, 7946, text(57-20*n.family))
-	n.begin2(small, big)
-	try("larger than its MTU", "to_too_big", n.from.wire(n.to, big))
-	n.h.must(n.h.dp.SetPort(n.to.id, func() Port { p := small; p.MTU = 1500; return p }()))
 }
 
 // begin2 judges the flow of a packet by the rules' new generation, with an MTU that takes it.

@@ -30,7 +30,49 @@ func pathMTU(t *testing.T, f fabric) {
 		t.Run(name+": UDP that mustn't be cut", func(t *testing.T) { notCut(t, from, to, family, f.inner()) })
 		t.Run(name+": segments fit from the first", func(t *testing.T) { clamped(t, from, to, family, f.inner()) })
 		t.Run(name+": the way gets narrower", func(t *testing.T) { narrower(t, from, to, family, f.inner()-137) })
+		t.Run(name+": only the far end gets narrower", func(t *testing.T) { farEnd(t, from, to, family, f.inner()-149) })
 	}
+}
+
+// Over a wire that carries superpackets whole the far end is asked for one that
+// its port doesn't take.
+func TestPathMTUOfSuperpackets(t *testing.T) {
+	for _, f := range []fabric{fabric4(1550), fabric6(1570)} {
+		t.Run(f.name, func(t *testing.T) {
+			b := newBed(t, f, uncut)
+			hosts := []*machine{b.host(0), b.host(1)}
+			from, to := b.guest(hosts[0], redA, 1500, 1500, hosts...), b.guest(hosts[1], redB, 1500, 1500, hosts...)
+			for family, inner := range []string{"IPv4", "IPv6"} {
+				t.Run(inner, func(t *testing.T) { farEnd(t, from, to, family, 1351) })
+			}
+		})
+	}
+}
+
+// farEnd: only the MTU of the receiving port is lowered, which its own host alone
+// knows: the word about it must cross the wire, to TCP and to a datagram's sender.
+func farEnd(t *testing.T, from, to *guest, family, mtu int) {
+	from.forget()
+	to.forget()
+	c := connect(t, from, to, family)
+	if err := c.exchange([2][]byte{noise(1<<18, 3), noise(1<<18, 5)}); err != nil {
+		t.Fatal(err)
+	}
+	was := to.portMTU(mtu)
+	defer to.portMTU(was)
+	before := to.host.drop("to_too_big")
+	if err := c.exchange([2][]byte{noise(1<<20, 7), noise(1<<18, 9)}); err != nil {
+		t.Fatalf("%v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
+	}
+	const stamps = 12
+	if got, want := segmentSize(t, c.from), mtu-40-20*family-stamps; got != want {
+		t.Errorf("segments of %d bytes, want %d", got, want)
+	}
+	if to.host.drop("to_too_big") == before {
+		t.Error("nothing was too big: the far end didn't get narrower")
+	}
+	from.forget()
+	notCut(t, from, to, family, mtu)
 }
 
 // clamped: each end's segments fit although both NICs take more, and nobody had to be told.

@@ -18,6 +18,30 @@ static __always_inline enum drop_reason check_scope(const struct packet *p)
 	return p->v6 && (is_link_scope(&p->src) || is_nd(p)) ? DROP_LINK_SCOPE : DROP_NONE;
 }
 
+/*
+ * Whether the frame comes from where its source is, so that an answer reaches who
+ * asked for it. A function of its own: few frames ask, and finding a way is long.
+ */
+__noinline int vouch(const struct port *port)
+{
+	struct packet *p = packet_at_hand();
+
+	return p && port && !check_source(p, port);
+}
+
+/* The sender's own host doesn't know the port's size: what is too big is told over the wire. */
+static __always_inline enum drop_reason check_port_size(struct received *r)
+{
+	struct packet *p = r->f.p;
+	enum drop_reason why = check_size(&r->f, r->port->mtu, DROP_TO_TOO_BIG);
+
+	if (why && p->mtu &&
+	    (!vouch(r->port) ||
+	     !spend(p, p->id, BUCKET_TOO_BIG, config.answer_interval, config.answer_burst)))
+		p->mtu = 0;
+	return why;
+}
+
 static __always_inline enum drop_reason examine(struct received *r)
 {
 	struct packet *p = r->f.p;
@@ -36,8 +60,7 @@ static __always_inline enum drop_reason examine(struct received *r)
 	why = admit(&r->f, r->port);
 	if (why)
 		return why;
-	why = check_size(&r->f, r->port->mtu, DROP_TO_TOO_BIG);
-	p->mtu = 0; /* the sender's own host tells it, not this one */
+	why = check_port_size(r);
 	if (why)
 		return why;
 	why = check_scope(p);

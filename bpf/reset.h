@@ -7,7 +7,7 @@
 #define RESET_H
 
 #include "csum.h"
-#include "parse.h"
+#include "hook.h"
 
 struct reset4 {
 	struct iphdr ip;
@@ -104,6 +104,17 @@ static __always_inline bool write_reset(struct cursor *c, const struct packet *p
 			write_reset4(r, p);
 		return r;
 	}
+}
+
+/* Turns a segment into the reset that answers it. */
+static __always_inline bool turn_reset(struct __sk_buff *skb, const struct packet *p)
+{
+	struct cursor c;
+
+	if (bpf_skb_change_tail(skb, ETH_HLEN + reset_len(p), 0))
+		return false;
+	c = all_of(skb);
+	return take(&c, ETH_HLEN) && write_reset(&c, p);
 }
 
 #endif
