@@ -284,6 +284,15 @@ func (f *worldDocs) Renew(id vnet.PortID, on bool) {
 	}
 }
 
+// Polls says of a guest what the service would have heard.
+func (f *worldDocs) Polls(id vnet.PortID) bool {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.guests[id]
+	return g != nil && g.heard
+}
+
 func (f *worldDocs) Withdraw(id vnet.PortID) {
 	w := (*world)(f)
 	w.mu.Lock()

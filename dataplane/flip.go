@@ -26,7 +26,7 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	}
 	p.ask() // its answer is the last frame before the blackout
 	if bounced(&in.Current) && p.row != nil && p.on(in) {
-		if p.run.Agent = p.agents.Listens(p.id); p.run.Agent {
+		if p.run.Agent = p.agents.Listens(p.id); p.run.Agent || p.rung(in).kind == renew {
 			return outcome{kind: done}, nil
 		}
 		if err := p.setLink(ctx, in, false); err != nil {
@@ -112,8 +112,12 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	case r.Cuts > 0 && !r.up():
 		r.hop("link_up")
 	}
-	if r.Agent && r.Cuts == 0 {
+	switch {
+	case r.Agent && r.Cuts == 0:
 		r.Agent = p.askAgent(&in.Current)
+	case r.Cuts == 0 && bounced(&in.Current) && p.rung(in).kind == renew:
+		p.docs.Renew(p.id, true)
+		r.hop(polling.String())
 	}
 	r.kicked, r.dueBy = time.Now(), time.Time{}
 	r.tellAnew()
@@ -140,7 +144,7 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	switch {
 	case r.Agent && r.Cuts == 0:
 		r.hop("no proof by " + agentRung)
-	case r.Cuts > 0 || r.again:
+	case r.Cuts > 0 || r.again || p.rung(in).kind == renew:
 		r.hop("no proof by " + p.rung(in).String())
 		r.Tried++
 	}
@@ -171,14 +175,16 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 }
 
 // ladder is the guest's, as it was when the walk began.
-func (p *port) ladder(in *vnet.Intent) ladder { return ladderOf(personalityOf(in), p.run.Pooled) }
+func (p *port) ladder(in *vnet.Intent) ladder {
+	return ladderOf(personalityOf(in), p.run.Pooled, p.run.Polls)
+}
 
 // rung is where on its ladder the guest is.
 func (p *port) rung(in *vnet.Intent) rung { return p.ladder(in).at(p.run.Tried) }
 
 // climber is who climbs.
 func (p *port) climber(in *vnet.Intent) climber {
-	c := climber{image: "port " + in.Port, pooled: p.run.Pooled} // somebody else's VM is like no other
+	c := climber{image: "port " + in.Port, pooled: p.run.Pooled, polls: p.run.Polls} // somebody else's VM is like no other
 	if in.Machine != nil {
 		c.image = in.Machine.Image
 	}

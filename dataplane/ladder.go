@@ -29,8 +29,8 @@ const (
 // debounce it, and see only a long one. NetworkManager (1.42) keeps its leases
 // through less than 6 s; systemd-networkd (252) too, through less than 5 s, when it
 // takes its MTU from DHCP, as netplan has it. dhcpcd (9.4) says nothing for up to
-// 1.7 s after it has seen its link come up. The first rung is never renew: the flip
-// is made while the link is down.
+// 1.7 s after it has seen its link come up. The flip is made while the link is down;
+// only a guest that asks again and again whatever its link does needs no cut.
 type ladder []rung
 
 var (
@@ -41,7 +41,7 @@ var (
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is
-	// told to ask for a lease.
+	// told to ask for a lease: at once where it was heard to poll.
 	pooledCloudInit = ladder{
 		{bounce, 200 * time.Millisecond, 3 * time.Second},
 		{renew, 0, 2 * time.Second},
@@ -52,18 +52,25 @@ var (
 		{renew, 0, 2 * time.Second},
 		{replug, 1200 * time.Millisecond, 4 * time.Second},
 	}
+	polling         = rung{renew, 0, 2 * time.Second}
+	polledCloudInit = append(ladder{polling}, pooledCloudInit...)
+	polledSavable   = append(ladder{polling}, pooledSavable...)
 )
 
 // ladderOf returns the ladder of a guest. What waits in the pool is cloud-init
 // itself, before the guest's own network is there; later it is the guest's client.
-func ladderOf(p vnet.Personality, pooled bool) ladder {
+func ladderOf(p vnet.Personality, pooled, polls bool) ladder {
 	switch {
-	case pooled && p == vnet.PersonalityCloudInit:
-		return pooledCloudInit
-	case pooled && p == vnet.PersonalityCloudInitSavable:
+	case !pooled || !p.CloudInit():
+		return bounces
+	case p == vnet.PersonalityCloudInitSavable && polls:
+		return polledSavable
+	case p == vnet.PersonalityCloudInitSavable:
 		return pooledSavable
+	case polls:
+		return polledCloudInit
 	}
-	return bounces
+	return pooledCloudInit
 }
 
 const (
@@ -116,8 +123,8 @@ func (l ladder) at(n int) rung {
 // A climber is what the ladder remembers a guest by: the next one of its kind is
 // not kept waiting by the rungs that don't work.
 type climber struct {
-	image  string
-	pooled bool
+	image         string
+	pooled, polls bool
 }
 
 // rungs remembers which rung worked for whom.

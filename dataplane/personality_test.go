@@ -26,7 +26,16 @@ func TestPersonalities(t *testing.T) {
 		{vnet.PersonalityCloudInit, func(g *guest) { g.notices = 150 * time.Millisecond }, "bounce 200ms",
 			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
 			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
-		{vnet.PersonalityCloudInit, func(g *guest) { g.deaf, g.polls = true, true }, "renew", // rebooted in the pool
+		{vnet.PersonalityCloudInit, func(g *guest) { g.deaf, g.polls, g.heard = true, true, true }, "renew", // rebooted in the pool
+			[]string{"row 23 3.8 vni 0x123457", "renew 23", "publish 23 3.8"},
+			[]string{"stage", "flip", "renew", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInitSavable, func(g *guest) { g.deaf, g.plugs, g.polls, g.heard = true, true, true, true }, "renew",
+			[]string{"row 23 3.8 vni 0x123457", "renew 23", "publish 23 3.8"},
+			[]string{"stage", "flip", "renew", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInit, func(g *guest) { g.heard, g.notices = true, 150*time.Millisecond }, "bounce 200ms", // it polled, and does no longer
+			[]string{"row 23 3.8 vni 0x123457", "link 23 false", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "flip", "renew", "no proof by renew", "link_down", "link_up", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInit, func(g *guest) { g.deaf, g.polls = true, true }, "renew", // and not heard by this agent
 			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "renew 23", "publish 23 3.8"},
 			[]string{"stage", "link_down", "flip", "link_up", "no proof by bounce 200ms", "renew", "dhcp", "seen", "publish", "report"}},
 		{vnet.PersonalityCloudInitSavable, func(g *guest) { g.deaf, g.plugs = true, true }, "replug 20ms",

@@ -105,7 +105,7 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 	switch {
 	case !p.climbs(in):
 		return noBouncePatience
-	case p.run.Cuts == 0 || p.run.resumed && !p.run.again:
+	case p.run.Cuts == 0 && p.rung(in).kind != renew || p.run.resumed && !p.run.again:
 		return max(least, resumePatience)
 	default:
 		return max(least, p.rung(in).patience)
@@ -233,7 +233,7 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	r.Hops = append(r.Hops, vnet.Hop{Name: "seen", At: seen})
 	r.Blackout = blackout
 	switch {
-	case r.Cuts > 0:
+	case r.Cuts > 0 || p.rung(in).kind == renew:
 		r.Rung = p.rung(in).String()
 		p.rungs.remember(p.climber(in), p.ladder(in), r.Tried)
 	case r.Agent:

@@ -173,6 +173,8 @@ type Documents interface {
 	Publish(vnet.PortID, vnet.Epoch, *vnet.Document, imds.Guest)
 	// Renew sends a guest that waits for its document back to DHCP, or no longer.
 	Renew(id vnet.PortID, on bool)
+	// Polls reports whether a guest in the pool asks for its document already.
+	Polls(id vnet.PortID) bool
 	Withdraw(vnet.PortID)
 	Forget(vnet.PortID)
 }

@@ -76,6 +76,7 @@ type run struct {
 	Blackout time.Duration     `json:"blackout,omitempty"`
 	Boots    bool              `json:"boots,omitempty"`   // the guest starts in this place: it asks by itself
 	Pooled   bool              `json:"pooled,omitempty"`  // the guest waits in the pool until it is seen here
+	Polls    bool              `json:"polls,omitempty"`   // and asks for its document all the time
 	Cuts     int               `json:"cuts,omitempty"`    // of the link so far
 	Tried    int               `json:"tried,omitempty"`   // rung of the ladder
 	Agent    bool              `json:"agent,omitempty"`   // the guest's agent is told instead of a first cut
@@ -148,7 +149,8 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
-	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil, Pooled: p.pooled(), Speaks: p.heard(&old)}
+	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil,
+		Pooled: p.pooled(), Polls: p.docs.Polls(p.id), Speaks: p.heard(&old)}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have

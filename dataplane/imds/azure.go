@@ -69,7 +69,10 @@ func (s *Server) reprovision(w http.ResponseWriter, who Caller) *refusal {
 	switch {
 	case over, pub.renew:
 		return &refusal{http.StatusServiceUnavailable, "another address waits", "renew the DHCP lease, then ask again", true}
-	case pub.doc == nil || pub.doc.Partial():
+	case pub.doc != nil && pub.doc.Partial():
+		s.noteAsked(who.Port, pub.doc.Epoch)
+		fallthrough
+	case pub.doc == nil:
 		return &refusal{http.StatusNotFound, "nothing published", "ask again in a second", false}
 	}
 	b, err := xml.Marshal(ovfOf(pub.doc, &pub.guest))
@@ -78,6 +81,15 @@ func (s *Server) reprovision(w http.ResponseWriter, who Caller) *refusal {
 		return &refusal{http.StatusInternalServerError, "document can't be written", "correct the VM's settings", false}
 	}
 	return text(w, "text/xml; charset=utf-8", xml.Header+string(b))
+}
+
+// noteAsked remembers that a guest in the pool polls.
+func (s *Server) noteAsked(id vnet.PortID, e vnet.Epoch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.port(id); p.epoch == e {
+		p.polls = true
+	}
 }
 
 // An instance is what 2021-08-01 says of a machine, as far as cloud-init reads it.

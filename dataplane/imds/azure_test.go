@@ -129,7 +129,13 @@ func TestPool(t *testing.T) {
 	if got := s.ppsType(t, pooled); got != "Running" {
 		t.Errorf("in the pool: ppsType %q", got)
 	}
+	if s.Polls(23) {
+		t.Error("a guest that waits for its flap is said to poll")
+	}
 	s.is(t, pooled, reprovisionPath, 404)
+	if !s.Polls(23) {
+		t.Error("a guest that polls in the pool was not heard")
+	}
 	pool := s.incarnation(t, pooled)
 	for range 2 { // the second time it is taken without an effect
 		if code := s.health(t, pooled, pool, "Ready", ""); code != 200 {
@@ -157,6 +163,9 @@ func TestPool(t *testing.T) {
 
 	doc := &vnet.Document{Instance: "vm-17", Hostname: "web-1", User: "ann", SSHKeys: []string{"ssh-ed25519 AAAAC3 ann"}, UserData: []byte("#!/bin/sh\ntrue\n")}
 	s.Publish(23, after, doc, guest17)
+	if s.Polls(23) {
+		t.Error("it left the pool, and is said to poll there")
+	}
 	for range 2 { // once more after a reboot
 		checkOVF(t, s.is(t, claimed, reprovisionPath, 200), doc)
 	}

@@ -80,6 +80,7 @@ type portState struct {
 	guest   Guest          // that doc is for
 	ready   vnet.Epoch     // the guest has told the wire server that it is ready
 	renew   bool           // a guest that waits for its document is sent back to DHCP
+	polls   bool           // the guest has asked for its owner's document, of this epoch
 	changed chan struct{}  // closed and replaced when doc changes
 	conns   map[*conn]struct{}
 	tokens  float64
@@ -120,6 +121,7 @@ func (s *Server) Publish(port vnet.PortID, epoch vnet.Epoch, doc *vnet.Document,
 		s.mu.Unlock()
 		return
 	}
+	p.polls = p.polls && p.epoch == epoch
 	p.epoch, p.doc, p.guest, p.renew = epoch, &c, guest, false
 	p.wake()
 	old := p.cut(func(who Caller) bool { return who.Epoch != low(epoch) })
@@ -134,6 +136,16 @@ func (s *Server) Renew(port vnet.PortID, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.port(port).renew = on
+}
+
+// Polls reports whether the port's guest asks for its owner's document while it is
+// in the pool: cloud-init that was rebooted there does, the others wait for their
+// link to flap.
+func (s *Server) Polls(port vnet.PortID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.ports[port]
+	return ok && p.polls
 }
 
 // Withdraw stops serving the port's document and cuts its connections: they are
