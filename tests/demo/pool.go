@@ -61,7 +61,7 @@ func (p *player) scratch(ctx context.Context) error {
 	defer cancel()
 	begin := time.Now()
 	out, err := p.world.cluster.CLI(ctx, "vm", "create", "plain-1", "--tenant", tenant, "--type", kind, "--network", "red",
-		"--ip", "10.0.0.70", "--hostname", "plain-1", "--user", "ann", "--wait", "-o", "json")
+		"--ip", "10.0.0.70", "--hostname", "plain-1", "--user", "ann", "--wait", "--timeout", p.world.cast.budget.String(), "-o", "json")
 	if err != nil {
 		return err
 	}
