@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"replug/dataplane/nd"
@@ -35,16 +36,14 @@ type former struct {
 // back, and forgets those that no guest can believe in any more.
 func leave(list []former, place *vnet.Place, mtu uint16) []former {
 	now := time.Now()
-	var kept []former
-	for _, f := range list {
-		if f.Until.After(now) {
-			kept = append(kept, f)
-		}
+	var r nd.Router
+	ok := false
+	if place != nil {
+		r, ok = nd.RouterOf(place, mtu)
 	}
-	if place == nil {
-		return kept
-	}
-	r, ok := nd.RouterOf(place, mtu)
+	kept := slices.DeleteFunc(slices.Clone(list), func(f former) bool {
+		return !f.Until.After(now) || ok && reflect.DeepEqual(f.Router, r) // once is enough
+	})
 	if !ok {
 		return kept
 	}

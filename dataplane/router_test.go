@@ -230,6 +230,20 @@ func TestRouterOfNoIPv6(t *testing.T) {
 	})
 }
 
+// A router that the guest has left more than once is taken back once.
+func TestRouterIsTakenBackOnce(t *testing.T) {
+	red, blue := intent().Current, *prepared(intent()).Next
+	dual(&red, "fd17:2839::51")
+	dual(&blue, "fd28:394a::62")
+	var list []former
+	for _, p := range []*vnet.Place{&red, &blue, &red, nil, &blue} {
+		list = leave(list, p, 1450)
+	}
+	if len(list) != 2 || list[0].Router.VNI != red.VNI || list[1].Router.VNI != blue.VNI {
+		t.Errorf("taken back: %+v", list)
+	}
+}
+
 // A place that changes within its epoch is told at once.
 func TestRouterOfAChangedPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
