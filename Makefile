@@ -21,7 +21,7 @@ GUEST_MAX := 8388608
 PACKAGES := qemu-system-x86 qemu-utils busybox-static xz-utils tzdata ca-certificates
 PACKAGES_TEST := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler \
 	e2fsprogs iproute2 ethtool procps iperf3 tcpdump tshark vagrant \
-	isc-dhcp-client dhcpcd-base mmdebstrap kmod cpio gzip nftables
+	isc-dhcp-client dhcpcd-base dbus-daemon mmdebstrap kmod cpio gzip nftables
 
 export DEBIAN_FRONTEND := noninteractive
 export CGO_ENABLED := 0
@@ -67,7 +67,7 @@ package: setup ## make Debian packages of the agent in guests: out/replug-guest_
 test-guests: setup-test build ## swap a guest of every DHCP client, in machines; writes out/guests.json
 	mkdir -p out
 	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
-		$(GO) test -count=1 -timeout 60m -run TestTable -v ./tests/guests
+		$(GO) test -count=1 -timeout 30m -run TestTable -v ./tests/guests
 
 ##@ Keeping house
 

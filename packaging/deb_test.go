@@ -43,7 +43,8 @@ func TestDeb(t *testing.T) {
 	if to, err := os.Readlink(filepath.Join(root, enabled)); err != nil || to != "/lib/systemd/system/replug-guest.service" {
 		t.Errorf("unit leads to %q: %v", to, err)
 	}
-	if unit, _ := os.ReadFile(filepath.Join(root, "lib/systemd/system/replug-guest.service")); !strings.Contains(string(unit), "ExecStart=/usr/sbin/replug-guest\n") {
+	if unit, _ := os.ReadFile(filepath.Join(root, "lib/systemd/system/replug-guest.service")); !strings.Contains(string(unit), "ExecStart=/usr/sbin/replug-guest\n") ||
+		!strings.Contains(string(unit), "NetworkManager.service networking.service") {
 		t.Errorf("unit:\n%s", unit)
 	}
 	if out, err := exec.Command("chroot", root, "/usr/sbin/replug-guest", "--help").Output(); err != nil || !strings.Contains(string(out), "replug-guest") {

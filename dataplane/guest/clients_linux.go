@@ -90,17 +90,17 @@ func parseClient(cmdline []byte) otherClient {
 }
 
 // manages reports whether the client is for this NIC. The big managers say so in a
-// file of the NIC's number; the small ones were told on their command line, or are
-// for all.
+// file of the NIC's number, and are left to it until they do: the agent may start with
+// them. The small ones were told on their command line, or are for all.
 func (m machine) manages(c otherClient, st linkState) bool {
 	index := strconv.Itoa(st.index)
 	switch c.name {
 	case networkd:
 		b, err := os.ReadFile(m.path("run/systemd/netif/links/" + index))
-		return err == nil && !bytes.Contains(b, []byte("ADMIN_STATE=unmanaged"))
+		return err != nil || !bytes.Contains(b, []byte("ADMIN_STATE=unmanaged"))
 	case networkManager:
 		b, err := os.ReadFile(m.path("run/NetworkManager/devices/" + index))
-		return err == nil && !bytes.Contains(b, []byte("managed=false"))
+		return err != nil || !bytes.Contains(b, []byte("managed=false"))
 	case udhcpc, udhcpc6:
 		at := slices.Index(c.args, "-i")
 		return at < 0 && st.name == "eth0" || at >= 0 && at+1 < len(c.args) && c.args[at+1] == st.name

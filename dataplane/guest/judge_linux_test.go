@@ -2,6 +2,8 @@ package guest
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -41,6 +43,32 @@ func TestComplete(t *testing.T) {
 		}
 		if got := j.complete(prefixes(c.good)); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
+// The big managers say in a file whether a NIC is theirs. One that has not said it yet
+// may have started a moment ago: the agent keeps its hands off.
+func TestManages(t *testing.T) {
+	m := newMachine(t.TempDir())
+	st := linkState{index: 7, name: "eth0"}
+	for _, c := range []struct {
+		client, file, says string
+		want               bool
+	}{
+		{networkd, "run/systemd/netif/links/7", "", true},
+		{networkd, "run/systemd/netif/links/7", "ADMIN_STATE=pending\n", true},
+		{networkd, "run/systemd/netif/links/7", "ADMIN_STATE=unmanaged\n", false},
+		{networkManager, "run/NetworkManager/devices/7", "", true},
+		{networkManager, "run/NetworkManager/devices/7", "[device]\nmanaged=true\n", true},
+		{networkManager, "run/NetworkManager/devices/7", "[device]\nmanaged=false\n", false},
+	} {
+		if c.says != "" {
+			check(t, os.MkdirAll(filepath.Dir(m.path(c.file)), 0o755))
+			check(t, os.WriteFile(m.path(c.file), []byte(c.says), 0o644))
+		}
+		if got := m.manages(otherClient{name: c.client, args: []string{c.client}}, st); got != c.want {
+			t.Errorf("%s that says %q: %t", c.client, c.says, got)
 		}
 	}
 }

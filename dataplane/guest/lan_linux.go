@@ -27,12 +27,12 @@ func uptime() time.Duration {
 // A linux is the system that the agent runs on.
 type linux struct {
 	machine
-	c       *Config
-	log     logger
-	link    *link
-	nic     *nic
-	settled bool // another DHCP client was found before
-	end6    func()
+	c     *Config
+	log   logger
+	link  *link
+	nic   *nic
+	begun bool // the NIC was configured before
+	end6  func()
 }
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
@@ -67,10 +67,10 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	st := l.link.current()
+	asked := !l.begun && why == (reason{}) // at the agent's start a client has just asked
+	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
-			asked := !l.settled && why == (reason{}) // at the agent's start the client has just asked
-			l.settled = true
 			l.log.say("dhcp is left to %s", names(clients))
 			return time.Time{}, l.drive(ctx, st, clients, why.moved, asked)
 		}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,8 +26,8 @@ type way struct {
 // a client that does nothing but one NIC is another matter. networkd's forcerenew
 // asks for the old address (Flatcar 1736).
 var ways = map[string][]way{
-	networkd:       {command("networkctl", "reconfigure"), linkDownUp},
-	networkManager: {reapply, command("nmcli", "device", "connect")},
+	networkd:       {reconfigure, linkDownUp},
+	networkManager: {activate, command("nmcli", "--wait", "0", "device", "connect")},
 	dhcpcd:         {command("dhcpcd", "-n"), linkDownUp},
 	dhclient:       {{"dhclient, begun anew", beginAnew}},
 	udhcpc:         {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc, begun anew", beginAnew}},
@@ -61,12 +60,36 @@ func lastLine(b []byte) string {
 	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
-// reapply lets NetworkManager apply the NIC's connection with another DHCP time-out
-// than it has: without any change (1.42) it keeps the lease. The profile stays as it is.
-var reapply = way{"nmcli device modify, which reapplies", func(ctx context.Context, _ *linux, st linkState, _ otherClient) error {
-	seconds := strconv.Itoa(60 + time.Now().Second())
-	return run(ctx, "nmcli", "device", "modify", st.name, "ipv4.dhcp-timeout", seconds, "ipv6.dhcp-timeout", seconds)
-}}
+// reconfigure is `networkctl reconfigure`.
+var reconfigure = onBus("reconfigure", func(b *bus, st linkState) error {
+	_, err := b.call("org.freedesktop.network1", "/org/freedesktop/network1", "org.freedesktop.network1.Manager", "ReconfigureLink", int32(st.index))
+	return err
+})
+
+// activate is `nmcli device connect`: NetworkManager begins the NIC's connection anew,
+// as it does after a long cut of the link. A reapply without a change keeps the lease
+// (1.42), and one that follows another too soon never asks for an IPv6 lease.
+var activate = onBus("activate", func(b *bus, st linkState) error {
+	const name, at, iface = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager"
+	device, err := b.call(name, at, iface, "GetDeviceByIpIface", st.name)
+	if err != nil {
+		return err
+	}
+	_, err = b.call(name, at, iface, "ActivateConnection", object("/"), object(device), object("/"))
+	return err
+})
+
+// onBus is a way over D-Bus.
+func onBus(name string, do func(*bus, linkState) error) way {
+	return way{name, func(ctx context.Context, _ *linux, st linkState, _ otherClient) error {
+		b, err := dialBus(ctx, systemBus)
+		if err != nil {
+			return err
+		}
+		defer b.close()
+		return do(b, st)
+	}}
+}
 
 // linkDownUp sets the NIC down and up, which looks like a flap to whoever follows
 // the carrier.
