@@ -212,3 +212,66 @@ func (r *ruled) unmarked(ctx context.Context, t *testing.T) {
 		}
 	}
 }
+
+// A trace of IPv6 says what happens, as one of IPv4: through and refused, on the
+// same host and across, and the frame on the wire.
+func TestTraceSix(t *testing.T) {
+	w := shared
+	ctx := w.within(t, 50*time.Second)
+	n, err := pb.NewNetworksClient(w.conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: w.id(),
+		Network: &pb.Network{Moniker: "violet", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: "10.20.0.0/16"}, {Prefix: "fd20:7::/64"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, near, far := w.guest(ctx, t, 1, "violet", true), w.guest(ctx, t, 1, "violet", true), w.guest(ctx, t, 2, "violet", true)
+	w.must(ctx, t, "group", "create", "six", "--network", "violet", "--rule", "100 https in allow tcp/8443 from fd20:7::/64", "--rule", "110 ping in allow icmpv6/128")
+	web.six(ctx, t)
+	for _, m := range []*member{near, far} {
+		six := m.six(ctx, t)
+		m.greets(t, 8443)
+		m.greets(t, 8080)
+		web.eventually(ctx, t, "before there are rules", "["+six+"]:8080", m.port)
+		w.must(ctx, t, "port", "group", m.port, "six")
+		web.eventually(ctx, t, "once there are", "["+six+"]:8080", "")
+		hops := []string{"h1 from_vm to_port"}
+		if m == far {
+			hops = []string{"h1 from_vm to_wire", "h2 from_wire to_port"}
+		}
+		for _, c := range []struct{ what, drop, rule string }{{"tcp/8443", "", "six/https"}, {"tcp/8080", "no_rule_in", ""}, {"icmp", "", "six/ping"}} {
+			got, code := w.trace(ctx, t, "--from", web.port, "--to", six, c.what)
+			var is []string
+			for _, h := range got.Hops {
+				is = append(is, h.Host+" "+h.Program+" "+h.Verdict)
+			}
+			want := slices.Clone(hops)
+			if c.drop != "" {
+				i := len(want) - 1
+				want[i] = want[i][:strings.LastIndex(want[i], " ")] + " dropped"
+			}
+			last := got.Hops[len(got.Hops)-1]
+			if (code == 0) != (c.drop == "") || last.Drop != c.drop || last.RuleIn != c.rule || !slices.Equal(is, want) {
+				t.Errorf("trace %s to %s: exit %d, %q, hops %q, drop %q, rule %q; want %q, %q, %q", c.what, six, code, got.Summary, is, last.Drop, last.RuleIn, want, c.drop, c.rule)
+			}
+		}
+		if got := web.hears("[" + six + "]:8443"); got != m.port {
+			t.Errorf("in earnest: hears %q of %s", got, m.port)
+		}
+	}
+	out, _, _ := w.cli(ctx, t, "trace", "--tenant", tenant, "--from", web.port, "--to", far.port, "--from-ip", web.v6(ctx, t), "tcp/8443")
+	for _, want := range []string{"IPv6 fd20:7::", "VXLAN VNI " + fmt.Sprint(n.Vni), "fd20:7::/64, on link", "allowed by six/https (new flow)", "delivered to " + tenant + "." + far.port} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the trace for people says nothing of %q:\n%s", want, out)
+		}
+	}
+}
+
+// v6 returns a port's IPv6 address.
+func (m *member) v6(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	p, err := pb.NewPortsClient(m.w.conn).GetPort(ctx, &pb.GetPortRequest{Tenant: tenant, Name: m.port})
+	if err != nil || len(p.Addrs) != 2 {
+		t.Fatalf("port %v, %v", p, err)
+	}
+	ip, _, _ := strings.Cut(p.Addrs[1], "/")
+	return ip
+}

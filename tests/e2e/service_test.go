@@ -1,0 +1,179 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "replug/control/controlpb"
+	"replug/tests/cluster"
+	"replug/tests/lab"
+)
+
+// A backend that doesn't answer its host's check gets no more connections, and gets
+// them again when it answers: whatever its rules say, and wherever the client is.
+func TestServiceIsChecked(t *testing.T) {
+	w := shared
+	ctx := w.within(t, time.Minute)
+	one, two, client := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true), w.guest(ctx, t, 1, "red", true)
+	one.greets(t, 8443)
+	shut := two.opens(t, 8443)
+	w.must(ctx, t, "group", "create", "quiet", "--network", "red", "--rule", "100 a in allow tcp/8443 from "+client.ip+"/32")
+	for _, m := range []*member{one, two} {
+		w.must(ctx, t, "port", "group", m.port, "quiet")
+	}
+	const vip = "10.20.200.201"
+	w.must(ctx, t, "service", "create", "checked", "--network", "red", "--ip", vip, "--port", "443",
+		"--backend", one.port+":8443", "--backend", two.port+":8443", "--check", "--check-interval", "200ms", "--check-fall", "2", "--check-rise", "2")
+	dead := func(want string) {
+		t.Helper()
+		if err := lab.Until(ctx, "dead: "+want, func() error {
+			s, err := pb.NewServicesClient(w.conn).GetService(ctx, &pb.GetServiceRequest{Tenant: tenant, Network: "red", Name: "checked"})
+			if err != nil {
+				return err
+			}
+			var dead []string
+			for _, b := range s.Backends {
+				if b.Dead {
+					dead = append(dead, strings.TrimPrefix(b.Member, tenant+"."))
+				}
+			}
+			if got := strings.Join(dead, " "); got != want {
+				return fmt.Errorf("dead are %q", got)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := func() {
+		t.Helper()
+		client.eventually(ctx, t, "the first", vip+":443", one.port)
+		client.eventually(ctx, t, "the second", vip+":443", two.port)
+	}
+	dead("")
+	both()
+	shut()
+	dead(two.port)
+	client.eventually(ctx, t, "the one that lives", vip+":443", one.port)
+	for range 20 {
+		if got := client.hears(vip + ":443"); got != one.port {
+			t.Errorf("one of two backends is dead, and the client hears %q", got)
+		}
+	}
+	shut = two.opens(t, 8443)
+	defer shut()
+	dead("")
+	both()
+	w.must(ctx, t, "service", "delete", "checked", "--network", "red")
+	for _, m := range []*member{one, two} {
+		w.must(ctx, t, "port", "group", m.port, "--none")
+	}
+	w.must(ctx, t, "group", "delete", "quiet", "--network", "red")
+}
+
+// opens is greets, until the returned function is called.
+func (m *member) opens(t *testing.T, port int) func() {
+	t.Helper()
+	var l net.Listener
+	if err := m.Do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(c, m.port)
+			c.Close()
+		}
+	}()
+	return func() { l.Close() }
+}
+
+// Limits bind a live port in either direction, by packets and by bits, from one
+// frame to the next, and are gone when they are taken away.
+func TestLimits(t *testing.T) {
+	w := shared
+	ctx := w.within(t, time.Minute)
+	web, near, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
+	drops := func(reason string) (n float64) {
+		for i := range 2 {
+			n += metrics(ctx, t, w.Lab.Host(i+1), 9417)[fmt.Sprintf("replug_drops_total{reason=%q}", reason)]
+		}
+		return n
+	}
+	// flood sends large datagrams to a closed port from all that may: a second's worth
+	// and more of any limit here.
+	flood := func(from *member, to string) {
+		t.Helper()
+		if err := from.Do(func() error {
+			c, err := net.Dial("udp", to+":9")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for range 3000 {
+				if _, err := c.Write(make([]byte, 1000)); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		what, reason string
+		args         []string
+		from         *member
+		to           string
+	}{
+		{"packets out", "rate_from", []string{"--from-packets", "50"}, web, far.ip},
+		{"bits out", "rate_from", []string{"--from", "1M"}, web, near.ip},
+		{"packets in, same host", "rate_to", []string{"--to-packets", "50"}, near, web.ip},
+		{"bits in, other host", "rate_to", []string{"--to", "1M"}, far, web.ip},
+	} {
+		was := drops(c.reason)
+		flood(c.from, c.to)
+		if now := drops(c.reason); now != was {
+			t.Errorf("%s: %v frames were over a limit that isn't there", c.what, now-was)
+		}
+		w.must(ctx, t, append([]string{"port", "limit", web.port}, c.args...)...)
+		if err := lab.Until(ctx, c.what, func() error {
+			flood(c.from, c.to)
+			if drops(c.reason) == was {
+				return errors.New("nothing is over the limit")
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		short, cancel := context.WithTimeout(ctx, 8*time.Second)
+		if err := cluster.Ping(short, far.Node, netip.MustParseAddr(web.ip)); err != nil {
+			t.Errorf("%s: nothing passes at all: %v", c.what, err)
+		}
+		cancel()
+		w.must(ctx, t, "port", "limit", web.port)
+		if err := lab.Until(ctx, c.what+", taken away", func() error {
+			was := drops(c.reason)
+			flood(c.from, c.to)
+			if now := drops(c.reason); now != was {
+				return fmt.Errorf("%v frames are over it", now-was)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
