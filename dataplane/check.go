@@ -52,7 +52,11 @@ func Missing(bpffs string) error {
 	var errs []error
 	for _, f := range answer(basics(bpffs)) {
 		if f.Needed && f.State == Lack {
-			errs = append(errs, fmt.Errorf("%w: %s: %s: %s", ErrMissing, f.What, f.Cost, f.Do))
+			what := f.What
+			if f.Seen != "" {
+				what += " (" + f.Seen + ")"
+			}
+			errs = append(errs, fmt.Errorf("%w: %s: %s: %s", ErrMissing, what, f.Cost, f.Do))
 		}
 	}
 	return errors.Join(errs...)

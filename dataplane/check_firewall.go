@@ -1,73 +1,65 @@
 package dataplane
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
+	"slices"
 )
 
-// A firewall is the host's firewall as `nft -j list ruleset` prints it; rules of
-// iptables-nft are in it.
+// A firewall is what a host's rules say of frames that go up the stack, whoever
+// keeps them: nftables, which has those of iptables-nft too, and iptables-legacy.
 type firewall struct {
-	Items []struct {
-		Chain *firewallChain `json:"chain"`
-		Rule  *firewallRule  `json:"rule"`
-	} `json:"nftables"`
+	chains []firewallChain
+	rules  []firewallRule
 }
 
+// A firewallChain is one that the kernel enters by itself.
 type firewallChain struct {
-	Family, Table, Name, Hook, Policy string
+	table, name string
+	early       bool // before or at the input hook: what it drops reaches nobody here
+	drops       bool // what no rule accepts
 }
 
+// A firewallRule is what matters of a rule here.
 type firewallRule struct {
-	Family, Table, Chain string
-	Expr                 json.RawMessage
+	table, chain string
+	vxlan        bool   // it names UDP port 4789
+	all          bool   // it asks nothing of a frame
+	verdict      string // accept, drop, reject; "": another one
+	tracks       bool   // it asks for the state of connections, or changes addresses
+	untracked    bool   // it takes frames out of connection tracking
 }
 
 // errNoRules says that nobody here can read the rules.
-var errNoRules = errors.New("nft isn't installed, but the kernel has nf_tables")
+var errNoRules = errors.New("the kernel has rules that nothing here can list: install nftables and iptables")
 
-// rulesOfHost reads the firewall. A host without nft and nf_tables has none.
+// rulesOfHost reads the rules of all kinds that the kernel has.
 func rulesOfHost() (firewall, error) {
 	var all firewall
-	nft, err := exec.LookPath("nft")
-	if err != nil {
-		if b, err := os.ReadFile("/proc/modules"); err == nil && strings.Contains(string(b), "nf_tables ") {
-			return all, errNoRules
-		}
-		return all, nil
-	}
-	out, err := exec.Command(nft, "-j", "list", "ruleset").Output()
-	if err != nil {
-		return all, fmt.Errorf("nft list ruleset: %w", err)
-	}
-	return all, json.Unmarshal(out, &all)
+	return all, errors.Join(all.readNFT(), all.readLegacy())
 }
 
 // judgeRules looks for what would drop a VXLAN frame that goes up the stack: a
-// rule that names the port, or an input chain that drops what nobody accepts.
+// rule that names the port, or a chain that drops what nobody accepts.
 func judgeRules(all firewall, err error) (State, string) {
 	if err != nil {
 		return Unknown, err.Error()
 	}
 	accepted := map[string]bool{} // tables
-	for _, i := range all.Items {
-		if i.Rule == nil || !i.Rule.names("4789") {
-			continue
-		}
-		if i.Rule.names(`"drop"`) || i.Rule.names(`"reject"`) {
-			return Lack, fmt.Sprintf("a rule in chain %s of table %s %s", i.Rule.Chain, i.Rule.Family, i.Rule.Table)
-		}
-		if i.Rule.names(`"accept"`) {
-			accepted[i.Rule.Family+" "+i.Rule.Table] = true
+	for _, r := range all.rules {
+		switch {
+		case r.vxlan && (r.verdict == "drop" || r.verdict == "reject"):
+			return Lack, fmt.Sprintf("a rule in chain %s of table %s", r.chain, r.table)
+		case r.vxlan && r.verdict == "accept":
+			accepted[r.table] = true
 		}
 	}
-	for _, i := range all.Items {
-		if c := i.Chain; c != nil && c.Hook == "input" && c.Policy == "drop" && !accepted[c.Family+" "+c.Table] {
-			return Lack, fmt.Sprintf("chain %s of table %s %s drops what no rule accepts, and none names the port", c.Name, c.Family, c.Table)
+	for _, c := range all.chains {
+		shut := c.drops || slices.ContainsFunc(all.rules, func(r firewallRule) bool {
+			return r.table == c.table && r.chain == c.name && r.all && (r.verdict == "drop" || r.verdict == "reject")
+		})
+		if c.early && shut && !accepted[c.table] {
+			return Lack, fmt.Sprintf("chain %s of table %s drops what no rule accepts, and none names the port", c.name, c.table)
 		}
 	}
 	return Have, ""
@@ -79,15 +71,12 @@ func judgeTracking(all firewall, err error) (State, string) {
 		return Unknown, err.Error()
 	}
 	tracked := ""
-	for _, i := range all.Items {
-		if i.Rule == nil {
-			continue
-		}
-		if i.Rule.names("4789") && i.Rule.names(`"notrack"`) {
+	for _, r := range all.rules {
+		if r.vxlan && r.untracked {
 			return Have, "notrack"
 		}
-		if i.Rule.names(`"ct"`) || i.Rule.names(`"masquerade"`) || i.Rule.names(`"snat"`) || i.Rule.names(`"dnat"`) {
-			tracked = fmt.Sprintf("chain %s of table %s %s asks for states", i.Rule.Chain, i.Rule.Family, i.Rule.Table)
+		if r.tracks {
+			tracked = fmt.Sprintf("chain %s of table %s asks for states", r.chain, r.table)
 		}
 	}
 	if tracked != "" {
@@ -95,5 +84,3 @@ func judgeTracking(all firewall, err error) (State, string) {
 	}
 	return Have, ""
 }
-
-func (r *firewallRule) names(word string) bool { return strings.Contains(string(r.Expr), word) }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,8 @@ func basics(bpffs string) []probe {
 	return []probe{
 		{"root", true, "devices and BPF need it", "run this with sudo",
 			func() (State, string) { return is(os.Geteuid() == 0), "" }},
+		{"capabilities", true, "the kernel refuses devices, filters, BPF or frames of the agent's own, also to root", "grant the container or unit the ones that are missing",
+			func() (State, string) { return capabilities(os.ReadFile("/proc/thread-self/status")) }},
 		{"bpf filesystem on " + bpffs, true, "the datapath would end with the agent", "mount -t bpf bpf " + bpffs,
 			func() (State, string) { return is(isBPFFS(bpffs)), "" }},
 		{"tun devices", true, "guests have no taps", "modprobe tun",
@@ -49,6 +52,45 @@ func abilities() []probe {
 				return is(takes), ""
 			}},
 	}...)
+}
+
+// needs are the capabilities that nothing works without, by number (capability.h);
+// CAP_SYS_ADMIN has those of BPF in it.
+var needs = []struct {
+	name   string
+	number uint
+	admin  bool
+}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, false}, {"CAP_NET_RAW", unix.CAP_NET_RAW, false}, {"CAP_BPF", unix.CAP_BPF, true}, {"CAP_PERFMON", unix.CAP_PERFMON, true}}
+
+// capabilities reads those in force from a thread's status.
+func capabilities(status []byte, err error) (State, string) {
+	if err != nil {
+		return Unknown, err.Error()
+	}
+	_, rest, _ := strings.Cut(string(status), "\nCapEff:")
+	line, _, _ := strings.Cut(rest, "\n")
+	have, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	if err != nil {
+		return Unknown, err.Error()
+	}
+	var missing []string
+	for _, c := range needs {
+		if have>>c.number&1 == 0 && (!c.admin || have>>unix.CAP_SYS_ADMIN&1 == 0) {
+			missing = append(missing, c.name)
+		}
+	}
+	if len(missing) > 0 {
+		return Lack, "without " + strings.Join(missing, ", ")
+	}
+	return Have, ""
+}
+
+// lockdown says whether the kernel's lockdown may be what keeps programs out.
+func lockdown(mode []byte, err error) string {
+	if err != nil || !strings.Contains(string(mode), "[confidentiality]") {
+		return ""
+	}
+	return "; the kernel is locked down for confidentiality, which may be why: boot with lockdown=integrity"
 }
 
 func tried(err error) (State, string) {

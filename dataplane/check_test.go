@@ -92,21 +92,38 @@ func TestCheckSeesWhatIsWrong(t *testing.T) {
 
 func TestRulesAgainstVXLAN(t *testing.T) {
 	for name, c := range map[string]struct {
-		rules string
-		want  State
+		nft, legacy string
+		want        State
 	}{
-		"none":                {"", Have},
-		"policy accept":       {"add chain inet t in { type filter hook input priority 0; policy accept; }", Have},
-		"policy drop":         {"add chain inet t in { type filter hook input priority 0; policy drop; }", Lack},
-		"drop, but this port": {"add chain inet t in { type filter hook input priority 0; policy drop; }; add rule inet t in udp dport { 53, 4789 } accept", Have},
-		"of forwarded frames": {"add chain inet t f { type filter hook forward priority 0; policy drop; }", Have},
-		"by its port":         {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 drop", Lack},
-		"rejected":            {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 reject", Lack},
+		"none":                      {"", "", Have},
+		"policy accept":             {"add chain inet t in { type filter hook input priority 0; policy accept; }", "", Have},
+		"policy drop":               {"add chain inet t in { type filter hook input priority 0; policy drop; }", "", Lack},
+		"drop, but this port":       {"add chain inet t in { type filter hook input priority 0; policy drop; }; add rule inet t in udp dport { 53, 4789 } accept", "", Have},
+		"before the input chain":    {"add chain inet t pre { type filter hook prerouting priority -300; policy drop; }", "", Lack},
+		"of forwarded frames":       {"add chain inet t f { type filter hook forward priority 0; policy drop; }", "", Have},
+		"of the host's own frames":  {"add chain inet t o { type filter hook output priority 0; policy drop; }", "", Have},
+		"by its port":               {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 drop", "", Lack},
+		"rejected":                  {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 reject", "", Lack},
+		"all that is left":          {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp dport 22 accept; add rule inet t in counter reject with icmpx admin-prohibited", "", Lack},
+		"all that is left of TCP":   {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in meta l4proto tcp drop", "", Have},
+		"all, where nobody goes":    {"add chain inet t aside; add rule inet t aside drop", "", Have},
+		"legacy, policy":            {"", "-P INPUT DROP", Lack},
+		"legacy, policy, and port":  {"", "-P INPUT DROP\n-A INPUT -p udp --dport 4789 -j ACCEPT", Have},
+		"legacy, all that is left":  {"", "-A INPUT -p tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT", Lack},
+		"legacy, by its port":       {"", "-A INPUT -p udp -m multiport --dports 53,4789 -j DROP", Lack},
+		"legacy, another port":      {"", "-A INPUT -p udp --dport 14789 -j DROP", Have},
+		"legacy, of forwarded ones": {"", "-P FORWARD DROP", Have},
+		"legacy, before":            {"", "-t raw -A PREROUTING -p udp --dport 4789 -j DROP", Lack},
 	} {
 		t.Run(name, func(t *testing.T) {
 			aHost(t)
-			if out, err := exec.Command("nft", "add table inet t; "+c.rules).CombinedOutput(); err != nil {
+			if out, err := exec.Command("nft", "add table inet t; "+c.nft).CombinedOutput(); err != nil {
 				t.Fatalf("nft: %v: %s", err, out)
+			}
+			for line := range strings.Lines(c.legacy) {
+				if out, err := exec.Command("iptables-legacy", strings.Fields(line)...).CombinedOutput(); err != nil {
+					t.Fatalf("iptables-legacy %s: %v: %s", line, err, out)
+				}
 			}
 			if got, why := judgeRules(rulesOfHost()); got != c.want {
 				t.Errorf("got %s (%s), want %s", got, why, c.want)
@@ -115,6 +132,100 @@ func TestRulesAgainstVXLAN(t *testing.T) {
 	}
 	if got, _ := judgeRules(firewall{}, errNoRules); got != Unknown {
 		t.Errorf("rules that can't be read: got %s, want unknown", got)
+	}
+}
+
+// What iptables-save prints, where no kernel of this test has it: IPv6, comments,
+// tracking.
+func TestLegacyRules(t *testing.T) {
+	for name, c := range map[string]struct {
+		saved           string
+		rules, tracking State
+	}{
+		"IPv6":               {"*filter\n:INPUT DROP [0:0]\nCOMMIT\n", Lack, Have},
+		"with a comment":     {"*filter\n:INPUT ACCEPT [7:9]\n-A INPUT -m comment --comment rest -j DROP\nCOMMIT\n", Lack, Have},
+		"of one device":      {"*filter\n:INPUT ACCEPT [7:9]\n-A INPUT -i lo -j DROP\nCOMMIT\n", Have, Have},
+		"states":             {"*filter\n:INPUT ACCEPT [7:9]\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n", Have, Lack},
+		"states, not of it":  {"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p udp -m udp --dport 4789 -j CT --notrack\nCOMMIT\n*filter\n:INPUT ACCEPT [7:9]\n-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n", Have, Have},
+		"addresses":          {"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE\nCOMMIT\n", Have, Lack},
+		"a chain of its own": {"*filter\n:INPUT ACCEPT [0:0]\n:ufw-input - [0:0]\n-A ufw-input -j DROP\nCOMMIT\n", Have, Have},
+	} {
+		var f firewall
+		f.addLegacy("ip6tables-legacy", c.saved)
+		if got, why := judgeRules(f, nil); got != c.rules {
+			t.Errorf("%s: rules %s (%s), want %s", name, got, why, c.rules)
+		}
+		if got, why := judgeTracking(f, nil); got != c.tracking {
+			t.Errorf("%s: tracking %s (%s), want %s", name, got, why, c.tracking)
+		}
+	}
+}
+
+// An uplink that is too small for IPv6, and one that is too small for anything.
+func TestCheckSmallMTU(t *testing.T) {
+	aHost(t)
+	up, err := netlink.LinkByName("up0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		mtu    int
+		needed bool
+		cost   string
+	}{{1400, false, "MTU of 1350"}, {1329, false, "IPv6"}, {625, true, "doesn't start"}} {
+		if err := netlink.LinkSetMTU(up, c.mtu); err != nil {
+			t.Fatal(err)
+		}
+		all := answer(uplinkProbes("up0"))
+		if f := found(all, "MTU of up0"); f.State != Lack || f.Needed != c.needed || !strings.Contains(f.Cost, c.cost) {
+			t.Errorf("MTU %d: %v (needed %t), want %q", c.mtu, f, f.Needed, c.cost)
+		}
+	}
+	if f := answer(uplinkProbes("up7"))[0]; f.State != Lack || !f.Needed || !strings.Contains(f.Do, "--uplink") {
+		t.Errorf("no such uplink: %v", f)
+	}
+}
+
+// Without the capabilities that it needs a root's agent doesn't start, and says which.
+func TestCheckCapabilities(t *testing.T) {
+	runtime.LockOSThread() // the thread ends with the test: it keeps less than it had
+	if state, why := capabilities(os.ReadFile("/proc/thread-self/status")); state != Have {
+		t.Fatalf("the test itself is %s %s", state, why)
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	drop := func(c int) { data[c/32].Effective &^= 1 << (c % 32) }
+	for _, c := range []struct {
+		drop []int
+		want string
+	}{{[]int{unix.CAP_BPF}, ""}, {[]int{unix.CAP_SYS_ADMIN, unix.CAP_NET_RAW}, "without CAP_NET_RAW, CAP_BPF"}} {
+		for _, n := range c.drop {
+			drop(n)
+		}
+		if err := unix.Capset(&head, &data[0]); err != nil {
+			t.Fatal(err)
+		}
+		state, why := capabilities(os.ReadFile("/proc/thread-self/status"))
+		if state != is(c.want == "") || why != c.want {
+			t.Errorf("without %v: %s %q, want %q", c.drop, state, why, c.want)
+		}
+	}
+	if err := Missing(t.TempDir()); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "CAP_NET_RAW") {
+		t.Errorf("an agent without them: %v", err)
+	}
+}
+
+func TestLockdown(t *testing.T) {
+	for mode, want := range map[string]bool{"[none] integrity confidentiality\n": false, "none [integrity] confidentiality\n": false, "none integrity [confidentiality]\n": true} {
+		if got := lockdown([]byte(mode), nil); strings.Contains(got, "lockdown=integrity") != want {
+			t.Errorf("%s: says %q", mode, got)
+		}
+	}
+	if got := lockdown(nil, os.ErrNotExist); got != "" {
+		t.Errorf("a kernel without: says %q", got)
 	}
 }
 

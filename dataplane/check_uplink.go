@@ -21,11 +21,16 @@ func uplinkProbes(name string) []probe {
 
 func mtuProbes(up netdev.Uplink) []probe {
 	left := up.MTU - overhead(up.Addr)
-	return []probe{{"MTU of " + up.Name, false, fmt.Sprintf("guests have an MTU of %d: their peers outside send packets that are too big, and learn it late", left),
-		fmt.Sprintf("ip link set %s mtu %d or more, on the fabric too", up.Name, 1500+overhead(up.Addr)),
-		func() (State, string) {
-			return is(left >= 1500), fmt.Sprintf("%d, which leaves guests %d", up.MTU, left)
-		}}}
+	p := probe{what: "MTU of " + up.Name, do: fmt.Sprintf("ip link set %s mtu %d or more, on the fabric too", up.Name, 1500+overhead(up.Addr)),
+		cost: fmt.Sprintf("guests have an MTU of %d: their peers outside send packets that are too big, and learn it late", left),
+		ask:  func() (State, string) { return is(left >= 1500), fmt.Sprintf("%d, which leaves guests %d", up.MTU, left) }}
+	switch {
+	case left < leastMTU:
+		p.needed, p.cost = true, fmt.Sprintf("guests need %d bytes (RFC 791): the agent doesn't start", leastMTU)
+	case left < leastMTU6:
+		p.cost = fmt.Sprintf("guests have an MTU of %d: no network of this host can have IPv6, which needs %d", left, leastMTU6)
+	}
+	return []probe{p}
 }
 
 // xdpProbes ask for what PERFORMANCE of the receive path depends on.

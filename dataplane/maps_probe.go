@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"errors"
+	"os"
 
 	"github.com/cilium/ebpf"
 
@@ -14,7 +15,7 @@ func datapathProbes(release string) []probe {
 		{"every program of the datapath loads", true, "no frame is carried", "a kernel of Linux 6.1 or newer; if this is one, report what it says",
 			func() (State, string) {
 				if state, why := tried(bpf.HavePrograms()); state != Have {
-					return state, release + ": " + why
+					return state, release + ": " + why + lockdown(os.ReadFile("/sys/kernel/security/lockdown"))
 				}
 				return Have, release
 			}},

@@ -63,8 +63,21 @@ func TestWhatRulesSay(t *testing.T) {
 			t.Fatalf("%s: %v", c.rules, err)
 		}
 	}
+	// Of two groups the same: deny decides, wherever it comes from.
+	w.must(ctx, t, "group", "set", "said", "--network", "red", "--rule", "100 a in allow any")
+	w.must(ctx, t, "group", "create", "shut", "--network", "red", "--rule", "100 b in deny tcp")
+	w.must(ctx, t, "port", "group", web.port, "said", "shut")
+	if err := lab.Until(ctx, "two groups", func() error {
+		if got := got(); got != "near false far false ping true out true" {
+			return errors.New(got)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	w.must(ctx, t, "port", "group", web.port, "--none")
 	w.must(ctx, t, "group", "delete", "said", "--network", "red")
+	w.must(ctx, t, "group", "delete", "shut", "--network", "red")
 }
 
 // must runs replug for the tenant.
