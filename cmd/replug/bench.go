@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"replug/tests/bench"
@@ -25,6 +27,6 @@ func benchCommand() *cobra.Command {
 	f.StringVar(&o.File, "out", "out/bench.json", "file for the result")
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each interleaved comparison")
 	f.IntVar(&o.Swaps, "swaps", 200, "swaps for the percentiles")
-	f.StringSliceVar(&o.Only, "only", nil, "traffic, order, swaps, memory, metadata, claims, restart (default: all)")
+	f.StringSliceVar(&o.Only, "only", nil, strings.Join(bench.Parts(), ", ")+" (default: all)")
 	return cmd
 }

@@ -57,8 +57,17 @@ var parts = []part{
 	{"swaps", swaps},
 	{"memory", memory},
 	{"metadata", metadata},
+	{"dhcp", leases},
 	{"claims", claims},
 	{"restart", restart},
+}
+
+// Parts returns the names for [Options].Only.
+func Parts() (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
 }
 
 // Run measures everything, prints it, and writes the file. A figure below its

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -29,7 +30,10 @@ func memory(ctx context.Context, o Options) (figures []Figure, err error) {
 		return nil, err
 	}
 	defer c.Close()
-	if err := crowd(ctx, c); err != nil {
+	tap := func(name string, _ net.HardwareAddr) error {
+		return l.Host(1).Do(func() error { _, err := netdev.CreateTap(name, guestMTU, 0); return err })
+	}
+	if err := crowd(ctx, c, tap); err != nil {
 		return nil, err
 	}
 	host, err := rss(c.Agent(1).PID())
@@ -46,8 +50,8 @@ func memory(ctx context.Context, o Options) (figures []Figure, err error) {
 	}, nil
 }
 
-// crowd attaches the ports, to taps without guests, and waits until they are in force.
-func crowd(ctx context.Context, c *cluster.Cluster) error {
+// crowd makes taps, attaches a port to each, and waits until they are in force.
+func crowd(ctx context.Context, c *cluster.Cluster, tap func(name string, mac net.HardwareAddr) error) error {
 	conn, err := c.Conn()
 	if err != nil {
 		return err
@@ -62,11 +66,12 @@ func crowd(ctx context.Context, c *cluster.Cluster) error {
 	client := pb.NewPortsClient(conn)
 	for i := range memoryPorts {
 		name := fmt.Sprintf("crowd%d", i+1)
-		if err := c.Lab.Host(1).Do(func() error { _, err := netdev.CreateTap(name, guestMTU, 0); return err }); err != nil {
+		mac := net.HardwareAddr{0x02, 'c', 'r', 'w', 'd', byte(i + 1)}
+		if err := tap(name, mac); err != nil {
 			return err
 		}
 		if _, err := client.AttachPort(ctx, &pb.AttachPortRequest{RequestId: name, Tenant: tenant, Name: name, Host: "h1", Tap: name,
-			Mac: fmt.Sprintf("02:63:72:77:64:%02x", i+1), Network: "red"}); err != nil {
+			Mac: mac.String(), Network: "red"}); err != nil {
 			return err
 		}
 	}

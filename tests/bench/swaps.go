@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +20,8 @@ const (
 	subnet  = "10.20.0.0/16"
 	peerIP  = "10.20.255.1"
 	pingGap = 500 * time.Microsecond
+
+	agentMost = 100 // swaps of a machine: enough for a p99
 )
 
 // swaps measures a swap as its user sees it: from the call of the API until a
@@ -29,7 +32,11 @@ func swaps(ctx context.Context, o Options) (figures []Figure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
+	image, err := lab.BuildGuest(ctx, filepath.Join(o.Bin, "replug-guest"))
+	if err != nil {
+		return nil, err
+	}
+	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin, Image: image, Memory: map[int]int{1: 512}})
 	if err != nil {
 		return nil, err
 	}
@@ -50,13 +57,20 @@ func swaps(ctx context.Context, o Options) (figures []Figure, err error) {
 	if err != nil {
 		return nil, err
 	}
+	txns := s.txns // later swaps are reported on by a guest, which is a write of its own
+	agent, err := s.agent(ctx, min(o.Swaps, agentMost))
+	if err != nil {
+		return nil, err
+	}
 	const ping = "first ping without a swap"
 	return []Figure{
 		atMost("swap_static_p50_ms", "ms", static, percentile(50), 15, ping, floor),
 		atMost("swap_static_p99_ms", "ms", static, percentile(99), 60, ping, floor),
 		atMost("swap_infra_p50_ms", "ms", infra, percentile(50), 50, ping, floor),
 		atMost("swap_infra_p99_ms", "ms", infra, percentile(99), 200, ping, floor),
-		atMost("swap_store_txns", "transactions", s.txns, percentile(100), 5, "", 0),
+		atMost("swap_agent_p50_ms", "ms", agent, percentile(50), 500, ping, floor),
+		atMost("swap_agent_p99_ms", "ms", agent, percentile(99), 1500, ping, floor),
+		atMost("swap_store_txns", "transactions", txns, percentile(100), 5, "", 0),
 	}, nil
 }
 
@@ -142,7 +156,7 @@ func (s *swapper) static(ctx context.Context, n int) (runs []float64, err error)
 		if err := g.SetAddr(netip.PrefixFrom(netip.MustParseAddr(ip), 16), netip.Addr{}); err != nil {
 			return nil, err
 		}
-		took, err := s.swap(ctx, "static", ip, "none")
+		took, err := s.swap(ctx, &pb.StartSwapRequest{Port: "static", Ip: ip, Trigger: "none"}, pingGap)
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +171,7 @@ func (s *swapper) infra(ctx context.Context, n int) (runs []float64, err error) 
 		return nil, err
 	}
 	for range n {
-		took, err := s.swap(ctx, "infra", s.next(), "bounce")
+		took, err := s.swap(ctx, &pb.StartSwapRequest{Port: "infra", Ip: s.next(), Trigger: "bounce"}, pingGap)
 		if err != nil {
 			return nil, err
 		}
@@ -166,27 +180,50 @@ func (s *swapper) infra(ctx context.Context, n int) (runs []float64, err error) 
 	return runs, nil
 }
 
-// swap moves the port to the other network and returns the ms until a peer there
-// heard it. It waits for the end, and counts the swap's durable transactions.
-func (s *swapper) swap(ctx context.Context, port, ip, trigger string) (float64, error) {
+// agent swaps a VM of ours with replug-guest in it, which QEMU runs and emulates if
+// it has to. It is asked less often: it has one slow CPU.
+func (s *swapper) agent(ctx context.Context, n int) (runs []float64, err error) {
+	const gap = 5 * time.Millisecond
+	for _, args := range [][]string{
+		{"type", "create", "small", "--image", cluster.Image, "--cpus", "1", "--memory", "128"},
+		{"vm", "create", "agent", "--tenant", tenant, "--type", "small", "--network", "red", "--ip", s.next(), "--wait"},
+	} {
+		if _, err := s.c.CLI(ctx, args...); err != nil {
+			return nil, err
+		}
+	}
+	s.at["agent"] = "red"
+	for range n {
+		took, err := s.swap(ctx, &pb.StartSwapRequest{Vm: "agent", Ip: s.next()}, gap)
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, took)
+	}
+	return runs, nil
+}
+
+// swap moves the port or VM to the other network and returns the ms until a peer
+// there heard it. It waits for the end, and counts the swap's durable transactions.
+func (s *swapper) swap(ctx context.Context, r *pb.StartSwapRequest, gap time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	to := "red"
-	if s.at[port] == "red" {
-		to = "blue"
+	who := r.Port + r.Vm
+	r.RequestId, r.Tenant, r.Network, r.Confirm = "swap-"+r.Ip, tenant, "red", "lease"
+	if s.at[who] == "red" {
+		r.Network = "blue"
 	}
 	before, err := pb.NewAdminClient(s.conn).GetCluster(ctx, &pb.GetClusterRequest{})
 	if err != nil {
 		return 0, err
 	}
-	p, err := cluster.StartPinger(s.peers[to].Node, netip.MustParseAddr(ip), pingGap)
+	p, err := cluster.StartPinger(s.peers[r.Network].Node, netip.MustParseAddr(r.Ip), gap)
 	if err != nil {
 		return 0, err
 	}
 	defer p.Stop()
 	begin := time.Now()
-	swap, err := pb.NewSwapsClient(s.conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "swap-" + ip, Tenant: tenant, Port: port, Network: to, Ip: ip,
-		Confirm: "lease", Trigger: trigger})
+	swap, err := pb.NewSwapsClient(s.conn).StartSwap(ctx, r)
 	if err != nil {
 		return 0, err
 	}
@@ -197,7 +234,7 @@ func (s *swapper) swap(ctx context.Context, port, ip, trigger string) (float64, 
 	if err := s.committed(ctx, swap.Id); err != nil {
 		return 0, err
 	}
-	s.at[port] = to
+	s.at[who] = r.Network
 	after, err := pb.NewAdminClient(s.conn).GetCluster(ctx, &pb.GetClusterRequest{})
 	s.txns = append(s.txns, float64(after.GetStoreTxns()-before.StoreTxns))
 	return ms(at.Sub(begin)), err
