@@ -52,7 +52,8 @@ var (
 		{renew, 0, 2 * time.Second},
 		{replug, 1200 * time.Millisecond, 4 * time.Second},
 	}
-	polling         = rung{renew, 0, 2 * time.Second}
+	// It asks once a second, then starts a DHCP client, and nothing else would wake it.
+	polling         = rung{renew, 0, 4 * time.Second}
 	polledCloudInit = append(ladder{polling}, pooledCloudInit...)
 	polledSavable   = append(ladder{polling}, pooledSavable...)
 )
