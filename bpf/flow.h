@@ -222,15 +222,19 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 	return DROP_NONE;
 }
 
-/* An error about a flow belongs to it (RFC 5508, 4): what it quotes went the other way. */
-static __always_inline bool is_related(struct packet *p, __u32 id, const struct port *port,
-				       bool inbound, __u32 now)
+/*
+ * An error about a flow belongs to it (RFC 5508, 4): what it quotes went the other
+ * way, and it goes to whoever sent that. NULL if it is about none.
+ */
+static __always_inline const struct flow *related_flow(struct packet *p, __u32 id,
+						       const struct port *port, bool inbound,
+						       __u32 now)
 {
 	struct flow_key *k = &p->key;
 	const struct flow *flow;
 
-	if (!p->quotes)
-		return false;
+	if (!p->quotes || !same_addr(&p->dst, &p->quoted.local))
+		return NULL;
 	k->local = inbound ? p->quoted.local : p->quoted.remote;
 	k->remote = inbound ? p->quoted.remote : p->quoted.local;
 	k->lport = inbound ? p->quoted.lport : p->quoted.rport;
@@ -238,8 +242,26 @@ static __always_inline bool is_related(struct packet *p, __u32 id, const struct 
 	k->proto = p->quoted.proto;
 	k->port_id = id;
 	flow = bpf_map_lookup_elem(&flows, k);
-	return flow && flow->epoch == port->epoch &&
-	       now - flow->seen <= timeout_of(flow, k->proto) * (__u32)config.second;
+	if (!flow || flow->epoch != port->epoch ||
+	    now - flow->seen > timeout_of(flow, k->proto) * (__u32)config.second)
+		return NULL;
+	return flow;
+}
+
+/* An error about a service's flow: to the backend, or from it, as if from the service. */
+static __always_inline void follow_error(struct packet *p, const struct flow *flow, bool inbound)
+{
+	__u8 natted = flow->flags & (inbound ? FLOW_BACKEND : FLOW_SERVICE);
+
+	if (!natted)
+		return;
+	p->natted = natted;
+	p->nat = flow->nat;
+	p->nat_port = flow->nat_port;
+	if (!inbound) { /* a backend on this host is asked by what it will see */
+		p->quoted.local = flow->nat;
+		p->quoted.lport = flow->nat_port;
+	}
 }
 
 /* Whether a segment can be turned into the reset that answers it: no piece of one, and none itself. */
@@ -254,11 +276,14 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 					      bool inbound, __u64 now, __u64 since, __s32 *rule)
 {
 	enum drop_reason why = inbound ? find_way_of(p, port, true) : DROP_NONE;
+	const struct flow *about;
 
 	if (why)
 		return why;
 	p->climbs = p->gso != 0;
-	if (is_related(p, id, port, inbound, now)) {
+	about = related_flow(p, id, port, inbound, now);
+	if (about) {
+		follow_error(p, about, inbound);
 		*(inbound ? &p->flow_in : &p->flow_out) = FLOW_RELATED;
 		return inbound ? DROP_NONE : find_way_of(p, port, false);
 	}
@@ -274,6 +299,8 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 		why = choose_backend(p, port);
 	if (!why && !inbound)
 		why = find_way_of(p, port, false);
+	if (!why && is_error(p))
+		return DROP_NONE;
 	if (!why && !p->trace)
 		why = remember(p, id, port, inbound, *rule, now, since);
 	tell_flow(p, port, inbound, why ? FLOW_DENIED : FLOW_STARTED, why, *rule);
@@ -359,10 +386,11 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
 {
 	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
 	__u64 now = bpf_jiffies64(), since = directory_now();
-	struct flow *flow;
+	struct flow *flow = NULL;
 
 	make_key(p, id, inbound);
-	flow = bpf_map_lookup_elem(&flows, &p->key);
+	if (!is_error(p)) /* which is of the flow that it is about, and begins none */
+		flow = bpf_map_lookup_elem(&flows, &p->key);
 	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
 	if (!flow || !is_alive(flow, port, p, now))
 		return begin(p, id, port, inbound, now, since, rule);

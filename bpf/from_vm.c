@@ -5,7 +5,7 @@
 #include "answer.h"
 #include "capture.h"
 #include "mss.h"
-#include "nat.h"
+#include "quote.h"
 #include "trap.h"
 #include "wrap.h"
 
@@ -40,7 +40,8 @@ static __always_inline enum drop_reason decide_way(struct sent *s)
 
 	if (p->natted) {
 		p->dst = p->nat;
-		p->dport = p->nat_port;
+		if (!p->quotes)
+			p->dport = p->nat_port;
 	}
 	if (p->here)
 		return decide_local(s);
@@ -156,6 +157,8 @@ static __always_inline enum drop_reason mend(struct __sk_buff *skb, struct sent 
 
 	if (why || !p->natted)
 		return why;
+	if (p->quotes)
+		return translate_error(skb) ? DROP_TRUNCATED : DROP_NONE;
 	/* The helpers above may have moved the frame: find its headers again. */
 	s->f.rest = all_of(skb);
 	if (parse_eth(&s->f) || parse_ip(&s->f))

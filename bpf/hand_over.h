@@ -6,7 +6,7 @@
 #include "capture.h"
 #include "deliver.h"
 #include "hook.h"
-#include "nat.h"
+#include "quote.h"
 #include "received.h"
 
 /* skb->mark of a frame that from_wire has checked and sent up; the port id is in the rest. */
@@ -20,6 +20,8 @@ static __always_inline enum drop_reason translate(struct __sk_buff *skb, struct 
 {
 	struct packet *p = f->p;
 
+	if (p->quotes)
+		return translate_error(skb) ? DROP_INNER_TRUNCATED : DROP_NONE;
 	f->rest = all_of(skb);
 	if (parse_eth(f))
 		return DROP_INNER_TRUNCATED;

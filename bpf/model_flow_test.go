@@ -99,7 +99,7 @@ func (m *model) matchFragment(j *judged, p *modelPort, inbound bool) string {
 func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
 	k := j.key(p, inbound)
 	f := m.flows[k]
-	if f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
+	if j.isError() || f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
 		return m.begin(j, p, k, inbound, local)
 	}
 	if f.generation != p.generation {
@@ -159,7 +159,8 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 		}
 	}
 	j.climbs = j.gso != 0
-	if m.isRelated(j, p, inbound) {
+	if about := m.related(j, p, inbound); about != nil {
+		j.followError(about, inbound)
 		if inbound {
 			return ""
 		}
@@ -183,7 +184,9 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 			return why
 		}
 	}
-	m.remember(j, p, k, inbound)
+	if !j.isError() { // which is of the flow that it is about, and begins none
+		m.remember(j, p, k, inbound)
+	}
 	return ""
 }
 
@@ -193,18 +196,36 @@ func (j *judged) takesReset() bool {
 	return j.proto == protoTCP && j.tcpFlags&flagRST == 0 && j.fragment == unbroken && j.header <= 40
 }
 
-// isRelated says whether an error is about a flow of the port.
-func (m *model) isRelated(j *judged, p *modelPort, inbound bool) bool {
-	if j.quoted == nil {
-		return false
+// related is the flow of the port that an error is about: it goes to whoever sent
+// what it quotes.
+func (m *model) related(j *judged, p *modelPort, inbound bool) *modelFlow {
+	if j.quoted == nil || j.quoted.local != j.dst {
+		return nil
 	}
 	k := *j.quoted
 	k.port = p.id
 	if !inbound { // what it quotes came in
 		k.local, k.remote, k.lport, k.rport = k.remote, k.local, k.rport, k.lport
 	}
-	f := m.flows[k]
-	return f != nil && f.epoch == p.Epoch
+	if f := m.flows[k]; f != nil && f.epoch == p.Epoch {
+		return f
+	}
+	return nil
+}
+
+// followError: about a service's flow it goes to the backend, or comes as if from the service.
+func (j *judged) followError(about *modelFlow, inbound bool) {
+	natted := about.flags & fService
+	if inbound {
+		natted = about.flags & fBackend
+	}
+	if natted == 0 {
+		return
+	}
+	j.natted, j.nat = natted, about.nat
+	if !inbound {
+		j.quoted.local, j.quoted.lport = about.nat.Addr(), about.nat.Port()
+	}
 }
 
 func (m *model) remember(j *judged, p *modelPort, k modelKey, inbound bool) {

@@ -79,7 +79,10 @@ func (m *model) sent(j *judged) outcome {
 		return m.refuseSent(j, why)
 	}
 	if j.natted != 0 {
-		j.dst, j.dport = j.nat.Addr(), j.nat.Port()
+		j.dst = j.nat.Addr()
+		if j.quoted == nil {
+			j.dport = j.nat.Port()
+		}
 	}
 	if j.route.here {
 		return m.sendToPort(j)

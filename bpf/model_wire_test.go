@@ -187,8 +187,6 @@ func (m *model) deliver(j *judged, p *modelPort, o outer) outcome {
 			out[15] |= 3
 		}
 	}
-	if j.natted != 0 {
-		j.rewrite(out, false, j.nat)
-	}
+	j.translate(out)
 	return sendOut(out)
 }

@@ -105,10 +105,62 @@ func segmentSizeIn(options []byte) int {
 func (j *judged) mend(mtu int) []byte {
 	out := bytes.Clone(j.frame)
 	j.clamp(out, mtu)
-	if j.natted != 0 {
+	j.translate(out)
+	return out
+}
+
+// translate writes what a service changes: one end, or that end in what an error quotes.
+func (j *judged) translate(out []byte) {
+	switch {
+	case j.natted != 0 && j.quoted != nil:
+		j.translateError(out)
+	case j.natted != 0:
 		j.rewrite(out, j.natted&fService != 0, j.nat)
 	}
-	return out
+}
+
+// translateError: RFC 5508, 4. The client's kernel knows the service, the backend's
+// itself. Another router's word stays its own.
+func (j *judged) translateError(out []byte) {
+	back, message := j.natted == fBackend, out[14+j.header:]
+	before := bytes.Clone(message)
+	j.translateQuote(message[8:], back)
+	even := len(message) &^ 1
+	if even < len(message) { // the last byte is as it was, unless a port's checksum ends there
+		before, message = append(before, 0), append(bytes.Clone(message), 0)
+		even += 2
+	}
+	fixSum(out[14+j.header+2:], before[8:even], message[8:even])
+	if !back || j.src == j.quoted.remote {
+		j.rewrite(out, !back, netip.AddrPortFrom(j.nat.Addr(), 0))
+	}
+}
+
+func (j *judged) translateQuote(quote []byte, destination bool) {
+	at, n, header := 12, 4, 20
+	if j.v6 {
+		at, n, header = 8, 16, 40
+	}
+	port := header
+	if destination {
+		at, port = at+n, port+2
+	}
+	was, is := bytes.Clone(quote[at:at+n]), j.nat.Addr().AsSlice()
+	copy(quote[at:], is)
+	if !j.v6 {
+		fixSum(quote[10:], was, is)
+	}
+	was = append(was, quote[port], quote[port+1])
+	is = binary.BigEndian.AppendUint16(is, j.nat.Port())
+	copy(quote[port:], is[n:])
+	sum, ok := map[byte]int{protoTCP: 16, protoUDP: 6, protoICMPv6: 2}[j.quoted.proto]
+	if sum += header; !ok || len(quote) < sum+2 || j.quoted.proto == protoUDP && quote[sum]|quote[sum+1] == 0 {
+		return
+	}
+	fixSum(quote[sum:], was, is)
+	if j.quoted.proto == protoUDP && quote[sum]|quote[sum+1] == 0 {
+		quote[sum], quote[sum+1] = 0xff, 0xff
+	}
 }
 
 // sendToPort is a frame to a port of this host.
@@ -145,7 +197,7 @@ func (m *model) sendToWire(j *judged) outcome {
 		return refuse("no_room")
 	}
 	out := j.mend(m.pathMTU(j.from))
-	if j.natted != 0 { // what is hashed is read again
+	if j.natted != 0 && j.quoted == nil { // what is hashed is read again
 		j.parsed, _ = parse(binary.BigEndian.Uint16(out[12:]), j.frame[14:], 0)
 	}
 	return sendOut(m.wrap(j, j.from, j.route.pa, j.route.vni, j.route.mac, out[14:], j.tos&3, m.hop.Dst, m.hop.Src))

@@ -8,6 +8,14 @@
 
 enum end { END_SOURCE, END_DESTINATION };
 
+/* Where an end's address stands in an IP header. */
+static __always_inline __u32 ip_end(bool v6, enum end end)
+{
+	if (v6)
+		return end == END_SOURCE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr);
+	return end == END_SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
+}
+
 static __always_inline void write_addr4(struct iphdr *ip, enum end end, const struct addr *to,
 					struct addr *from)
 {
