@@ -29,14 +29,17 @@ const systemBus = "/run/dbus/system_bus_socket"
 // An object is the path of one on the bus.
 type object string
 
-// dialBus connects, until ctx ends, and for two seconds at most.
+// busPatience is how long a manager may take to answer.
+const busPatience = 10 * time.Second
+
+// dialBus connects.
 func dialBus(ctx context.Context, socket string) (*bus, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, fmt.Errorf("reach D-Bus: %w", err)
 	}
-	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	conn.SetDeadline(time.Now().Add(busPatience))
 	b := &bus{conn: conn, in: bufio.NewReader(conn)}
 	if err := b.begin(); err != nil {
 		conn.Close()

@@ -107,6 +107,26 @@ func TestClientAtWorkIsLeftAlone(t *testing.T) {
 	}
 }
 
+// A metadata service that takes connections and is too slow to answer is no reason to
+// throw a client back: its address is good.
+func TestSlowHostIsNoReason(t *testing.T) {
+	w := newWorld(t)
+	w.udhcpc()
+	w.publish(bought)
+	w.start(func(c *Config) { c.DHCP = DHCPAuto })
+	next(t, w.reports, "report")
+	w.silent.Store(true)
+	for silences := 0; silences < 2; {
+		l := next(t, w.lines, "silence of the service")
+		if strings.Contains(l, "does not answer") {
+			silences++
+		}
+		if strings.Contains(l, "told to renew") {
+			t.Fatalf("the agent said %q", l)
+		}
+	}
+}
+
 // ISC's client takes no notice of its link: it is ended without a word to the network
 // that is gone, its address goes, and it is begun anew by its own command line.
 func TestDhclientIsBegunAnew(t *testing.T) {

@@ -67,12 +67,18 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	st := l.link.current()
-	asked := !l.begun && why == (reason{}) // at the agent's start a client has just asked
+	var first time.Duration
+	switch {
+	case why.stale > 0:
+		first = judgeSilence
+	case !l.begun && why == (reason{}): // at the agent's start a client has just asked
+		first = judgeProbing
+	}
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
 			l.log.say("dhcp is left to %s", names(clients))
-			return time.Time{}, l.drive(ctx, st, clients, why.moved, asked)
+			return time.Time{}, l.drive(ctx, st, clients, why.moved, first)
 		}
 	}
 	return l.both(ctx, st, why.due)
@@ -142,23 +148,24 @@ func (l *linux) describe(r *vnet.GuestReport) {
 }
 
 // drive makes other clients renew, one way after the other, until the NIC has its
-// new addresses and no old one. What they leave of the old network is removed. Those
-// that have asked already are given the time for it first.
-func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved, asked bool) error {
+// new addresses and no old one. What they leave of the old network is removed. They
+// are left alone if an address is good within the time that is theirs first.
+func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved, first time.Duration) error {
 	news, err := watchAddrs()
 	if err != nil {
 		return err
 	}
 	defer news.close()
-	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: moved, patience: judgeProbing}
-	if asked {
+	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: moved, patience: first}
+	if first > 0 {
 		if _, ok := j.await(ctx, news); ok {
 			return nil
 		}
 	}
 	j.old = l.nic.addresses(st.index)
-	if !slices.ContainsFunc(clients, func(c otherClient) bool { return c.name == dhcpcd }) {
-		j.patience = judgePatience
+	j.patience = judgePatience
+	if slices.ContainsFunc(clients, func(c otherClient) bool { return c.name == dhcpcd }) {
+		j.patience = judgeProbing
 	}
 	for try, more := 0, true; more && ctx.Err() == nil; try++ {
 		more = false

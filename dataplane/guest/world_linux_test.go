@@ -69,6 +69,7 @@ type world struct {
 	reports chan vnet.GuestReport
 	lines   chan string // the agent's log
 	refuse  atomic.Int32
+	silent  atomic.Bool // it takes requests and never answers
 }
 
 const (
@@ -207,6 +208,10 @@ func (w *world) publish(d vnet.Document) {
 func (w *world) imds(rw http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Metadata") != "true" {
 		w.t.Errorf("%s %s without the Metadata header", r.Method, r.URL)
+	}
+	if w.silent.Load() {
+		<-r.Context().Done()
+		return
 	}
 	if n := w.refuse.Load(); n != 0 {
 		rw.WriteHeader(int(n))
