@@ -10,12 +10,36 @@ var sprint = fmt.Sprintf
 
 // A Client is a way in which a guest gets its addresses.
 type Client struct {
-	Name  string
-	Agent bool              // replug-guest runs beside it, or alone
-	files map[string]string // by their paths in the guest
-	start string            // a script that returns, in a machine with systemd
-	room  string            // the same where there is none; "": it doesn't work there
+	Name    string
+	Agent   bool              // replug-guest runs beside it, or alone
+	watches bool              // it follows its link by itself
+	files   map[string]string // by their paths in the guest
+	start   string            // a script that returns, in a machine with systemd
+	room    string            // the same where there is none; "": it doesn't work there
 }
+
+// Ought reports whether a guest of the client has to follow: with the agent, by
+// itself, or because the kernel makes its address.
+func (c Client) Ought(f Family) bool { return c.Agent || c.watches || f.SLAAC }
+
+// mayKeep reports whether the guest may keep its old address: a kernel that nobody
+// helps keeps one that it made until its lifetime is over, deprecated (RFC 4862,
+// section 5.5.3).
+func (c Client) mayKeep(f Family) bool { return f.SLAAC && !c.Agent && !c.watches }
+
+// fitsRoom reports whether it runs without a machine.
+func (c Client) fitsRoom() bool { return c.start == "" || c.room != "" }
+
+// bare starts networkd where there is neither systemd nor udev: it takes a NIC for
+// ready when it can't write to /sys, and knows itself by the machine's id. The agent
+// finds it by the bus.
+const bare = `tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+mount -o remount,ro /sys 2>/dev/null || mount -t sysfs -o ro none /sys
+mkdir -p /run/dbus /run/systemd/netif
+chown systemd-network: /run/systemd/netif
+dbus-daemon --system --fork
+setsid /lib/systemd/systemd-networkd >/run/networkd.log 2>&1 </dev/null &
+`
 
 const udhcpcScript = `#!/bin/sh
 # What the example that comes with busybox does.
@@ -51,9 +75,9 @@ func Clients(f Family) []Client {
 	udhcpc := "busybox udhcpc -i eth0 -s /etc/udhcpc.script -t 20 -T 1 -A 1 -b -S\n"
 	all := []Client{
 		{Name: "replug-guest", Agent: true},
-		{Name: "systemd-networkd", files: map[string]string{"/etc/systemd/network/10-eth0.network": networkd(f)}, start: "systemctl start systemd-networkd"},
-		{Name: "NetworkManager", files: map[string]string{"/etc/NetworkManager/system-connections/wired.nmconnection": manager(f)}, start: "systemctl start NetworkManager"},
-		{Name: "dhcpcd", files: map[string]string{"/etc/dhcpcd.conf": dhcpcd(f)}, start: "systemctl start dhcpcd"},
+		{Name: "systemd-networkd", watches: true, files: map[string]string{"/etc/systemd/network/10-eth0.network": networkd(f)}, start: "systemctl start systemd-networkd", room: bare},
+		{Name: "NetworkManager", watches: true, files: map[string]string{"/etc/NetworkManager/system-connections/wired.nmconnection": manager(f)}, start: "systemctl start NetworkManager"},
+		{Name: "dhcpcd", watches: true, files: map[string]string{"/etc/dhcpcd.conf": dhcpcd(f)}, start: "systemctl start dhcpcd", room: "dhcpcd -b -q --nodev"},
 		{Name: "ifupdown with dhclient", files: map[string]string{"/etc/network/interfaces": interfaces(f)}, start: "ifup eth0", room: "mkdir -p /run/network; ifup eth0"},
 	}
 	if !f.SLAAC {
@@ -91,7 +115,7 @@ func interfaces(f Family) string {
 
 // String names the client as the table does.
 func (c Client) String() string {
-	if c.Agent && c.start != "" {
+	if c.Agent && c.start != "" { // not alone
 		return c.Name + " and replug-guest"
 	}
 	return c.Name

@@ -1,6 +1,10 @@
 package guests
 
-import pb "replug/control/controlpb"
+import (
+	"slices"
+
+	pb "replug/control/controlpb"
+)
 
 // A Family is what networks give out.
 type Family struct {
@@ -17,6 +21,11 @@ var Families = []Family{
 	{Name: "IPv6, DHCPv6", V6: true, red: v6(20, false), blue: v6(30, false)},
 	{Name: "IPv6, SLAAC", V6: true, SLAAC: true, red: v6(40, true), blue: v6(50, true)},
 	{Name: "dual stack", V4: true, V6: true, red: append(v4(60), v6(60, false)...), blue: append(v4(70), v6(70, false)...)},
+}
+
+// letter tells the families' labs apart.
+func (f Family) letter() string {
+	return string(rune('a' + slices.IndexFunc(Families, func(x Family) bool { return x.Name == f.Name })))
 }
 
 func v4(n int) []*pb.Subnet { return []*pb.Subnet{{Prefix: sprint("10.%d.0.0/16", n)}} }

@@ -6,8 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,29 +22,49 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	var err error
+	if bin, err = os.MkdirTemp("", "replug-guests-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(bin)
+	os.Exit(code)
 }
+
+// bin is the directory of the programs.
+var bin string
+
+// A kit is what all worlds have in common.
+type kit struct {
+	image  string
+	helper []string
+}
+
+// build makes it once.
+var build = sync.OnceValues(func() (k kit, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	if k.image, err = BuildImage(ctx); err != nil {
+		return k, err
+	}
+	if k.helper, err = lab.BuildHelper(ctx, bin); err != nil {
+		return k, err
+	}
+	_, err = lab.Build(ctx, bin, "replug/cmd/replug", "replug/cmd/replug-server", "replug/cmd/replug-host", "replug/cmd/replug-guest")
+	return k, err
+})
 
 // world is a lab of one host with the real programs.
 func world(t *testing.T, f Family) *World {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
-	defer cancel()
-	image, err := BuildImage(ctx)
+	kit, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel = context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	dir := t.TempDir()
-	helper, err := lab.BuildHelper(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lab.Build(ctx, dir, "replug/cmd/replug", "replug/cmd/replug-server", "replug/cmd/replug-host", "replug/cmd/replug-guest"); err != nil {
-		t.Fatal(err)
-	}
-	l, err := lab.Up(ctx, lab.Config{Name: fmt.Sprint("guests", os.Getpid()%10000), Hosts: 1, Helper: helper})
+	l, err := lab.Up(ctx, lab.Config{Name: fmt.Sprintf("guests%d%s", os.Getpid()%10000, f.letter()), Hosts: 1, Helper: kit.helper})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,12 +79,12 @@ func world(t *testing.T, f Family) *World {
 			t.Errorf("left behind: %q", left)
 		}
 	})
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: dir})
+	c, err := cluster.Start(ctx, l, cluster.Config{Bin: bin})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	w, err := NewWorld(ctx, c, f, image)
+	w, err := NewWorld(ctx, c, f, kit.image)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,50 +111,26 @@ var only = regexp.MustCompile(os.Getenv("REPLUG_GUESTS_ONLY"))
 
 func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c.String()) }
 
-// TestTable is the table of the clients, all of it in machines: `make test-guests`.
+// TestTable is the table of the clients, all of it in machines: `make test-guests`. The
+// families go beside each other, as many as the machine has processors.
 func TestTable(t *testing.T) {
 	runs := full()
 	if runs == 0 {
 		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
 	}
-	out := os.Getenv("REPLUG_GUESTS_OUT")
 	for _, f := range Families {
-		var clients []Client
-		for _, c := range Clients(f) {
-			if wanted(f, c) {
-				clients = append(clients, c)
-			}
-		}
+		clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
 		if len(clients) == 0 {
 			continue
 		}
 		t.Run(f.Name, func(t *testing.T) {
-			w := world(t, f)
-			s, err := w.VM(t.Context())
+			t.Parallel()
+			s, err := world(t, f).VM(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, c := range clients {
-				row, err := s.Try(t.Context(), c, runs)
-				if err != nil {
-					t.Error(err)
-					continue
-				}
-				t.Logf("%+v", row)
-				if !row.Follows {
-					t.Logf("%s: %s", c, s.why)
-				}
-				if out != "" { // at once: a run that is cut off has made these
-					if err := Save(out, []Row{row}); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if c.Agent && !row.Follows {
-					t.Errorf("%s: %s does not follow; the agent said:\n%s", f.Name, c, s.log(t.Context()))
-				}
-				if row.OldAddressLeft {
-					t.Errorf("%s: %s keeps its old address", f.Name, c)
-				}
+				line(t, s, c, runs)
 			}
 			if err := s.End(context.Background()); err != nil {
 				t.Error(err)
@@ -141,31 +139,58 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// Clients that ignore a short flap follow with the agent beside them, and keep nothing
-// of their old address: the part of the table that needs no machine.
+// line makes one line of the table, and writes it at once: a run that is cut off has
+// made the others. Time is judged, not tested.
+func line(t *testing.T, s *Subject, c Client, runs int) {
+	row, err := s.Try(t.Context(), c, runs)
+	if err != nil {
+		t.Errorf("%s: %v", s.Family.Name, err)
+		return
+	}
+	t.Logf("%+v", row)
+	if said := row.Judge(); said != "" {
+		t.Log(said)
+	}
+	if out := os.Getenv("REPLUG_GUESTS_OUT"); out != "" && full() > 0 {
+		if err := Save(out, row); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.why != "" {
+		t.Logf("%s: %s: %s", row.Family, row.Client, s.why)
+	}
+	if c.Ought(s.Family) && !row.Follows {
+		t.Errorf("%s: %s does not follow; the agent said:\n%s", row.Family, row.Client, s.log(t.Context()))
+	}
+	if row.OldAddressLeft && !c.mayKeep(s.Family) {
+		t.Errorf("%s: %s keeps its old address, %s; the agent said:\n%s", row.Family, row.Client, s.kept, s.log(t.Context()))
+	}
+}
+
+// The table of the small guests: the clients that do without systemd, in namespaces,
+// two swaps each, there and back. Those that don't follow by themselves have had
+// their turn with the agent beside them.
 func TestRooms(t *testing.T) {
 	if full() > 0 {
 		t.Skip("the table has it")
 	}
-	w := world(t, Families[0])
-	for _, c := range Clients(Families[0]) {
-		if !c.Agent || c.start != "" && c.room == "" || !wanted(w.Family, c) {
-			continue
-		}
-		s, err := w.Room(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		row, err := s.Try(t.Context(), c, 2)
-		if err != nil {
-			t.Error(err)
-		}
-		t.Logf("%+v", row)
-		if !row.Follows || row.OldAddressLeft {
-			t.Errorf("%s: the agent said:\n%s", c, s.log(t.Context()))
-		}
-		if err := s.End(context.Background()); err != nil {
-			t.Error(err)
-		}
+	for _, f := range Families {
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			w := world(t, f)
+			for _, c := range Clients(f) {
+				if !c.fitsRoom() || !c.Ought(f) || !wanted(f, c) {
+					continue
+				}
+				s, err := w.Room(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				line(t, s, c, 2)
+				if err := s.End(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }

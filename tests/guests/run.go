@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "replug/control/controlpb"
 	"replug/tests/cluster"
@@ -35,10 +34,6 @@ type Row struct {
 }
 
 const tenant = "acme"
-
-// patience is how long a client may take to follow. It is more than a swap's usual
-// budget, 15 s: dhcpcd looks for others that have its address after each cut.
-const patience = 40 * time.Second
 
 // apart is the time between two swaps of a guest: its kernel holds link messages
 // back for a second after the last one (net/core/link_watch.c), and nobody swaps
@@ -76,7 +71,7 @@ func NewWorld(ctx context.Context, c *cluster.Cluster, f Family, image string) (
 
 // network is a moniker of the family's own.
 func (w *World) network(colour string) string {
-	return sprint("%s-%d", colour, slices.IndexFunc(Families, func(f Family) bool { return f.Name == w.Family.Name }))
+	return sprint("%s-%s", colour, w.Family.letter())
 }
 
 func (w *World) id() string {
@@ -92,6 +87,7 @@ type Subject struct {
 	name, at string
 	now, old []netip.Addr
 	why      string // the last one did not follow
+	kept     string // what was left of which address
 }
 
 // Room makes a cheap guest for one client, VM a machine for all of them.
@@ -160,7 +156,7 @@ func parse(all []string) (addrs []netip.Addr, err error) {
 // Try swaps the guest so many times while the client manages its NIC. A client that
 // does not follow is tried once: its swap is undone.
 func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err error) {
-	row = Row{Client: c.String(), Family: s.Family.Name, Follows: true}
+	row, s.why, s.kept = Row{Client: c.String(), Family: s.Family.Name, Follows: true}, "", ""
 	if err := errors.Join(s.reset(ctx), s.attach(ctx)); err != nil {
 		return row, err
 	}
@@ -184,7 +180,9 @@ func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err err
 		}
 		took = append(took, ms)
 		rungs[swap.Rung]++
-		row.OldAddressLeft = row.OldAddressLeft || s.left(ctx)
+		if err := s.left(ctx); err != nil {
+			row.OldAddressLeft, s.kept = true, sprint("after swap %d: %s", row.Runs, err)
+		}
 	}
 	for rung, n := range rungs {
 		if n > rungs[row.Rung] {
@@ -231,8 +229,7 @@ func (s *Subject) swap(ctx context.Context) (*pb.Swap, float64, error) {
 	to := map[string]string{"red": "blue", "blue": "red"}[s.at]
 	client := pb.NewSwapsClient(s.conn)
 	begin := time.Now()
-	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: s.id(), Tenant: tenant, Port: s.name, Network: s.network(to), Confirm: "lease", Trigger: "bounce",
-		LeaseBudget: durationpb.New(patience)})
+	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: s.id(), Tenant: tenant, Port: s.name, Network: s.network(to), Confirm: "lease", Trigger: "bounce"})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -259,9 +256,9 @@ func (s *Subject) swap(ctx context.Context) (*pb.Swap, float64, error) {
 	return swap, took, err
 }
 
-// left reports whether an old address is still there after the time that a client
+// left returns an error if an old address is still there after the time that a client
 // may need to take it away.
-func (s *Subject) left(ctx context.Context) bool {
+func (s *Subject) left(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
 	defer cancel()
 	return lab.Until(ctx, "the end of the old addresses", func() error {
@@ -271,7 +268,7 @@ func (s *Subject) left(ctx context.Context) bool {
 			}
 		}
 		return s.has(ctx, s.now)
-	}) != nil
+	})
 }
 
 // hops prints what happened in a swap, and when.

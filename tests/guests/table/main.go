@@ -30,6 +30,11 @@ func run(args []string) error {
 	if err != nil {
 		return fmt.Errorf("%w (`make test-guests` writes it)", err)
 	}
+	for _, r := range rows {
+		if said := r.Judge(); said != "" {
+			fmt.Println(said)
+		}
+	}
 	b, err := os.ReadFile(args[1])
 	if err != nil {
 		return err
