@@ -48,8 +48,8 @@ type Trace struct {
 	Src, Dst        netip.AddrPort // as the rules saw them; Dst behind a service is the backend
 	Translated      netip.AddrPort // what one end has been rewritten to: a service's backend, or the service
 	Answers         bool           // Translated is the service as which the VM answers
-	NextHop         netip.Addr     // the CA that it is routed to, or that its source is reached by
-	PA              netip.Addr     // where that CA is
+	NextHop         netip.Addr     // the CA that what is sent is routed to, if it came so far
+	PA              netip.Addr     // where that CA is, if it came so far
 	MAC             [6]byte
 	OuterSrc        netip.Addr // from the wire
 	OuterDst        netip.Addr
@@ -128,6 +128,13 @@ func (p datapathPacket) trace() Trace {
 		FlowOut: FlowState(p.FlowOut), FlowIn: FlowState(p.FlowIn), RuleOut: p.RuleOut, RuleIn: p.RuleIn, Protocol: p.Proto,
 		Src: addrPort(p.Src, p.Sport), Dst: addrPort(p.Dst, p.Dport), NextHop: p.Next.ip(), PA: p.Pa.ip(), MAC: p.Mac,
 		OuterSrc: p.OuterSrc.ip(), OuterDst: p.OuterDst.ip(), Known: p.Known != 0, MTU: int(p.Mtu), Reset: p.Reset != 0,
+	}
+	// The programs clear what they ask for: the rest is a former frame's until it is found.
+	if t.Way != ToPort && t.Way != ToWire {
+		t.PA, t.MAC = netip.Addr{}, [6]byte{}
+		if t.Drop != DropReason(datapathDropReasonDROP_NO_MAPPING) {
+			t.NextHop = netip.Addr{}
+		}
 	}
 	if p.Natted != 0 {
 		t.Translated, t.Answers = addrPort(p.Nat, p.NatPort), p.Natted&uint8(datapathFlowFlagFLOW_BACKEND) != 0

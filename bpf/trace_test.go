@@ -39,6 +39,32 @@ func TestTrace(t *testing.T) {
 	b.counted("the same frame, in earnest", before, "none")
 }
 
+// A refused frame has no way that a former one has found.
+func TestTraceForgets(t *testing.T) {
+	a, _ := newWorld(t)
+	for _, c := range []struct {
+		what, drop string
+		dst        netip.Addr
+		rules      *RuleSet
+		next       netip.Addr
+	}{
+		{"refused before it has a way", "rule_out", caB, &RuleSet{Out: []Rule{{ID: 91, Deny: true}}}, netip.Addr{}},
+		{"no route", "no_route", netip.MustParseAddr("203.0.113.77"), nil, netip.Addr{}},
+		{"no mapping", "no_mapping", caNobody, nil, caNobody},
+	} {
+		a.must(a.dp.SetRules(redA.id, nil))
+		passes, err := a.dp.TraceFromVM(redA.id, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
+		if err != nil || passes.PA != redB.pa || passes.NextHop != caB || passes.MAC != redB.mac {
+			t.Fatalf("a frame that passes: %+v, %v", passes, err)
+		}
+		a.must(a.dp.SetRules(redA.id, c.rules))
+		got, err := a.dp.TraceFromVM(redA.id, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, c.dst, 5353, 7946, text(37))))
+		if err != nil || got.Drop.String() != c.drop || got.PA.IsValid() || got.MAC != [6]byte{} || got.NextHop != c.next {
+			t.Errorf("%s: %+v, %v", c.what, got, err)
+		}
+	}
+}
+
 // What a capture and a flow log see of a frame that passes and of one that doesn't.
 func TestCaptureAndFlowEvents(t *testing.T) {
 	_, b := newWorld(t)

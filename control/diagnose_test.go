@@ -92,7 +92,7 @@ func TestTrace(t *testing.T) {
 	if r.Delivered || r.Summary != "dropped: rule_in (a rule denies what the VM would get), on host h9" || len(r.Hops) != 2 {
 		t.Errorf("%v %q, %d hops", r.Delivered, r.Summary, len(r.Hops))
 	}
-	want := []string{"port: from " + question.Port + " in network red (VNI 10597059)", "rules out: allowed: no rule denies it (new flow)", "route: 10.17.34.0/24, on link",
+	want := []string{"port: from web-1 (" + question.Port + ") in network red (VNI 10597059)", "rules out: allowed: no rule denies it (new flow)", "route: 10.17.34.0/24, on link",
 		"mapping: PA 100.64.9.3, MAC 02:52:00:00:00:07, VNI 10597059", "verdict: sent to the underlay by up0",
 		"port: for db.0 in network red (VNI 10597059)", "rules in: denied by db/no-web", "verdict: dropped: rule_in (a rule denies what the VM would get)"}
 	if got := stepsOf(r); !slices.Equal(got, want) {
@@ -247,7 +247,7 @@ func TestWatchDrops(t *testing.T) {
 		var q ask.Drops
 		_ = json.Unmarshal(b, &q)
 		questions <- q
-		say(ask.Refused{Rows: []ask.DropRow{{Reason: "no_route", Tuple: "tcp a > b", Count: 5, Port: ask.PortRef{Name: "x.0", Tenant: "acme"}}}, Lost: 2,
+		say(ask.Refused{Rows: []ask.DropRow{{Reason: "no_route", Tuple: "tcp a > b", Count: 5, Port: ask.PortRef{Name: "x.0", Tenant: "acme"}}, {Port: ask.PortRef{Name: "vm-1.0", Tenant: "acme"}}}, Lost: 2,
 			Totals: []ask.Total{{Reason: "no_route", Count: 77}}})
 		return nil
 	}
@@ -255,7 +255,7 @@ func TestWatchDrops(t *testing.T) {
 	// The operator hears of both hosts, also that one can't be asked.
 	all := received(t, must(w.as("olga").WatchDrops(w.ctx, &pb.WatchDropsRequest{Every: durationpb.New(time.Millisecond)}))(t))
 	slices.SortFunc(all, func(a, b *pb.DropReport) int { return strings.Compare(a.Host, b.Host) })
-	if len(all) != 2 || all[0].Rows[0].Count != 5 || all[0].Rows[0].Port != "x.0" || all[0].Totals[0].Count != 77 || all[0].Lost != 2 ||
+	if len(all) != 2 || all[0].Rows[0].Count != 5 || all[0].Rows[0].Port != "x.0" || all[0].Rows[0].Vm != "" || all[0].Rows[1].Port != "vm-1.0" || all[0].Rows[1].Vm != "web-1" || all[0].Totals[0].Count != 77 || all[0].Lost != 2 ||
 		all[1].Host != "h9" || !strings.Contains(all[1].Error, "no answer today") {
 		t.Errorf("the operator hears %v", all)
 	}

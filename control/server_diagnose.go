@@ -28,13 +28,19 @@ type diagnosticsAPI struct {
 type diagnoser struct {
 	*caller
 	leave func() // to be called when all is answered
+
+	mu   sync.Mutex
+	vmOf map[portOf]string // names
 }
+
+// A portOf is a port as long as it is a tenant's.
+type portOf struct{ name, tenant string }
 
 // open admits one more question, unless the caller has too many open.
 func (a diagnosticsAPI) open(ctx context.Context) (*diagnoser, error) {
 	c := callerOf(ctx)
 	leave, err := a.s.looks.enter(c)
-	return &diagnoser{c, leave}, err
+	return &diagnoser{caller: c, leave: leave, vmOf: make(map[portOf]string)}, err
 }
 
 // looks counts the questions that are open, by caller: one tenant must not keep

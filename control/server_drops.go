@@ -175,6 +175,9 @@ func (d *diagnoser) hostDrops(ctx context.Context, host string, want ask.Drops, 
 		begun := time.Now()
 		err := each(ctx, d, host, ask.KindDrops, want, func(r ask.Refused) error {
 			said = ""
+			for _, row := range r.Rows {
+				d.learn(ctx, row.Port)
+			}
 			return send(d.dropsTo(host, r))
 		})
 		if err == nil || ctx.Err() != nil {

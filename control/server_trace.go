@@ -36,6 +36,7 @@ func (a diagnosticsAPI) Trace(ctx context.Context, q *pb.TraceRequest) (*pb.Trac
 	if err != nil {
 		return nil, err
 	}
+	d.learn(ctx, t.Port, t.To)
 	r := &pb.TraceResponse{Hops: []*pb.TraceHop{d.hopTo(from.Host, "from_vm", &t)}}
 	if t.Verdict == ask.ToWire {
 		return r, d.traceWire(ctx, r, &t)
@@ -60,6 +61,7 @@ func (d *diagnoser) traceWire(ctx context.Context, r *pb.TraceResponse, t *ask.T
 		r.Summary = fmt.Sprintf("sent to host %s, which can't be asked: %v", host, err)
 		return nil
 	}
+	d.learn(ctx, next.To)
 	r.Hops = append(r.Hops, d.hopTo(host, "from_wire", &next))
 	d.conclude(r, host, &next)
 	return nil

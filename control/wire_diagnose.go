@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 
@@ -36,6 +37,45 @@ func (d *diagnoser) portName(p ask.PortRef) string {
 		return ""
 	}
 	return p.Name
+}
+
+// called is the port for people: by the name of its VM, if it has one.
+func (d *diagnoser) called(p ask.PortRef) string {
+	name := d.portName(p)
+	if vm := d.vmName(p); vm != "" {
+		return fmt.Sprintf("%s (%s)", vm, name)
+	}
+	return name
+}
+
+// vmName is the name of a port's VM, as [diagnoser.learn] found it; "": it has none.
+func (d *diagnoser) vmName(p ask.PortRef) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.vmOf[portOf{p.Name, p.Tenant}]
+}
+
+// learn finds out whose ports are: those that the caller may see, each once. One
+// that can't be found out is called by its own name.
+func (d *diagnoser) learn(ctx context.Context, ports ...ask.PortRef) {
+	for _, p := range ports {
+		key := portOf{p.Name, p.Tenant}
+		d.mu.Lock()
+		_, known := d.vmOf[key]
+		d.mu.Unlock()
+		if known || d.portName(p) == "" {
+			continue
+		}
+		name := ""
+		if port, err := d.networks.GetPort(ctx, p.Name); err == nil && port.Value.VM != "" && d.sees(port.Value.Tenant) {
+			if vm, err := d.vms.Get(ctx, port.Value.VM); err == nil {
+				name = vm.Value.Name
+			}
+		}
+		d.mu.Lock()
+		d.vmOf[key] = name
+		d.mu.Unlock()
+	}
 }
 
 // visible takes the underlay's headers off for those who may not see them.
@@ -108,7 +148,7 @@ func decisionText(d ask.Decision) string {
 }
 
 func (d *diagnoser) portText(p ask.PortRef, role string) string {
-	if name := d.portName(p); name != "" {
+	if name := d.called(p); name != "" {
 		return fmt.Sprintf("%s %s in network %s (VNI %d)", role, name, p.Network, p.VNI)
 	}
 	return ""
@@ -150,11 +190,11 @@ func (d *diagnoser) verdict(t *ask.Trace) string {
 	case ask.ToIMDS:
 		return "handed to the metadata service"
 	case ask.ToPort:
-		return "delivered to " + d.portName(t.To) + device
+		return "delivered to " + d.called(t.To) + device
 	case ask.ToWire:
 		return "sent to the underlay" + device
 	case ask.SentUp:
-		return "unwrapped by the kernel's VXLAN device, then to " + d.portName(t.To)
+		return "unwrapped by the kernel's VXLAN device, then to " + d.called(t.To)
 	case ask.Passed:
 		return "none of Replug's: left to the host's own stack"
 	}
@@ -164,7 +204,7 @@ func (d *diagnoser) verdict(t *ask.Trace) string {
 func (d *diagnoser) dropsTo(host string, r ask.Refused) *pb.DropReport {
 	out := &pb.DropReport{Host: host, Lost: r.Lost}
 	for _, row := range r.Rows {
-		out.Rows = append(out.Rows, &pb.DropRow{Reason: row.Reason, Why: row.Why, Port: d.portName(row.Port), Tuple: row.Tuple, Count: row.Count})
+		out.Rows = append(out.Rows, &pb.DropRow{Reason: row.Reason, Why: row.Why, Port: d.portName(row.Port), Vm: d.vmName(row.Port), Tuple: row.Tuple, Count: row.Count})
 	}
 	if d.underlay() {
 		for _, t := range r.Totals {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ totals of each host since its datapath was made.`,
 }
 
 func (c *caller) printDrops(cmd *cobra.Command, s grpc.ServerStreamingClient[pb.DropReport], follow bool) error {
-	rows := &table{head: []string{"HOST", "PORT", "REASON", "COUNT", "FRAME"}}
+	rows := &table{head: []string{"HOST", "VM OR PORT", "REASON", "COUNT", "FRAME"}}
 	totals := &table{head: []string{"HOST", "REASON", "TOTAL"}}
 	for {
 		r, err := s.Recv()
@@ -87,7 +88,7 @@ func printLine(w io.Writer, r *pb.DropReport) error {
 func dropLines(w io.Writer, now time.Time, r *pb.DropReport) {
 	at := now.Format(time.TimeOnly)
 	for _, row := range r.Rows {
-		fmt.Fprintf(w, "%s  %-8s  %-20s  %-18s  %8d  %s\n", at, r.Host, dash(row.Port), row.Reason, row.Count, row.Tuple)
+		fmt.Fprintf(w, "%s  %-8s  %-20s  %-18s  %8d  %s\n", at, r.Host, dash(cmp.Or(row.Vm, row.Port)), row.Reason, row.Count, row.Tuple)
 	}
 	if r.Lost > 0 {
 		fmt.Fprintf(w, "%s  %-8s  %-20s  %-18s  %8d  too many to tell apart\n", at, r.Host, "-", "-", r.Lost)
@@ -96,7 +97,7 @@ func dropLines(w io.Writer, now time.Time, r *pb.DropReport) {
 
 func dropRows(rows, totals *table, r *pb.DropReport) {
 	for _, row := range r.Rows {
-		rows.add(r.Host, row.Port, row.Reason, row.Count, row.Tuple)
+		rows.add(r.Host, cmp.Or(row.Vm, row.Port), row.Reason, row.Count, row.Tuple)
 	}
 	if r.Lost > 0 {
 		rows.add(r.Host, "", "", r.Lost, "too many to tell apart")

@@ -745,6 +745,7 @@ type DropRow struct {
 	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`   // empty: of no port
 	Tuple         string                 `protobuf:"bytes,4,opt,name=tuple,proto3" json:"tuple,omitempty"` // "tcp 10.0.0.5:50123 > 10.0.0.9:443"
 	Count         uint64                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	Vm            string                 `protobuf:"bytes,6,opt,name=vm,proto3" json:"vm,omitempty"` // by name, if the port is a VM's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +813,13 @@ func (x *DropRow) GetCount() uint64 {
 		return x.Count
 	}
 	return 0
+}
+
+func (x *DropRow) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
 }
 
 type DropTotal struct {
@@ -1140,13 +1148,14 @@ const file_control_controlpb_diagnose_proto_rawDesc = "" +
 	"\x04rows\x18\x02 \x03(\v2\x1a.replug.control.v1.DropRowR\x04rows\x12\x12\n" +
 	"\x04lost\x18\x03 \x01(\x04R\x04lost\x124\n" +
 	"\x06totals\x18\x04 \x03(\v2\x1c.replug.control.v1.DropTotalR\x06totals\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"s\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\x83\x01\n" +
 	"\aDropRow\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\tR\x04port\x12\x14\n" +
 	"\x05tuple\x18\x04 \x01(\tR\x05tuple\x12\x14\n" +
-	"\x05count\x18\x05 \x01(\x04R\x05count\"9\n" +
+	"\x05count\x18\x05 \x01(\x04R\x05count\x12\x0e\n" +
+	"\x02vm\x18\x06 \x01(\tR\x02vm\"9\n" +
 	"\tDropTotal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\">\n" +

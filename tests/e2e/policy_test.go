@@ -106,6 +106,10 @@ func TestWayOut(t *testing.T) {
 			if err := cluster.Ping(soon, web.Node, netip.MustParseAddr(beyond)); err == nil {
 				return fmt.Errorf("%s is reached", beyond)
 			}
+			// The gateway would refuse it too: it is no router any more.
+			if got, _ := w.trace(ctx, t, "--from", web.port, "--to", beyond, "icmp"); got.Hops[0].Drop != "no_route" {
+				return fmt.Errorf("a trace to %s: %s", beyond, got.Summary)
+			}
 			return nil
 		}); err != nil {
 			t.Error(err)
@@ -238,6 +242,7 @@ func (m *member) six(ctx context.Context, t *testing.T) string {
 	}
 	gateway := netip.AddrFrom16([16]byte{0xfe, 0x80, 8: 0x52, 9: 0x50, 10: 0x4c, 13: byte(p.Vni >> 16), 14: byte(p.Vni >> 8), 15: byte(p.Vni)})
 	for _, args := range [][]string{
+		{"sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0"}, // its route would be in the way of ours
 		{"sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=0"},
 		{"ip", "-6", "addr", "add", p.Addrs[1], "dev", "eth0", "nodad"},
 		{"ip", "-6", "route", "add", "default", "via", gateway.String(), "dev", "eth0"},
