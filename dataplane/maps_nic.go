@@ -18,11 +18,20 @@ const (
 	XDPOff  = "off"  // with all others
 )
 
+// ErrUnfinished is why a veth is no uplink for XDP: whoever sends into its other
+// end leaves checksums to a device, there is none, and XDP can't see that they
+// are missing. Guests would lose all UDP.
+var ErrUnfinished = errors.New("its frames may come with checksums that nobody has finished, and guests refuse those that XDP hands them")
+
 // attachNIC puts the datapath on the uplink's driver, as the mode says and the
 // driver can, and reports whether it is there.
 func attachNIC(d *bpf.Datapath, uplink netdev.Uplink, mode string, log *slog.Logger) (bool, error) {
 	// A veth copies each frame into a page of its own for XDP: dearer than without.
-	if mode == XDPOff || mode != XDPOn && netdev.IsVeth(uplink.Ifindex) {
+	veth := netdev.IsVeth(uplink.Ifindex)
+	if veth && mode == XDPOn {
+		return false, fmt.Errorf("xdp on: %s is a veth: %w; set xdp to auto, which takes them by the kernel's own path", uplink.Name, ErrUnfinished)
+	}
+	if mode == XDPOff || veth {
 		return false, d.DetachNIC()
 	}
 	err := d.AttachNIC(uplink.Ifindex)
