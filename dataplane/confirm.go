@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"crypto/rand"
 	"slices"
 	"time"
 
@@ -11,9 +12,7 @@ import (
 // publish lets the metadata service serve the place's document.
 func (p *port) publish(_ context.Context, in *vnet.Intent) (outcome, error) {
 	place := &in.Current
-	guest := guestOf(in, place)
-	guest.Slept = p.run.Resumed
-	p.docs.Publish(p.id, place.Epoch, place.Document, guest)
+	p.docs.Publish(p.id, place.Epoch, p.document(place), guestOf(in, place))
 	if !slices.ContainsFunc(p.run.Hops, func(h vnet.Hop) bool { return h.Name == "publish" }) {
 		p.run.hop("publish")
 	}
@@ -21,6 +20,20 @@ func (p *port) publish(_ context.Context, in *vnet.Intent) (outcome, error) {
 	p.tell(vnet.StatusPublished, place.Epoch, nil)
 	return outcome{kind: done}, nil
 }
+
+// document is the place's, with what only the host knows.
+func (p *port) document(place *vnet.Place) *vnet.Document {
+	if place.Document == nil || !p.run.Resumed {
+		return place.Document
+	}
+	d := *place.Document
+	d.Woken = &vnet.Woken{Seed: make([]byte, seedBytes)}
+	_, _ = rand.Read(d.Woken.Seed) // never fails (crypto/rand, Go 1.24)
+	return &d
+}
+
+// seedBytes is as much as Linux's generator holds.
+const seedBytes = 32
 
 // confirm waits for the guest's report on the document. It may never come:
 // then there is no agent in the guest, and others decide.

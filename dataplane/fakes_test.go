@@ -239,7 +239,7 @@ func (f *worldDocs) Publish(id vnet.PortID, e vnet.Epoch, d *vnet.Document, abou
 	if row := w.rows[id]; row.Epoch != e {
 		w.t.Errorf("published epoch %s while %s is in force", e, row.Epoch)
 	}
-	w.published[id], w.docs[id], w.slept[id] = e, d, about.Slept
+	w.published[id], w.docs[id], w.slept[id] = e, d, d != nil && d.Woken != nil && len(d.Woken.Seed) == 32
 	if g := w.guests[id]; g != nil && g.reports && d != nil {
 		g.read(e, d)
 	}

@@ -24,7 +24,7 @@ func newMachine(root string) machine { return machine{files{root}} }
 // apply makes d true. It goes on after an error, so that one wrong setting doesn't
 // take the others away, and returns all of them.
 func (m machine) apply(d *vnet.Document, s *state) error {
-	return errors.Join(m.setHostname(d.Hostname), m.setUser(d, s), m.setTimeZone(d.TimeZone), m.setDNS(d, s), m.putFiles(d.Files),
+	return errors.Join(m.wake(d.Woken), m.setHostname(d.Hostname), m.setUser(d, s), m.setTimeZone(d.TimeZone), m.setDNS(d, s), m.putFiles(d.Files),
 		m.setDisks(d), m.runOnce(d.RunOnce, s, shell))
 }
 

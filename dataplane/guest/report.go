@@ -111,6 +111,9 @@ func (a *agent) take(d *vnet.Document, kind string) error {
 	if err == nil {
 		a.state.Epoch, a.state.Kind = d.Epoch, kind
 	}
+	if err == nil && d.Woken != nil {
+		a.log.say("went on from a saved state: the clock and the random numbers are renewed")
+	}
 	return errors.Join(err, a.state.save(a.sys.files())) // a failure may have left a placeholder user
 }
 

@@ -75,7 +75,7 @@ func (s *Server) reprovision(w http.ResponseWriter, who Caller) *refusal {
 	case pub.doc == nil:
 		return &refusal{http.StatusNotFound, "nothing published", "ask again in a second", false}
 	}
-	b, err := xml.Marshal(ovfOf(pub.doc, &pub.guest))
+	b, err := xml.Marshal(ovfOf(pub.doc))
 	if err != nil {
 		s.cfg.Log.Error("document can't be written as ovf-env.xml", "port", who.Port, "err", err)
 		return &refusal{http.StatusInternalServerError, "document can't be written", "correct the VM's settings", false}
@@ -165,7 +165,7 @@ func instanceOf(d *vnet.Document, g *Guest) *instance {
 	case d.Partial():
 		i.Extended.Compute.PPSType = "Running"
 	default:
-		i.Compute.UserData = base64.StdEncoding.EncodeToString(userData(d, g))
+		i.Compute.UserData = base64.StdEncoding.EncodeToString(userData(d))
 		for _, k := range d.SSHKeys {
 			i.Compute.PublicKeys = append(i.Compute.PublicKeys, azureKey{Path: keyPath(d.User), Data: k})
 		}
@@ -218,11 +218,11 @@ type ovfSet struct {
 	CustomData  string `xml:"http://schemas.microsoft.com/windowsazure CustomData,omitempty"`
 }
 
-func ovfOf(d *vnet.Document, g *Guest) *ovf {
+func ovfOf(d *vnet.Document) *ovf {
 	o := &ovf{}
 	o.Provision.Set = ovfSet{
 		HostName: d.Hostname, UserName: d.User, NoPasswords: true,
-		CustomData: base64.StdEncoding.EncodeToString(userData(d, g)),
+		CustomData: base64.StdEncoding.EncodeToString(userData(d)),
 	}
 	return o
 }

@@ -38,7 +38,7 @@ func (s *Server) openStack(w http.ResponseWriter, r *http.Request, who Caller) *
 		send(w, http.StatusOK, openStackNetwork(&pub.guest))
 	case "vendor_data.json":
 		vendor := map[string]string{}
-		if c := cloudConfig(pub.doc, &pub.guest, true); c != "" {
+		if c := cloudConfig(pub.doc, true); c != "" {
 			vendor["cloud-init"] = c
 		}
 		send(w, http.StatusOK, vendor)
@@ -99,7 +99,7 @@ func (s *Server) noCloud(w http.ResponseWriter, r *http.Request, who Caller) *re
 	case "user-data":
 		return text(w, "application/octet-stream", string(pub.doc.UserData)) // empty is none
 	case "vendor-data":
-		return text(w, "text/yaml", cloudConfig(pub.doc, &pub.guest, true))
+		return text(w, "text/yaml", cloudConfig(pub.doc, true))
 	}
 	return &unknownPath // network-config: what DHCP says is enough
 }

@@ -70,7 +70,6 @@ type Guest struct {
 	MAC         vnet.MAC
 	Addrs       []vnet.Addr
 	DNS         []netip.Addr
-	Slept       bool // its clock stood still before it came here
 }
 
 // A portState lives from the port's first connection or document until [Server.Forget].

@@ -19,10 +19,11 @@ const wakeClock = `now=$(cat /sys/class/rtc/rtc0/since_epoch) && [ "$now" -gt "$
 // cloudConfig is what the metadata of other clouds has no word for, as cloud-init's
 // own configuration: "" when there is nothing. With a user in it, for clouds that
 // can't name one.
-func cloudConfig(d *vnet.Document, g *Guest, user bool) string {
+func cloudConfig(d *vnet.Document, user bool) string {
 	c := map[string]any{}
-	if g.Slept {
+	if d.Woken != nil {
 		c["bootcmd"] = [][]string{{"sh", "-c", wakeClock}}
+		c["random_seed"] = map[string]string{"encoding": "b64", "data": base64.StdEncoding.EncodeToString(d.Woken.Seed)}
 	}
 	if user && d.User != "" {
 		c["user"] = map[string]any{"name": d.User}
@@ -63,7 +64,7 @@ func cloudConfig(d *vnet.Document, g *Guest, user bool) string {
 }
 
 // userData is the owner's user data, with what else the document says beside it.
-func userData(d *vnet.Document, g *Guest) []byte { return joined(cloudConfig(d, g, false), d.UserData) }
+func userData(d *vnet.Document) []byte { return joined(cloudConfig(d, false), d.UserData) }
 
 // joined makes one piece of user data of cloud-config and the owner's.
 func joined(config string, own []byte) []byte {

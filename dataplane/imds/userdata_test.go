@@ -18,7 +18,7 @@ import (
 // TestUserData: what the owner hands over stays as it is; what the document says
 // beside it comes after, as cloud-config that gives way.
 func TestUserData(t *testing.T) {
-	doc := &vnet.Document{User: "ann", TimeZone: "Europe/Berlin", PasswordHash: "$6$salt$hash",
+	doc := &vnet.Document{Woken: &vnet.Woken{Seed: []byte{0x1d, 0x2e, 0x3f}}, User: "ann", TimeZone: "Europe/Berlin", PasswordHash: "$6$salt$hash",
 		Files:   []vnet.File{{Path: "/etc/motd", Content: "hello"}, {Path: "/etc/secret", Mode: 0o600}},
 		RunOnce: []vnet.Command{{ID: "one", Command: "touch /ran"}}}
 	const inner = "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"b\"\n\n--b\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n\n--b--\n"
@@ -36,7 +36,7 @@ func TestUserData(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := *doc
 			d.UserData = []byte(c.own)
-			got := imds.UserData(&d, &imds.Guest{Slept: true})
+			got := imds.UserData(&d)
 			config := string(got)
 			if c.kind != "" {
 				parts := split(t, got)
@@ -48,10 +48,10 @@ func TestUserData(t *testing.T) {
 			checkConfig(t, config)
 		})
 	}
-	if got := imds.UserData(&vnet.Document{UserData: []byte("#!x")}, &imds.Guest{}); string(got) != "#!x" {
+	if got := imds.UserData(&vnet.Document{UserData: []byte("#!x")}); string(got) != "#!x" {
 		t.Errorf("with nothing beside it: %q", got)
 	}
-	if got := imds.UserData(&vnet.Document{}, &imds.Guest{}); len(got) != 0 {
+	if got := imds.UserData(&vnet.Document{}); len(got) != 0 {
 		t.Errorf("nothing at all became %q", got)
 	}
 }
@@ -99,7 +99,8 @@ func checkConfig(t *testing.T, config string) {
 		WriteFiles []struct{ Path, Permissions, Encoding, Content string } `json:"write_files"`
 		Runcmd     []string
 		Bootcmd    [][]string
-		MergeHow   string `json:"merge_how"`
+		Seed       struct{ Encoding, Data string } `json:"random_seed"`
+		MergeHow   string                          `json:"merge_how"`
 	}
 	if err := json.Unmarshal([]byte(text), &c); err != nil || !ok {
 		t.Fatalf("%q: %v", config, err)
@@ -111,5 +112,7 @@ func checkConfig(t *testing.T, config string) {
 		t.Errorf("files: %s", text)
 	case len(c.Runcmd) != 1 || len(c.Bootcmd) != 1 || !strings.Contains(c.Bootcmd[0][2], "since_epoch") || !strings.Contains(c.MergeHow, "no_replace"):
 		t.Errorf("commands: %s", text)
+	case c.Seed.Encoding != "b64" || c.Seed.Data != "HS4/":
+		t.Errorf("seed: %s", text)
 	}
 }

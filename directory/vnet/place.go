@@ -168,6 +168,13 @@ type Document struct {
 	Disks        []DataDisk   `json:"disks,omitempty"`
 	// UserData is handed to cloud-init as it is: a script, cloud-config, or several in MIME.
 	UserData []byte `json:"user_data,omitempty"`
+	Woken    *Woken `json:"woken,omitempty"` // by the host, which alone knows it
+}
+
+// A Woken guest went on from a saved state: its clock stood still, the machine's did
+// not, and it would draw the random numbers that it was about to.
+type Woken struct {
+	Seed []byte `json:"seed"` // random, for this guest alone
 }
 
 // TagPartial marks a document whose VM waits in the pool: not all is configured

@@ -11,32 +11,41 @@ import (
 	"replug/tests/lab"
 )
 
-// A real machine is booted, moved while it runs without a reboot, taken over by
-// a restarted agent, and deleted without a trace.
-func TestMachine(t *testing.T) {
-	w := newWorld(t, "hostqemu", 1)
+// smallImage puts the small guest into host 1's repository, and returns the arguments
+// of an agent that runs VMs of it.
+func (w *world) smallImage() []string {
+	w.t.Helper()
 	image, err := lab.BuildGuest(w.ctx, guestAgent)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	accel, err := lab.Accel(w.ctx, image)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	node := w.lab.Host(1)
-	images := join(node.Dir(), "images")
+	images := join(w.lab.Host(1).Dir(), "images")
 	if err := lab.InstallImage(image, images, "tiny"); err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	args := []string{"--memory", "512", "--images", images, "--accel", accel,
+	return []string{"--memory", "512", "--images", images, "--accel", accel,
 		"--qemu-arg=-serial", "--qemu-arg=unix:{dir}/exec.sock,server=on,wait=off"}
-	agent := w.agent(1, args...)
-	in := vnet.Intent{
+}
+
+func smallMachine() vnet.Intent {
+	return vnet.Intent{
 		Port: "vm-17.0", ID: 23, Host: "h1", MAC: vnet.PortMAC(0x2a3b4c5d), VM: "vm-17", PA: vnet.PA{Addr: addr("100.64.1.23")},
 		Current: place("red", red, "10.17.34.51", 7),
 		Machine: &vnet.Machine{ID: "vm-17", UUID: "5f7c1a2e-3b4d-4c6f-8a9b-2c3d4e5f6a7b", CPUs: 1, Memory: 128, Image: "tiny",
 			Disks: []vnet.Disk{{ID: "os", OS: true}}, Power: vnet.PowerOn},
 	}
+}
+
+// A real machine is booted, moved while it runs without a reboot, taken over by
+// a restarted agent, and deleted without a trace.
+func TestMachine(t *testing.T) {
+	w := newWorld(t, "hostqemu", 1)
+	node, args, in := w.lab.Host(1), w.smallImage(), smallMachine()
+	agent := w.agent(1, args...)
 	w.dir.put(in)
 	s := w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusConfirmed)
 	if s.Power != vnet.PowerOn || s.Guest == nil || s.Guest.Hostname != "in-red" {
@@ -57,7 +66,7 @@ func TestMachine(t *testing.T) {
 		if s.Phase != vnet.StatusConfirmed || s.Guest.BootID != boot {
 			t.Fatalf("swap: %+v, boot id was %s", s, boot)
 		}
-		t.Logf("%s: %s", accel, timeline(s))
+		t.Log(timeline(s))
 		// Told by its second channel: no link was cut. An agent of the host that has
 		// just come may not have heard the guest yet.
 		if i == 0 && s.Rung != "agent" {

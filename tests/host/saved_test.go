@@ -1,0 +1,74 @@
+package host_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"replug/directory/vnet"
+	"replug/tests/lab"
+)
+
+// slept is how long a guest is left asleep, for its clock to be late.
+const slept = 5 * time.Second
+
+// A pooled VM with our agent is saved, uses nothing, and goes on at the claim without
+// a reboot, with the time of now and other random numbers than it was about to draw.
+func TestSaved(t *testing.T) {
+	w := newWorld(t, "hostsaved", 1)
+	w.agent(1, w.smallImage()...)
+	in := smallMachine()
+	in.Current.Document.Tag, in.Current.Hold = vnet.TagPartial, vnet.HoldSnapshot
+	w.dir.put(in)
+	pooled := w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusConfirmed)
+	w.saved(in)
+	time.Sleep(slept) // what is looked at is the time that goes by
+	p := place("blue", blue, "10.17.34.62", 8)
+	prepare, change := to(in, p, vnet.TriggerBounce)
+	begun := time.Now()
+	w.dir.put(prepare)
+	w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusPrepared, vnet.StatusRefused)
+	w.dir.put(change)
+	s := w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
+	t.Logf("its owner's %d ms after the claim: %s", time.Since(begun).Milliseconds(), timeline(s))
+	if s.Phase != vnet.StatusConfirmed || s.Guest.BootID != pooled.Guest.BootID || s.Guest.Hostname != "in-blue" {
+		t.Errorf("claimed: %+v %+v, boot id was %s", s, s.Guest, pooled.Guest.BootID)
+	}
+	w.awake(in)
+	if said, err := os.ReadFile(join(w.lab.Host(1).Dir(), "state/vms/"+in.VM+"/console.log")); err != nil || !bytes.Contains(said, []byte("random numbers are renewed")) {
+		t.Errorf("its agent does not say that it was woken: %v, %s", err, said)
+	}
+}
+
+// saved waits until the host says that the VM rests.
+func (w *world) saved(in vnet.Intent) {
+	w.t.Helper()
+	err := lab.Until(w.ctx, in.VM+" to be saved", func() error {
+		w.dir.mu.Lock()
+		defer w.dir.mu.Unlock()
+		for _, st := range w.dir.statuses {
+			if st.Port == in.Port && st.Power == vnet.PowerSaved {
+				return nil
+			}
+		}
+		return errors.New("it runs")
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// awake looks whether a guest that slept knows how late it is. Emulated on a machine
+// with much to do, its clock may be fast: only that it isn't behind is looked at.
+func (w *world) awake(in vnet.Intent) {
+	w.t.Helper()
+	before := time.Now()
+	out, err := lab.GuestExec(w.ctx, join(w.lab.Host(1).Dir(), "state/vms/"+in.VM+"/exec.sock"), "date +%s")
+	if s, perr := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || perr != nil || time.Unix(s+2, 0).Before(before) {
+		w.t.Errorf("its clock says %q (%v) at %s", out, err, before)
+	}
+}
