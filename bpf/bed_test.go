@@ -186,15 +186,20 @@ func (g *guest) plug(mtu int) (ifindex int) {
 			return err
 		}
 		g.taps[1] = f
-		gateways := g.gateways()
-		return errors.Join(ip("link set eth0 mtu %d", mtu), sysctl("net/ipv6/conf/eth0/accept_ra=0"), sysctl("net/ipv6/conf/eth0/disable_ipv6=0"),
-			ip("addr add %s/24 dev eth0", g.ca), ip("addr add %s/64 dev eth0 nodad", g.ca6),
-			ip("route add default via %s dev eth0", gateways[0]), ip("route add default via %s dev eth0", gateways[1]))
+		return errors.Join(ip("link set eth0 mtu %d", mtu), g.address())
 	})
 	go pump(g.taps[0], g.taps[1])
 	go pump(g.taps[1], g.taps[0])
 	g.t.Cleanup(func() { _, _ = g.taps[0].Close(), g.taps[1].Close() })
 	return ifindex
+}
+
+// address gives eth0 the guest's addresses; the thread is in its room.
+func (g *guest) address() error {
+	gateways := g.gateways()
+	return errors.Join(sysctl("net/ipv6/conf/eth0/accept_ra=0"), sysctl("net/ipv6/conf/eth0/disable_ipv6=0"),
+		ip("addr add %s/24 dev eth0", g.ca), ip("addr add %s/64 dev eth0 nodad", g.ca6),
+		ip("route add default via %s dev eth0", gateways[0]), ip("route add default via %s dev eth0", gateways[1]))
 }
 
 // offloads says whether the guest's driver has any: without, its kernel finishes

@@ -452,6 +452,7 @@ const (
 	datapathPortFlagPORT_RESET    datapathPortFlag = 512
 	datapathPortFlagPORT_LIMITED  datapathPortFlag = 1024
 	datapathPortFlagPORT_XDP      datapathPortFlag = 2048
+	datapathPortFlagPORT_PEER     datapathPortFlag = 4096
 )
 
 type datapathPortSlot struct {

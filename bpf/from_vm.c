@@ -190,7 +190,7 @@ static __always_inline enum drop_reason send_to_port(struct __sk_buff *skb, stru
 	account_to(p, p->to_id, s->to, s->f.len);
 	if (is_captured(p, s->to))
 		capture(skb, p, p->to_id, POINT_TO_VM, DROP_NONE);
-	*verdict = bpf_redirect(s->to->ifindex, 0);
+	*verdict = send_to_device(skb, s->to, p->v6);
 	return DROP_NONE;
 }
 

@@ -46,7 +46,7 @@ static __always_inline enum drop_reason hand_over(struct __sk_buff *skb, struct 
 	if (is_captured(p, r->port))
 		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
 	p->to_id = p->id;
-	*verdict = bpf_redirect(r->port->ifindex, 0);
+	*verdict = send_to_device(skb, r->port, p->v6);
 	return DROP_NONE;
 }
 

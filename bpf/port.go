@@ -33,6 +33,7 @@ const (
 	Strict   = PortFlags(datapathPortFlagPORT_STRICT)   // TCP in mid-stream without a flow is refused
 	Reset    = PortFlags(datapathPortFlagPORT_RESET)    // ... and answered with a reset
 	XDP      = PortFlags(datapathPortFlagPORT_XDP)      // its device takes frames that XDP redirects: a tap
+	Peer     = PortFlags(datapathPortFlagPORT_PEER)     // its device is a veth whose other end is in another namespace
 
 	limited  = PortFlags(datapathPortFlagPORT_LIMITED)
 	hasRules = PortFlags(datapathPortFlagPORT_RULES)

@@ -45,6 +45,7 @@ enum port_flag {
 	PORT_RESET = 512,	/* ... and answered with a reset */
 	PORT_LIMITED = 1024,	/* see limits */
 	PORT_XDP = 2048,	/* its device takes frames that XDP redirects: a tap */
+	PORT_PEER = 4096,	/* its device is a veth whose other end is in another namespace */
 };
 
 /* A contiguous piece of the rules map, in the order of decision. */

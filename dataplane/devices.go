@@ -102,9 +102,9 @@ func (taps) Ensure(id vnet.PortID, mtu int) (int, error) {
 	return d.Ifindex, err
 }
 
-func (taps) Find(name string) (int, bool, error) {
+func (taps) Find(name string) (Device, error) {
 	d, err := netdev.Find(name)
-	return d.Ifindex, d.Tap, err
+	return Device{Ifindex: d.Ifindex, Tap: d.Tap, Peer: d.Peer}, err
 }
 
 func (taps) Delete(id vnet.PortID) error { return netdev.Delete(netdev.TapName(id)) }

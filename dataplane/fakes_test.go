@@ -29,14 +29,14 @@ func (f *worldTaps) Ensure(id vnet.PortID, _ int) (int, error) {
 	return w.taps[name], nil
 }
 
-func (f *worldTaps) Find(name string) (int, bool, error) {
+func (f *worldTaps) Find(name string) (Device, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.taps[name] == 0 {
-		return 0, false, errNoDevice
+		return Device{}, errNoDevice
 	}
-	return w.taps[name], true, nil
+	return Device{Ifindex: w.taps[name], Tap: true}, nil
 }
 
 func (f *worldTaps) Delete(id vnet.PortID) error {

@@ -66,7 +66,7 @@ func (m *maps) Rows() ([]Row, error) {
 func (r *Row) flags() map[bpf.PortFlags]*bool {
 	return map[bpf.PortFlags]*bool{
 		bpf.Isolated: &r.Isolated, bpf.Timed: &r.Timed, bpf.Router: &r.Router, bpf.FlowLog: &r.Logged,
-		bpf.Draining: &r.Draining, bpf.Strict: &r.Strict, bpf.Reset: &r.Reset, bpf.XDP: &r.Tap,
+		bpf.Draining: &r.Draining, bpf.Strict: &r.Strict, bpf.Reset: &r.Reset, bpf.XDP: &r.Tap, bpf.Peer: &r.Peer,
 	}
 }
 

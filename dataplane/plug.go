@@ -31,7 +31,7 @@ func (p *port) device(in *vnet.Intent) error {
 	if err := p.datapath.Detach(p.id, row.Ifindex); err != nil {
 		return err
 	}
-	row.Ifindex, row.Tap = ifindex, p.isTap
+	row.Ifindex, row.Tap, row.Peer = ifindex, p.found.Tap, p.found.Peer
 	if err := p.datapath.SetPort(row); err != nil {
 		return err
 	}
@@ -47,15 +47,15 @@ func (p *port) tap(in *vnet.Intent) (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("make the port's tap: %w", err)
 		}
-		p.isTap = true
+		p.found = Device{Ifindex: ifindex, Tap: true}
 		return ifindex, nil
 	}
-	ifindex, isTap, err := p.taps.Find(in.Tap)
-	p.isTap = isTap
+	d, err := p.taps.Find(in.Tap)
 	if err != nil {
 		return 0, fmt.Errorf("attached port needs the tap %s on host %s: create it there, or detach the port: %w", in.Tap, in.Host, err)
 	}
-	return ifindex, nil
+	p.found = d
+	return d.Ifindex, nil
 }
 
 // guestMTU is what the guest's IP packets may have in a place.
@@ -75,7 +75,7 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 	r := Row{
 		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
 		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed, Router: place.Router, Logged: place.FlowLog,
-		Tap: p.isTap, Strict: place.Swap != "", Reset: place.Swap != "" && place.OldConnections != vnet.SilenceConnections,
+		Tap: p.found.Tap, Peer: p.found.Peer, Strict: place.Swap != "", Reset: place.Swap != "" && place.OldConnections != vnet.SilenceConnections,
 	}
 	if v4, ok := place.V4(); ok {
 		r.Gateway = v4.Gateway
@@ -98,7 +98,7 @@ func (p *port) refresh(in *vnet.Intent) error {
 	if rules, err := p.networks.Rules(&in.Current); err == nil {
 		row.Rules = rules // else those in force stay, and keepRules says why
 	}
-	row.Ifindex, row.Tap, row.Draining = p.row.Ifindex, p.row.Tap, p.row.Draining
+	row.Ifindex, row.Tap, row.Peer, row.Draining = p.row.Ifindex, p.row.Tap, p.row.Peer, p.row.Draining
 	same := row
 	same.Rules = p.row.Rules // these have a way of their own, see keepRules
 	if same != *p.row {

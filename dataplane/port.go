@@ -51,7 +51,7 @@ type port struct {
 	drained   time.Time          // until then the port drains; zero: it doesn't
 	ways      map[netip.Addr]Way // to the other ends of the connections that a flip will end
 	attached  int                // ifindex that the datapath has attached
-	isTap     bool               // it is a tap, not another kind of device
+	found     Device             // that tap returned last
 	link      Link
 	power     vnet.Power
 	startAt   time.Time // the machine is not started again before

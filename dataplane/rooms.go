@@ -30,7 +30,8 @@ type Row struct {
 	Draining bool // begins no new flows: it is about to leave
 	Strict   bool // came by a swap: refuses TCP that began before
 	Reset    bool // ... and answers it with a reset
-	Tap      bool // Ifindex is one: it takes frames from XDP
+	Tap      bool // as in [Device]
+	Peer     bool // as in [Device]
 	// Rules come into force with the row. Nil, as they are when rows are read back:
 	// those in force stay.
 	Rules *Ruleset
@@ -132,12 +133,19 @@ type Neighbours interface {
 	NextHop(ctx context.Context, dst netip.Addr) (NextHop, bool)
 }
 
+// A Device is what a guest is reached through.
+type Device struct {
+	Ifindex int
+	Tap     bool // takes frames from XDP
+	Peer    bool // a veth whose other end is in another network namespace: frames skip a queue
+}
+
 // Taps are the devices through which guests are reached.
 type Taps interface {
 	// Ensure makes the port's own tap, or adopts the one that is there.
 	Ensure(id vnet.PortID, mtu int) (ifindex int, err error)
-	// Find returns a device that somebody else made, and whether it is a tap.
-	Find(name string) (ifindex int, tap bool, err error)
+	// Find returns a device that somebody else made.
+	Find(name string) (Device, error)
 	// Delete removes the port's own tap. An absent one is no error.
 	Delete(id vnet.PortID) error
 }

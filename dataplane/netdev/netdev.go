@@ -62,6 +62,7 @@ type Device struct {
 	MTU     int // bytes
 	MAC     vnet.MAC
 	Tap     bool
+	Peer    bool // a veth whose other end is in another network namespace
 	Up      bool // administratively; a tap that nobody has opened has no carrier
 }
 
@@ -108,6 +109,16 @@ func IsTap(ifindex int) bool { return isKind(ifindex, "tuntap", "tun") }
 // IsVeth reports whether the device is an end of a veth pair.
 func IsVeth(ifindex int) bool { return isKind(ifindex, "veth") }
 
+// IsPeer reports whether the device is an end of a veth pair whose other end is
+// in another network namespace, as a container's is.
+func IsPeer(ifindex int) bool {
+	link, err := netlink.LinkByIndex(ifindex)
+	return err == nil && isPeer(link)
+}
+
+// isPeer: the kernel names the other end's namespace only if it isn't this one.
+func isPeer(link netlink.Link) bool { return link.Type() == "veth" && link.Attrs().NetNsID >= 0 }
+
 func isKind(ifindex int, kinds ...string) bool {
 	link, err := netlink.LinkByIndex(ifindex)
 	return err == nil && slices.Contains(kinds, link.Type())
@@ -117,6 +128,7 @@ func deviceOf(link netlink.Link) Device {
 	a := link.Attrs()
 	d := Device{Name: a.Name, Ifindex: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0}
 	copy(d.MAC[:], a.HardwareAddr)
+	d.Peer = isPeer(link)
 	if t, ok := link.(*netlink.Tuntap); ok {
 		d.Tap = t.Mode == netlink.TUNTAP_MODE_TAP
 	}

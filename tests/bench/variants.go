@@ -217,6 +217,9 @@ func plugAs(d *bpf.Datapath, id, j int, n nic, device string, epoch uint64, flag
 	if err != nil {
 		return err
 	}
+	if netdev.IsPeer(dev.Index) {
+		flags |= bpf.Peer
+	}
 	return errors.Join(d.AttachTap(dev.Index), d.SetPort(uint16(11+id), bpf.Port{Rules: rules(), Ifindex: dev.Index, VNI: vni(j), Epoch: epoch, MAC: [6]byte(n.mac),
 		PA: n.pa, CAs: []netip.Prefix{netip.PrefixFrom(n.addr, 24)}, Gateway: gateway(n.addr), MTU: guestMTU, Flags: bpf.Open | flags}))
 }
