@@ -130,6 +130,7 @@ func specOf(o Options) (*ebpf.CollectionSpec, error) {
 	spec.Maps[datapathMapMappings].MaxEntries = or(o.Mappings, 65536)
 	spec.Maps[datapathMapMembers].MaxEntries = or(o.Mappings, 65536) // each may be in a group
 	spec.Maps[datapathMapFlows].MaxEntries = or(o.Flows, 65536)
+	spec.Maps[datapathMapFlows4].MaxEntries = or(o.Flows, 65536)
 	spec.Maps[datapathMapRules].MaxEntries = or(o.Rules, 65536)
 	return spec, nil
 }

@@ -1,6 +1,11 @@
 package bpf
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
 
 // changes are what each contract did to rows, by the name of the map. Maps that
 // are named here count as changed even if their types are the same.
@@ -12,6 +17,9 @@ var changes = map[datapathLimits]map[string]change{
 		"flows":     {forget: "they kept merged frames in order, which the pause of a switch does as well; nobody had rules"},
 		"buckets":   {forget: "every bucket begins full, and a port has more of them"},
 		"shortcuts": {forget: "they only save a look-up, and are laid out for more ports"},
+	},
+	3: {
+		"flows": {write: flowsOf3},
 	},
 }
 
@@ -68,6 +76,37 @@ func mappingsOf2(d *Datapath, was []view) error {
 		}
 	}
 	return d.PutMappings(rows...)
+}
+
+// flowsOf3: flows of IPv4 have a map of their own with shorter keys, and rows
+// another order. Their ways are found anew. Contract 1's are forgotten, see there.
+func flowsOf3(d *Datapath, was []view) error {
+	for _, v := range was {
+		if v.value.field("generation").t == nil {
+			return nil
+		}
+		k := datapathFlowKey{Rport: uint16(v.key.field("rport").uint()), Lport: uint16(v.key.field("lport").uint()),
+			PortId: uint16(v.key.field("port_id").uint()), Proto: uint8(v.key.field("proto").uint())}
+		copy(k.Remote.B[:], v.key.field("remote").field("b").b)
+		copy(k.Local.B[:], v.key.field("local").field("b").b)
+		number := v.value.number
+		count := func(name string) datapathFlowCount {
+			n := v.value.field(name)
+			return datapathFlowCount{Packets: n.number("packets"), Bytes: n.number("bytes")}
+		}
+		row := datapathFlow{
+			Epoch: number("epoch"), Seen: uint32(number("seen")), Aggregated: uint32(number("aggregated")),
+			Generation: uint32(number("generation")), Rule: int32(number("rule")), Flags: uint8(number("flags")),
+			Acked: [2]uint32{uint32(v.value.field("acked").at(0).uint()), uint32(v.value.field("acked").at(1).uint())},
+			From:  count("from"), To: count("to"), Began: number("began"),
+			Backend: uint16(number("backend")), NatPort: uint16(number("nat_port")),
+		}
+		copy(row.Nat.B[:], v.value.field("nat").field("b").b)
+		if err := d.putFlow(k, row, ebpf.UpdateNoExist); err != nil {
+			return fmt.Errorf("carry a flow over: %w", err)
+		}
+	}
+	return nil
 }
 
 // addrOf reads a struct addr.

@@ -226,6 +226,9 @@ func (r record) len() int {
 
 func (r record) uint() uint64 { return load64(r.b, false) }
 
+// number is a field that is one.
+func (r record) number(name string) uint64 { return r.field(name).uint() }
+
 func (r record) set(v uint64) { store64(r.b, v) }
 
 // load64 reads a number of 1 to 8 bytes.

@@ -139,25 +139,25 @@ const (
 type datapathFlow struct {
 	_          structs.HostLayout
 	Epoch      uint64
-	WaySince   uint64
+	WaySince   uint32
 	Seen       uint32
 	Aggregated uint32
 	Generation uint32
 	Rule       int32
-	Acked      [2]uint32
 	Vni        uint32
-	NextHop    uint32
 	Mac        [6]uint8
+	NextHop    uint16
 	Here       uint8
 	Flags      uint8
+	NatPort    uint16
+	Backend    uint16
+	Pad        uint16
+	Pa         datapathAddr
 	From       datapathFlowCount
 	To         datapathFlowCount
-	Pa         datapathAddr
+	Acked      [2]uint32
 	Nat        datapathAddr
 	Began      uint64
-	Backend    uint32
-	NatPort    uint16
-	Pad        uint16
 }
 
 type datapathFlowBudget struct {
@@ -207,6 +207,17 @@ type datapathFlowKey struct {
 	_      structs.HostLayout
 	Remote datapathAddr
 	Local  datapathAddr
+	Rport  uint16
+	Lport  uint16
+	PortId uint16
+	Proto  uint8
+	Pad    uint8
+}
+
+type datapathFlowKey4 struct {
+	_      structs.HostLayout
+	Remote uint32
+	Local  uint32
 	Rport  uint16
 	Lport  uint16
 	PortId uint16
@@ -279,7 +290,7 @@ const (
 type datapathLimits uint32
 
 const (
-	datapathLimitsCONTRACT      datapathLimits = 2
+	datapathLimitsCONTRACT      datapathLimits = 3
 	datapathLimitsMAX_PORTS     datapathLimits = 16384
 	datapathLimitsMAX_CAS       datapathLimits = 4
 	datapathLimitsMAX_NEXT_HOPS datapathLimits = 4096
@@ -650,6 +661,7 @@ const (
 	datapathMapFlowBudgets     = "flow_budgets"
 	datapathMapFlowEvents      = "flow_events"
 	datapathMapFlows           = "flows"
+	datapathMapFlows4          = "flows4"
 	datapathMapFragments       = "fragments"
 	datapathMapHosts           = "hosts"
 	datapathMapLocals          = "locals"
@@ -751,6 +763,7 @@ type datapathMapSpecs struct {
 	FlowBudgets  *ebpf.MapSpec `ebpf:"flow_budgets"`
 	FlowEvents   *ebpf.MapSpec `ebpf:"flow_events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Flows4       *ebpf.MapSpec `ebpf:"flows4"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Hosts        *ebpf.MapSpec `ebpf:"hosts"`
 	Locals       *ebpf.MapSpec `ebpf:"locals"`
@@ -816,6 +829,7 @@ type datapathMaps struct {
 	FlowBudgets  *ebpf.Map `ebpf:"flow_budgets"`
 	FlowEvents   *ebpf.Map `ebpf:"flow_events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
+	Flows4       *ebpf.Map `ebpf:"flows4"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Hosts        *ebpf.Map `ebpf:"hosts"`
 	Locals       *ebpf.Map `ebpf:"locals"`
@@ -852,6 +866,7 @@ func (m *datapathMaps) Close() error {
 		m.FlowBudgets,
 		m.FlowEvents,
 		m.Flows,
+		m.Flows4,
 		m.Fragments,
 		m.Hosts,
 		m.Locals,

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -281,7 +282,7 @@ func answerClimbs(t *testing.T, a *machine, guest *room) {
 	}
 	key := datapathFlowKey{Remote: as16(caB), Local: as16(caA), PortId: redA.id, Rport: swap16(7951), Lport: swap16(40329), Proto: protoUDP}
 	row := datapathFlow{Epoch: redA.epoch, Seen: clock.now, Nat: as16(vips[0]), NatPort: swap16(8453), Flags: uint8(datapathFlowFlagFLOW_BACKEND)}
-	if err := a.dp.objs.Flows.Put(key, row); err != nil {
+	if err := a.dp.putFlow(key, row, ebpf.UpdateAny); err != nil {
 		t.Fatal(err)
 	}
 	answer := tunnel{vni: red, src: hostA, dst: hostA}.with(eth(redA.mac, redB.mac, etherIPv4, udp4(caB, caA, 7951, 40329, text(53))))[42:]
@@ -295,7 +296,7 @@ func answerClimbs(t *testing.T, a *machine, guest *room) {
 	if err != nil || from.String() != netip.AddrPortFrom(vips[0], 8453).String() || !bytes.Equal(b[:n], text(53)) {
 		t.Errorf("got %d bytes from %v, %v, want 53 from the service; drops %v", n, from, err, a.reasons())
 	}
-	if err := a.dp.objs.Flows.Delete(key); err != nil {
+	if err := a.dp.deleteFlow(key); err != nil {
 		t.Fatal(err)
 	}
 	before := a.drop("changed")

@@ -8,6 +8,7 @@
 #ifndef FLOW_H
 #define FLOW_H
 
+#include "flow_table.h"
 #include "fragment.h"
 #include "lb.h"
 #include "rate.h"
@@ -93,7 +94,7 @@ static __always_inline void touch_twin(const struct packet *p, const struct flow
 
 	key.remote = flow->nat;
 	key.rport = flow->nat_port;
-	twin = bpf_map_lookup_elem(&flows, &key);
+	twin = find_flow(&key, p->v6);
 	if (!twin || twin->epoch != flow->epoch)
 		return;
 	twin->seen = now;
@@ -186,11 +187,11 @@ static __always_inline void remember_backend(struct packet *p)
 	p->row.flags = FLOW_BACKEND;
 	p->row.nat = p->dst;
 	p->row.nat_port = p->dport;
-	bpf_map_update_elem(&flows, &key, &p->row, BPF_ANY);
+	put_flow(&key, p->v6, &p->row);
 }
 
 static __always_inline enum drop_reason remember(struct packet *p, __u32 id, const struct port *port,
-						 bool inbound, __s32 rule, __u64 now, __u64 since)
+						 bool inbound, __s32 rule, __u64 now, __u32 since)
 {
 	struct flow *flow, *row = &p->row;
 
@@ -210,10 +211,10 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 		row->backend = p->backend;
 	}
 	keep_way(row, p, inbound, since);
-	bpf_map_update_elem(&flows, &p->key, row, BPF_ANY);
+	put_flow(&p->key, p->v6, row);
 	if (row->flags & FLOW_SERVICE)
 		remember_backend(p);
-	flow = bpf_map_lookup_elem(&flows, &p->key);
+	flow = find_flow(&p->key, p->v6);
 	if (!flow)
 		return DROP_NONE;
 	touch(flow, p, inbound, now);
@@ -241,7 +242,7 @@ static __always_inline const struct flow *related_flow(struct packet *p, __u32 i
 	k->rport = inbound ? p->quoted.rport : p->quoted.lport;
 	k->proto = p->quoted.proto;
 	k->port_id = id;
-	flow = bpf_map_lookup_elem(&flows, k);
+	flow = find_flow(k, p->v6);
 	if (!flow || flow->epoch != port->epoch ||
 	    now - flow->seen > timeout_of(flow, k->proto) * (__u32)config.second)
 		return NULL;
@@ -273,7 +274,7 @@ static __always_inline bool takes_reset(const struct packet *p)
 
 /* The first packet of a flow, or one whose flow has been forgotten. */
 static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const struct port *port,
-					      bool inbound, __u64 now, __u64 since, __s32 *rule)
+					      bool inbound, __u64 now, __u32 since, __s32 *rule)
 {
 	enum drop_reason why = inbound ? find_way_of(p, port, true) : DROP_NONE;
 	const struct flow *about;
@@ -323,7 +324,7 @@ static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
 	why = classify(p, port, flow->flags & FLOW_INBOUND, echo, &rule);
 	make_key(p, id, inbound);
 	if (!p->trace && why) {
-		bpf_map_delete_elem(&flows, &p->key);
+		delete_flow(&p->key, p->v6);
 		tell_flow(p, port, inbound, FLOW_DENIED, why, rule);
 	}
 	if (!p->trace && !why) {
@@ -341,7 +342,7 @@ static __always_inline enum drop_reason follow_service(struct packet *p, const s
 		if (!has_backend(flow)) {
 			p->reset = takes_reset(p);
 			if (!p->trace)
-				bpf_map_delete_elem(&flows, &p->key);
+				delete_flow(&p->key, p->v6);
 			return DROP_DEAD_BACKEND;
 		}
 	} else if (flow->flags & FLOW_BACKEND) {
@@ -359,7 +360,7 @@ static __always_inline enum drop_reason follow_service(struct packet *p, const s
 
 /* A packet of a flow that the port knows. */
 static __always_inline enum drop_reason go_on(struct packet *p, __u32 id, const struct port *port,
-					      bool inbound, __u32 now, __u64 since,
+					      bool inbound, __u32 now, __u32 since,
 					      struct flow *flow)
 {
 	enum drop_reason why = DROP_NONE;
@@ -385,12 +386,13 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
 						   const struct port *port, bool inbound)
 {
 	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
-	__u64 now = bpf_jiffies64(), since = directory_now();
+	__u64 now = bpf_jiffies64();
+	__u32 since = directory_now();
 	struct flow *flow = NULL;
 
 	make_key(p, id, inbound);
 	if (!is_error(p)) /* which is of the flow that it is about, and begins none */
-		flow = bpf_map_lookup_elem(&flows, &p->key);
+		flow = find_flow(&p->key, p->v6);
 	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
 	if (!flow || !is_alive(flow, port, p, now))
 		return begin(p, id, port, inbound, now, since, rule);

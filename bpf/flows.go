@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -39,10 +41,56 @@ func (d *Datapath) EachFlow(f func(Flow)) error {
 	if err != nil {
 		return err
 	}
-	return each(d.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+	return d.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		f(clock.flow(k, v))
 		return nil
 	})
+}
+
+// eachFlow calls f with the rows of both families, under one kind of key.
+func (d *Datapath) eachFlow(f func(datapathFlowKey, datapathFlow) error) error {
+	return errors.Join(each(d.objs.Flows, f),
+		each(d.objs.Flows4, func(k datapathFlowKey4, v datapathFlow) error { return f(k.widen(), v) }))
+}
+
+// putFlow writes a row; [ebpf.UpdateNoExist] leaves the one that is there.
+func (d *Datapath) putFlow(k datapathFlowKey, v datapathFlow, how ebpf.MapUpdateFlags) error {
+	var err error
+	if k4, ok := k.narrow(); ok {
+		err = d.objs.Flows4.Update(k4, v, how)
+	} else {
+		err = d.objs.Flows.Update(k, v, how)
+	}
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return nil
+	}
+	return err
+}
+
+// deleteFlow is no error if there is no such row.
+func (d *Datapath) deleteFlow(k datapathFlowKey) error {
+	if k4, ok := k.narrow(); ok {
+		return ignoreMissing(d.objs.Flows4.Delete(k4))
+	}
+	return ignoreMissing(d.objs.Flows.Delete(k))
+}
+
+// narrow is the key of an IPv4 flow.
+func (k datapathFlowKey) narrow() (datapathFlowKey4, bool) {
+	if !k.Local.ip().Is4() {
+		return datapathFlowKey4{}, false
+	}
+	return datapathFlowKey4{
+		Remote: binary.NativeEndian.Uint32(k.Remote.B[12:]), Local: binary.NativeEndian.Uint32(k.Local.B[12:]),
+		Rport: k.Rport, Lport: k.Lport, PortId: k.PortId, Proto: k.Proto,
+	}, true
+}
+
+func (k datapathFlowKey4) widen() datapathFlowKey {
+	wide := func(a uint32) datapathAddr {
+		return as16(netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, a))))
+	}
+	return datapathFlowKey{Remote: wide(k.Remote), Local: wide(k.Local), Rport: k.Rport, Lport: k.Lport, PortId: k.PortId, Proto: k.Proto}
 }
 
 // A Swept says what a sweep has found.
@@ -67,7 +115,7 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 	}
 	s := Swept{Ports: map[uint16]uint32{}}
 	var dead []datapathFlowKey
-	err = each(d.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+	err = d.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		port := uint16(k.PortId)
 		if v.Epoch == epochs[port] && clock.idle(v) <= timeout(v, k.Proto) {
 			s.Alive++
@@ -87,7 +135,7 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 		return s, err
 	}
 	for _, k := range dead {
-		if err := ignoreMissing(d.objs.Flows.Delete(k)); err != nil {
+		if err := d.deleteFlow(k); err != nil {
 			return s, fmt.Errorf("delete a flow: %w", err)
 		}
 	}

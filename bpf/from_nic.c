@@ -39,7 +39,7 @@ static __always_inline bool may_redirect(struct received *r)
 	if ((r->outer.tos & ECN_MASK) == ECN_CE || packet_len(&r->f) > r->port->mtu)
 		return false;
 	make_key(p, p->id, true);
-	flow = bpf_map_lookup_elem(&flows, &p->key);
+	flow = find_flow(&p->key, p->v6);
 	/* New flows, and those that a service turns, are rare: let one place begin them. */
 	return flow && is_alive(flow, r->port, p, now) &&
 	       flow->generation == r->port->generation &&

@@ -72,7 +72,7 @@ static __always_inline enum drop_reason translate_marked(struct __sk_buff *skb, 
 	const struct flow *flow;
 
 	make_key(p, p->id, true);
-	flow = bpf_map_lookup_elem(&flows, &p->key);
+	flow = find_flow(&p->key, p->v6);
 	if (!flow || flow->epoch != r->port->epoch || !(flow->flags & FLOW_BACKEND))
 		return DROP_CHANGED;
 	p->nat = flow->nat;

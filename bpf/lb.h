@@ -64,7 +64,8 @@ static __always_inline enum drop_reason choose_backend(struct packet *p, const s
 /* Whether the backend that a flow was given is still there. */
 static __always_inline bool has_backend(const struct flow *flow)
 {
-	const struct backend *b = bpf_map_lookup_elem(&backends, &flow->backend);
+	__u32 index = flow->backend;
+	const struct backend *b = bpf_map_lookup_elem(&backends, &index);
 
 	return b && (b->flags & (BACKEND_USED | BACKEND_DEAD)) == BACKEND_USED &&
 	       same_addr(&b->ca, &flow->nat) && b->port == flow->nat_port;

@@ -126,8 +126,9 @@ struct {
 } rules SEC(".maps");
 
 /*
- * Every connection of every port. What the table forgets under pressure is
- * judged again as if it were new; flow_budgets keeps a port from pressing others out.
+ * Every connection of every port: here those of IPv6, below those of IPv4. What a
+ * table forgets under pressure is judged again as if it were new; flow_budgets
+ * keeps a port from pressing others out.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -136,6 +137,14 @@ struct {
 	__uint(max_entries, 65536);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct flow_key4);
+	__type(value, struct flow);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

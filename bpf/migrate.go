@@ -38,7 +38,7 @@ import (
 type change struct {
 	forget string                              // why losing the rows costs nothing
 	fix    func(was, is view) error            // completes what has been copied by name
-	write  func(d *Datapath, was []view) error // puts rows in place itself
+	write  func(d *Datapath, was []view) error // puts rows in place itself; of a table that frames fill, those that are missing there
 }
 
 // A view is a row with the types of its parts.

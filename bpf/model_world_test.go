@@ -161,9 +161,9 @@ func (w *twin) change() {
 func (w *twin) forget() {
 	w.t.Helper()
 	var flows []datapathFlowKey
-	w.must(each(w.dp.objs.Flows, func(k datapathFlowKey, _ datapathFlow) error { flows = append(flows, k); return nil }))
+	w.must(w.dp.eachFlow(func(k datapathFlowKey, _ datapathFlow) error { flows = append(flows, k); return nil }))
 	for _, k := range flows {
-		w.must(ignoreMissing(w.dp.objs.Flows.Delete(k)))
+		w.must(w.dp.deleteFlow(k))
 	}
 	var pieces []datapathFragmentKey
 	w.must(each(w.dp.objs.Fragments, func(k datapathFragmentKey, _ datapathFragment) error { pieces = append(pieces, k); return nil }))

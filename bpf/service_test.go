@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 )
 
 var vips = [2]netip.Addr{addr("10.17.34.203"), addr("fd17:2a5c:8b3e:4d91:6472:f8a5:93c6:b7cb")}
@@ -332,7 +334,7 @@ func (h *host) age(local uint16, by time.Duration) {
 	h.t.Helper()
 	var keys []datapathFlowKey
 	var rows []datapathFlow
-	h.must(each(h.dp.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+	h.must(h.dp.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		if swap16(k.Lport) == local {
 			v.Seen -= uint32(ticks(by))
 			keys, rows = append(keys, k), append(rows, v)
@@ -340,7 +342,7 @@ func (h *host) age(local uint16, by time.Duration) {
 		return nil
 	}))
 	for i := range keys {
-		h.must(h.dp.objs.Flows.Put(keys[i], rows[i]))
+		h.must(h.dp.putFlow(keys[i], rows[i], ebpf.UpdateAny))
 	}
 	if len(keys) == 0 {
 		h.t.Fatalf("no flow of port %d", local)

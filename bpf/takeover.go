@@ -68,7 +68,13 @@ func (d *Datapath) copyLive(spec *ebpf.CollectionSpec, p *plan) error {
 	for _, name := range p.moved {
 		was, is := p.old[name], d.table(spec, name)
 		c, _ := p.changeOf(name)
-		if c.forget != "" || c.write != nil || was.Type() != ebpf.LRUHash && !was.perCPU() {
+		if c.forget != "" || was.Type() != ebpf.LRUHash && !was.perCPU() {
+			continue
+		}
+		if c.write != nil {
+			if err := was.each(func(rows []row) error { return c.write(d, was.views(rows)) }); err != nil {
+				return fmt.Errorf("copy map %s again: %w", name, err)
+			}
 			continue
 		}
 		convert, err := p.converter(name, is)

@@ -121,7 +121,7 @@ func contents(h *host) map[string]map[string]string {
 			all["port"][fmt.Sprintf("bucket %d of %d", kind, m.id)] = fmt.Sprint(h.due(m.id, kind))
 		}
 	}
-	h.must(each(h.dp.objs.Flows, func(k datapathFlowKey, v datapathFlow) error {
+	h.must(h.dp.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		all["flows"][fmt.Sprint(k)] = fmt.Sprint(v)
 		return nil
 	}))

@@ -55,7 +55,8 @@ static __always_inline enum drop_reason find_way_of(struct packet *p, const stru
 	return find_way(port);
 }
 
-static __always_inline __u64 directory_now(void)
+/* The low half: a row that isn't seen for 2^32 changes has long ended. 0 is no time. */
+static __always_inline __u32 directory_now(void)
 {
 	__u32 zero = 0;
 	const __u64 *now = bpf_map_lookup_elem(&directory, &zero);
@@ -65,7 +66,7 @@ static __always_inline __u64 directory_now(void)
 
 /* Whether the flow knows its way; then p has it, too. */
 static __always_inline bool knows_way(struct packet *p, const struct flow *flow, bool inbound,
-				      __u64 since)
+				      __u32 since)
 {
 	if (!since || flow->way_since != since || p->trace)
 		return false;
@@ -83,7 +84,7 @@ static __always_inline bool knows_way(struct packet *p, const struct flow *flow,
 
 /* A source that is only believed for a while is asked for again. */
 static __always_inline void keep_way(struct flow *flow, const struct packet *p, bool inbound,
-				     __u64 since)
+				     __u32 since)
 {
 	if (p->trace || (inbound && (p->way == WAY_LOCAL || !p->known)))
 		return;
