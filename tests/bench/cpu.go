@@ -1,9 +1,11 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -36,6 +38,25 @@ func softirqd() (pids []int) {
 		}
 	}
 	return pids
+}
+
+// keepToFirstCPU binds the calling goroutine to a thread, and that to a CPU: one
+// that wakes another pays for an interrupt between CPUs, which in a virtual
+// machine costs more than all that is measured here.
+func keepToFirstCPU() (release func(), err error) {
+	runtime.LockOSThread()
+	var old, first unix.CPUSet
+	first.Set(0)
+	err = errors.Join(unix.SchedGetaffinity(0, &old), unix.SchedSetaffinity(0, &first))
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("bind a thread to the first CPU: %w", err)
+	}
+	return func() {
+		if unix.SchedSetaffinity(0, &old) == nil {
+			runtime.UnlockOSThread() // else the thread ends with its goroutine
+		}
+	}, nil
 }
 
 // threadCPU is what the calling thread has used.

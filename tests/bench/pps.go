@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -99,17 +98,11 @@ func (b *blast) run(ctx context.Context, d time.Duration) (perSecond float64, er
 // send returns the CPU time of the sending thread: what the frames cost on their
 // way is charged to it, or to ksoftirqd.
 func (b *blast) send(ctx context.Context, d time.Duration) (time.Duration, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var old, first unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &old); err != nil {
+	release, err := keepToFirstCPU()
+	if err != nil {
 		return 0, err
 	}
-	first.Set(0)
-	if err := unix.SchedSetaffinity(0, &first); err != nil {
-		return 0, err
-	}
-	defer unix.SchedSetaffinity(0, &old)
+	defer release()
 	begin, end := threadCPU(), time.Now().Add(d)
 	for time.Now().Before(end) && ctx.Err() == nil {
 		if _, err := b.objs.Generate.Run(&ebpf.RunOptions{Data: b.frame, Repeat: 1 << 14, Flags: runLive}); err != nil {

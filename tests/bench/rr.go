@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +16,7 @@ const (
 
 // roundTrips returns how many TCP requests of one byte are answered with one byte
 // for each second of CPU that both ends and all between them took. Plain system
-// calls on threads of their own: nothing but the way should be measured.
+// calls on threads of one CPU: nothing but the way should be measured.
 func (w *world) roundTrips(ctx context.Context) (float64, error) {
 	a, b := w.sides[0], w.sides[1]
 	var listener int
@@ -61,8 +60,11 @@ func listen(port int) (int, error) {
 
 // answerAll answers one connection until it ends.
 func answerAll(listener int) spentResult {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := keepToFirstCPU()
+	if err != nil {
+		return spentResult{err: err}
+	}
+	defer release()
 	fd, _, err := unix.Accept(listener)
 	if err != nil {
 		return spentResult{err: fmt.Errorf("accept: %w", err)}
@@ -82,8 +84,11 @@ func answerAll(listener int) spentResult {
 
 // askFor makes round trips for some time.
 func askFor(ctx context.Context, to [4]byte, d time.Duration) (done int, spent time.Duration, err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := keepToFirstCPU()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer release()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, 0, err
