@@ -21,4 +21,4 @@ trap 'exit 143' TERM
 
 export REPLUG_STOCK=${REPLUG_STOCK:-cloud-init}
 # One package at a time: each has its own lab, and the machine may have two cores.
-go test -p 1 -count=1 -timeout 14m ${RUN:+-run "$RUN"} ${TESTS:-./...}
+go test -p 1 -count=1 -timeout 40m ${RUN:+-run "$RUN"} ${TESTS:-./...}

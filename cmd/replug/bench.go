@@ -25,6 +25,7 @@ func benchCommand() *cobra.Command {
 		}}
 	f := cmd.Flags()
 	f.StringVar(&o.File, "out", "out/bench.json", "file for the result")
+	f.StringVar(&o.Name, "lab", "bench", "name of the lab to measure in")
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds of each interleaved comparison")
 	f.IntVar(&o.Swaps, "swaps", 200, "swaps for the percentiles")
 	f.StringSliceVar(&o.Only, "only", nil, strings.Join(bench.Parts(), ", ")+" (default: all)")

@@ -19,6 +19,7 @@ type cast struct {
 	patience time.Duration // for a script inside
 	faster   float64       // than a VM from scratch a claim has to be
 	lease    time.Duration // for a swap until it is seen; 0: as usual
+	rename   string        // what a swap calls it; "": nobody in it takes settings after the claim
 	settled  string        // a script that ends once the guest has done what follows a claim; "": nothing does
 	deaf     string        // switches the guest's DHCP off
 	hears    string        // and on again
@@ -31,7 +32,7 @@ var casts = map[string]cast{
 		image: func(ctx context.Context, bin string) (string, error) {
 			return lab.BuildGuest(ctx, filepath.Join(bin, "replug-guest"))
 		},
-		memory: "128", budget: 3 * time.Minute, patience: 20 * time.Second, faster: 10,
+		memory: "128", budget: 3 * time.Minute, patience: 20 * time.Second, faster: 10, rename: "blue-1",
 		deaf: "mkdir -p /run/replug-guest; touch /run/replug-guest/dhcp-off", hears: "rm /run/replug-guest/dhcp-off",
 	},
 	"debian": {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -76,15 +77,20 @@ func (p *player) settings(ctx context.Context) error {
 
 // swap moves web-1 from red to blue; the plan first.
 func (p *player) swap(ctx context.Context) error {
-	args := []string{"vm", "swap", "web-1", "--tenant", tenant, "--network", "blue", "--ip", blueIP, "--hostname", "blue-1", "--plan"}
-	out, err := p.world.cluster.CLI(ctx, args...)
+	args := []string{"vm", "swap", "web-1", "--network", "blue", "--ip", blueIP}
+	rename := p.world.cast.rename
+	if rename != "" {
+		args = append(args, "--hostname", rename)
+	}
+	args = append(args, "--plan")
+	out, err := p.world.cluster.CLI(ctx, append(args, "--tenant", tenant)...)
 	if err != nil {
 		return err
 	}
-	p.print.quote("replug vm swap web-1 --network blue --ip "+blueIP+" --hostname blue-1 --plan", string(out))
+	p.print.quote("replug "+strings.Join(args, " "), string(out))
 	m := &p.result.Swap
 	err = p.measure(ctx, m, moving{vm: "web-1", from: "red", to: "blue", at: redIP, ip: blueIP}, func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
-		s, err := pb.NewSwapsClient(conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "demo-swap", Tenant: tenant, Vm: "web-1", Network: "blue", Ip: blueIP, Hostname: "blue-1",
+		s, err := pb.NewSwapsClient(conn).StartSwap(ctx, &pb.StartSwapRequest{RequestId: "demo-swap", Tenant: tenant, Vm: "web-1", Network: "blue", Ip: blueIP, Hostname: rename,
 			LeaseBudget: p.world.cast.leaseBudget()})
 		if err != nil {
 			return "", err
