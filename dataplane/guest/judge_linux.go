@@ -30,7 +30,7 @@ type judge struct {
 }
 
 const (
-	judgePatience = 4 * time.Second        // for one way to lead to a new address
+	judgePatience = 6 * time.Second        // for one way to lead to a new address; DHCPv6 has waits of a second each
 	judgeProbing  = 15 * time.Second       // the same for dhcpcd, which looks 5 s for others that have it (RFC 5227)
 	judgeSilence  = 2 * time.Second        // for an address to lead to a metadata service that was silent: it may be slow
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer

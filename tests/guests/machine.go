@@ -47,7 +47,10 @@ func (r *room) sh(ctx context.Context, script string) (string, error) {
 	return string(out), err
 }
 
-func (r *room) script(c Client) string { return c.room + "\n" }
+// script turns IPv6 on, which cheap guests have off.
+func (r *room) script(c Client) string {
+	return "echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6\n" + c.room + "\n"
+}
 
 func (r *room) agent(ctx context.Context, dhcp string) (err error) {
 	r.proc, err = r.StartAgent(ctx, r.program, "--dhcp", dhcp)

@@ -180,8 +180,12 @@ func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err err
 		}
 		took = append(took, ms)
 		rungs[swap.Rung]++
-		if err := s.left(ctx); err != nil {
-			row.OldAddressLeft, s.kept = true, sprint("after swap %d: %s", row.Runs, err)
+		wrong, err := s.left(ctx)
+		if err != nil {
+			return row, fmt.Errorf("%s: %w", c, err)
+		}
+		if wrong != "" {
+			row.OldAddressLeft, s.kept = true, sprint("after swap %d: %s", row.Runs, wrong)
 		}
 	}
 	for rung, n := range rungs {
@@ -213,6 +217,11 @@ func (s *Subject) has(ctx context.Context, all []netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	return s.lacks(have, all)
+}
+
+// lacks returns an error if one of these addresses is not among those.
+func (s *Subject) lacks(have []netip.Prefix, all []netip.Addr) error {
 	for _, a := range all {
 		if !slices.ContainsFunc(have, func(p netip.Prefix) bool { return p.Addr() == a }) {
 			return fmt.Errorf("it has %v, not %s", have, a)
@@ -256,19 +265,27 @@ func (s *Subject) swap(ctx context.Context) (*pb.Swap, float64, error) {
 	return swap, took, err
 }
 
-// left returns an error if an old address is still there after the time that a client
-// may need to take it away.
-func (s *Subject) left(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
-	defer cancel()
-	return lab.Until(ctx, "the end of the old addresses", func() error {
-		for _, a := range s.old {
-			if s.has(ctx, []netip.Addr{a}) == nil {
-				return fmt.Errorf("%s is there", a)
+// left waits until the guest has its new addresses and none of the old ones, as long
+// as a client may need for that, and returns what is wrong then.
+func (s *Subject) left(ctx context.Context) (wrong string, err error) {
+	for end := time.Now().Add(8 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		have, err := s.addrs(ctx)
+		if err != nil {
+			return "", fmt.Errorf("look for old addresses: %w", err)
+		}
+		wrong = ""
+		for _, p := range have {
+			if slices.Contains(s.old, p.Addr()) {
+				wrong = sprint("%s is there", p)
 			}
 		}
-		return s.has(ctx, s.now)
-	})
+		if err := s.lacks(have, s.now); err != nil && wrong == "" {
+			wrong = err.Error()
+		}
+		if wrong == "" || time.Now().After(end) {
+			return wrong, nil
+		}
+	}
 }
 
 // hops prints what happened in a swap, and when.
