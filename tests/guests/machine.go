@@ -23,7 +23,7 @@ type machine interface {
 	tap() string
 	monitor() string
 	log(ctx context.Context) string // of the agent
-	reset(ctx context.Context) error
+	reset(ctx context.Context, next net.HardwareAddr) (net.HardwareAddr, error)
 	stop(ctx context.Context) error
 }
 
@@ -31,6 +31,7 @@ type machine interface {
 type room struct {
 	*lab.Guest
 	program string
+	mac     net.HardwareAddr
 	proc    *lab.Proc
 }
 
@@ -39,7 +40,7 @@ func newRoom(ctx context.Context, l *lab.Lab, name, image, agent string, mac net
 	if err != nil {
 		return nil, err
 	}
-	return &room{Guest: g, program: agent}, nil
+	return &room{Guest: g, program: agent, mac: mac}, nil
 }
 
 func (r *room) sh(ctx context.Context, script string) (string, error) {
@@ -61,7 +62,9 @@ func (r *room) addrs(context.Context) ([]netip.Prefix, error) { return r.Addrs()
 func (r *room) tap() string                                   { return r.Tap() }
 func (r *room) monitor() string                               { return r.Monitor() }
 func (r *room) stop(ctx context.Context) error                { return r.Stop(ctx) }
-func (r *room) reset(context.Context) error                   { return nil } // each client has a room of its own
+
+// reset does nothing: each client has a room of its own.
+func (r *room) reset(context.Context, net.HardwareAddr) (net.HardwareAddr, error) { return r.mac, nil }
 
 func (r *room) log(context.Context) string {
 	if r.proc == nil {
@@ -146,8 +149,9 @@ func (v *vm) log(ctx context.Context) string {
 	return out
 }
 
-// reset takes everything of a client away.
-func (v *vm) reset(ctx context.Context) error {
+// reset takes everything of a client away, and gives the NIC another MAC: the address
+// that a guest has made of its MAC rests for a minute when its port is gone.
+func (v *vm) reset(ctx context.Context, next net.HardwareAddr) (net.HardwareAddr, error) {
 	out, err := v.sh(ctx, `systemctl stop replug-guest systemd-networkd.socket systemd-networkd NetworkManager dhcpcd 2>/dev/null
 ifdown --force eth0 2>/dev/null
 pkill -9 -x dhclient; pkill -9 -f '[u]dhcpc'; pkill -9 -x dhcpcd
@@ -155,15 +159,16 @@ rm -rf /run/replug-guest.log /etc/systemd/network/10-eth0.network /etc/NetworkMa
 	/var/lib/dhcp/* /var/lib/dhcpcd/*.lease* /run/systemd/netif /run/network/ifstate* /var/lib/replug-guest
 : >/etc/resolv.conf; : >/etc/network/interfaces
 ip link set eth0 down
+ip link set eth0 address `+next.String()+`
 ip addr flush dev eth0
 ip route flush dev eth0
 ip -6 route flush dev eth0
 sysctl -q -w net.ipv6.conf.eth0.disable_ipv6=0 net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.autoconf=1 net.ipv6.conf.eth0.addr_gen_mode=0
 true`)
 	if err != nil {
-		return fmt.Errorf("reset the guest: %w: %s", err, out)
+		return nil, fmt.Errorf("reset the guest: %w: %s", err, out)
 	}
-	return nil
+	return next, nil
 }
 
 func (v *vm) stop(ctx context.Context) error {

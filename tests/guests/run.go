@@ -97,14 +97,18 @@ func (w *World) Room(ctx context.Context) (*Subject, error) { return w.subject(c
 func (w *World) VM(ctx context.Context) (*Subject, error) { return w.subject(ctx, newVM) }
 
 func (w *World) subject(ctx context.Context, boot func(context.Context, *lab.Lab, string, string, string, net.HardwareAddr) (machine, error)) (*Subject, error) {
-	w.used++
+	mac := w.newMAC()
 	name, l := sprint("c%d", w.used), w.Cluster.Lab
-	mac := net.HardwareAddr{2, 0x6c, 7, 9, byte(w.used >> 8), byte(w.used)}
 	m, err := boot(ctx, l, name, w.Image, filepath.Join(w.Cluster.Config.Bin, "replug-guest"), mac)
 	if err != nil {
 		return nil, err
 	}
-	return &Subject{World: w, machine: m, mac: mac}, nil
+	return &Subject{World: w, machine: m}, nil
+}
+
+func (w *World) newMAC() net.HardwareAddr {
+	w.used++
+	return net.HardwareAddr{2, 0x6c, 7, 9, byte(w.used >> 8), byte(w.used)}
 }
 
 // attach makes a port of the guest's NIC. Each client has one of its own: the host
@@ -157,7 +161,10 @@ func parse(all []string) (addrs []netip.Addr, err error) {
 // does not follow is tried once: its swap is undone.
 func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err error) {
 	row, s.why, s.kept = Row{Client: c.String(), Family: s.Family.Name, Follows: true}, "", ""
-	if err := errors.Join(s.reset(ctx), s.attach(ctx)); err != nil {
+	if s.mac, err = s.reset(ctx, s.newMAC()); err != nil {
+		return row, err
+	}
+	if err := s.attach(ctx); err != nil {
 		return row, err
 	}
 	defer func() { err = errors.Join(err, s.detach(context.WithoutCancel(ctx))) }()
