@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,6 +78,29 @@ func TestPersonalities(t *testing.T) {
 			})
 		})
 	}
+}
+
+// cloud-init in the pool has no way into a network without IPv4: it is not even tried.
+func TestPooledIPv6Only(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		in.Machine = machine(vnet.PowerOn)
+		in.Machine.Personality = vnet.PersonalityCloudInit
+		in.Current.Document.Tag = vnet.TagPartial
+		w.guestAt(in, "10.17.34.51")
+		w.running["vm-23"] = true
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Minute)
+		in = prepared(in)
+		in.Next.Addrs = []vnet.Addr{{CA: vnet.CA{Addr: netip.MustParseAddr("fd17:34::62")}, Bits: 64}}
+		ps.set(in)
+		settle(time.Second)
+		if s := w.last(in.Next.Epoch); s.Phase != vnet.StatusRefused || !strings.Contains(s.Error, errOnlyIPv4.Error()) {
+			t.Errorf("got %+v", s)
+		}
+	})
 }
 
 // move prepares and makes a swap to the next place.

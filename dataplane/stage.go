@@ -19,6 +19,7 @@ var (
 	errVNI       = errors.New("not a network: the VNI must be 1 to 16777215")
 	errMTU       = errors.New("the network's MTU is larger than this host's underlay can carry: lower the network's MTU or raise the underlay's")
 	errMTU6      = fmt.Errorf("IPv6 needs %d bytes: raise the network's MTU or the underlay's, or take the IPv6 addresses away", leastMTU6)
+	errOnlyIPv4  = errors.New("cloud-init leaves the pool by an IPv4 lease: give the network IPv4 addresses too, or take an image with our agent")
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
 	errRuleRoom  = errors.New("start this host's agent with a larger --max-rules, let the port enter groups with fewer rules, or use another host")
 	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
@@ -61,6 +62,9 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (time.Duration, error) {
 	if err := p.fits(next); err != nil {
 		return 0, err
+	}
+	if _, v4 := next.V4(); !v4 && p.pooled() && personalityOf(in).CloudInit() {
+		return 0, fmt.Errorf("network %s: %w", next.Network, errOnlyIPv4)
 	}
 	if p.asleep(in) {
 		return wakes, nil
