@@ -59,7 +59,7 @@ type Options struct {
 
 	// Capacities, 0: 65,536 each.
 	Mappings uint32 // about 105 bytes of kernel memory each; of members of groups as many
-	Flows    uint32 // about 220 bytes each
+	Flows    uint32 // of each family, 192 (IPv6: 216) bytes each
 	Rules    uint32 // of all ports together, 64 bytes each
 
 	TrapRate       int           // trapped frames a second and port, and the burst; 0: 100

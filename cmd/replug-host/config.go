@@ -25,7 +25,7 @@ func (o *options) flags(f flagSet) {
 	f.IntVar(&o.Memory, "memory", 0, "MiB that VMs may use; 0: only attached ports")
 	f.IntVar(&o.MaxPorts, "max-ports", 256, "ports that may be placed here, at most 16382")
 	f.IntVar(&o.MaxMappings, "max-mappings", 65536, "addresses of all networks with ports here; 105 bytes of kernel memory each")
-	f.IntVar(&o.MaxFlows, "max-flows", 65536, "connections of all ports, an eighth of them for each at most; 220 bytes of kernel memory each")
+	f.IntVar(&o.MaxFlows, "max-flows", 65536, "connections of all ports, of each family; an eighth of them for one port at most; 192 (IPv6: 216) bytes of kernel memory each")
 	f.IntVar(&o.MaxRules, "max-rules", 65536, "rules of all ports together, each port's own copy counted; 64 bytes of kernel memory each")
 	f.StringVar(&o.CA, "ca", "", "certificate authority of the cluster")
 	f.StringVar(&o.Cert, "cert", "", "certificate of this host")
