@@ -30,6 +30,8 @@ func (m *imds) do(ctx context.Context, method, path string, body []byte) (int, [
 		c, err6 := dial(ctx, metadata6)
 		if err6 == nil || errors.Is(err6, syscall.ECONNREFUSED) {
 			conn, host, err = c, "[fd00:ec2::254]", err6
+		} else {
+			err = fmt.Errorf("%w; %w", err, err6)
 		}
 	}
 	switch {

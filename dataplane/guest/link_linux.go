@@ -205,8 +205,10 @@ func (l *link) take(b []byte) error {
 	for _, m := range msgs {
 		st, ok := parseLink(&m)
 		switch {
-		case m.Header.Type == unix.NLMSG_ERROR && l.state.index != 0: // the NIC is gone
-			l.set(linkState{})
+		case m.Header.Type == unix.NLMSG_ERROR:
+			if l.state.index != 0 && refusal(&m) == unix.ENODEV {
+				l.set(linkState{})
+			}
 		case !ok, l.state.index != 0 && st.index != l.state.index:
 		case m.Header.Type == unix.RTM_DELLINK:
 			l.set(linkState{})

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"testing"
 	"time"
 
@@ -82,4 +83,20 @@ func TestNICIsReplaced(t *testing.T) {
 func carrier(t *testing.T, tap *netlink.Tuntap, on int) {
 	t.Helper()
 	check(t, unix.IoctlSetPointerInt(int(tap.Fds[0].Fd()), unix.TUNSETCARRIER, on))
+}
+
+// Only a kernel that knows no such NIC says that it is gone. In a slow guest a list of
+// the links is asked for twice, and the second question refused.
+func TestRefusalIsNoEnd(t *testing.T) {
+	for errno, gone := range map[unix.Errno]bool{unix.EBUSY: false, unix.ENOBUFS: false, unix.ENODEV: true} {
+		l := &link{log: newLogger(t.Output()), changed: make(chan struct{}), state: linkState{index: 7, name: "eth0", admin: true, carrier: true}}
+		b := make([]byte, unix.SizeofNlMsghdr+4)
+		binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+		binary.NativeEndian.PutUint16(b[4:], unix.NLMSG_ERROR)
+		binary.NativeEndian.PutUint32(b[16:], uint32(-int32(errno)))
+		check(t, l.take(b))
+		if got := l.current().index == 0; got != gone {
+			t.Errorf("%s: gone %t", errno, got)
+		}
+	}
 }

@@ -40,3 +40,12 @@ func parseLink(m *syscall.NetlinkMessage) (linkState, bool) {
 	}
 	return st, true
 }
+
+// refusal is why the kernel refused what it was asked. It is busy (EBUSY) while it
+// still lists the links for an earlier question.
+func refusal(m *syscall.NetlinkMessage) unix.Errno {
+	if len(m.Data) < 4 {
+		return 0
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+}
