@@ -42,6 +42,11 @@ test-stock: setup-test build ## take the stock Debian image through pool, claim,
 fuzz: setup-test ## put random frames through the datapath and its model for FUZZ (10m)
 	$(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./bpf -fuzz-for $(FUZZ)
 
+test-long: ## what is too long for every day: fuzz, the datapath on Debian 12's kernel, test-stock
+	$(MAKE) fuzz
+	TESTS=./tests/kernel tests/run.sh
+	$(MAKE) test-stock
+
 ##@ Building
 
 build: setup $(PROGRAMS:%=build-%) ## build the programs into bin/
@@ -113,4 +118,4 @@ fi
 endef
 
 .ONESHELL:
-.PHONY: demo test test-guests package test-stock build generate bench setup setup-test fmt lint clean help
+.PHONY: demo test test-long test-guests package test-stock fuzz build generate bench setup setup-test fmt lint clean help

@@ -40,6 +40,9 @@ func TestModel(t *testing.T) {
 		f := &fuzzer{t: t, r: r, twins: [2]*twin{a, b}, v6: v6, reasons: reasons}
 		f.replay()
 		f.run()
+		if n := b.xdp; n[xdpRedirect] == 0 || n[xdpDrop] == 0 {
+			t.Errorf("from_nic redirected %d frames and dropped %d: the frames miss it", n[xdpRedirect], n[xdpDrop])
+		}
 	}
 	for _, want := range []string{"none", "rule_in", "rule_out", "no_rule_in", "midstream", "fragment_lost", "fragment_overlap", "service_clash", "dead_backend", "no_backend", "wrong_source", "to_too_big", "ip_options", "bad_l4", "link_scope", "ecn", "nd_probe"} {
 		if reasons[want] == 0 && *fuzzFrames >= 100_000 {

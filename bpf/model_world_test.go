@@ -18,6 +18,7 @@ type twin struct {
 	model *model
 	traps *TrapReader
 	cpu   int
+	xdp   [5]int // how often from_nic gave each verdict
 	last  string // what the last frame was counted under; "": it wasn't ours, or went up
 	flips int
 	sets  map[uint16][2]*RuleSet
@@ -117,6 +118,7 @@ func (w *twin) configure(ruled, router, strict member) {
 		w.service(empty)
 	}
 	for id := range w.taps {
+		w.must(w.dp.SetPortFlags(id, XDP, 0))
 		p, err := w.dp.Port(id)
 		w.must(err)
 		w.model.ports[id] = &modelPort{Port: p, id: id}
@@ -179,8 +181,16 @@ func (w *twin) fromVM(id uint16, frame []byte, gso int) string {
 	return w.compare(w.dp.objs.FromVm, skb{Ifindex: uint32(w.taps[id]), GSOSize: uint32(gso), GSOSegs: 2}, frame, w.model.fromVM(id, frame, gso))
 }
 
+// fromWire puts a frame from the underlay through from_nic and from_wire: what the
+// driver's hook takes has the verdict, the name and the bytes of the other one.
 func (w *twin) fromWire(frame []byte, gso int) string {
-	return w.compare(w.dp.objs.FromWire, skb{Ifindex: uint32(w.uplink.Attrs().Index), GSOSize: uint32(gso), GSOSegs: 2}, frame, w.model.fromWire(frame, gso))
+	want := w.model.fromWire(frame, gso)
+	if gso == 0 {
+		if wrong := w.compareXDP(frame, want); wrong != "" {
+			return "from_nic: " + wrong
+		}
+	}
+	return w.compare(w.dp.objs.FromWire, skb{Ifindex: uint32(w.uplink.Attrs().Index), GSOSize: uint32(gso), GSOSegs: 2}, frame, want)
 }
 
 func (w *twin) compare(p *ebpf.Program, in skb, frame []byte, want outcome) string {
@@ -203,6 +213,33 @@ func (w *twin) compare(p *ebpf.Program, in skb, frame []byte, want outcome) stri
 		return fmt.Sprintf("mark %#x, the model says %#x", after.Mark, want.mark)
 	case want.trap != 0:
 		return w.compareTrap(frame, want.trap)
+	}
+	return ""
+}
+
+func (w *twin) compareXDP(frame []byte, want outcome) string {
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	verdict, err := w.dp.objs.FromNic.Run(&opts)
+	if errors.Is(err, unix.EINVAL) {
+		return "" // the test run itself takes no such frame
+	}
+	w.must(err)
+	w.xdp[verdict]++
+	switch verdict {
+	case xdpPass:
+		if !bytes.Equal(opts.DataOut, frame) {
+			return fmt.Sprintf("goes on changed:\n%s", dump(opts.DataOut))
+		}
+	case xdpRedirect:
+		if want.reason != "none" || !bytes.Equal(opts.DataOut, want.out) {
+			return fmt.Sprintf("redirected as\n%sthe model says %q and\n%s", dump(opts.DataOut), want.reason, dump(want.out))
+		}
+	case xdpDrop:
+		if why := w.reason(); why != want.reason {
+			return fmt.Sprintf("drops for %q, the model says %q", why, want.reason)
+		}
+	default:
+		return fmt.Sprintf("verdict %d", verdict)
 	}
 	return ""
 }
