@@ -13,7 +13,6 @@ type Client struct {
 	Name    string
 	Agent   bool              // replug-guest runs beside it, or alone
 	watches bool              // it follows its link by itself
-	keeps   bool              // it keeps addresses that it has made itself, deprecated, as RFC 4862 wants it (section 5.5.3)
 	files   map[string]string // by their paths in the guest
 	start   string            // a script that returns, in a machine with systemd
 	room    string            // the same where there is none; "": it doesn't work there
@@ -23,8 +22,10 @@ type Client struct {
 // itself, or because the kernel makes its address.
 func (c Client) Ought(f Family) bool { return c.Agent || c.watches || f.SLAAC }
 
-// mayKeep reports whether the guest may keep its old address.
-func (c Client) mayKeep(f Family) bool { return f.SLAAC && c.keeps && !c.Agent }
+// mayKeep reports whether the guest may keep its old address: one that it has made of
+// a prefix stays until its lifetime is over, deprecated (RFC 4862, section 5.5.3), if
+// the new router is heard before the cut of the link.
+func (c Client) mayKeep(f Family) bool { return f.SLAAC && !c.Agent }
 
 // fitsRoom reports whether it runs without a machine.
 func (c Client) fitsRoom() bool { return c.start == "" || c.room != "" }
@@ -75,9 +76,9 @@ func Clients(f Family) []Client {
 	all := []Client{
 		{Name: "replug-guest", Agent: true},
 		{Name: "systemd-networkd", watches: true, files: map[string]string{"/etc/systemd/network/10-eth0.network": networkd(f)}, start: "systemctl start systemd-networkd", room: bare},
-		{Name: "NetworkManager", watches: true, keeps: true, files: map[string]string{"/etc/NetworkManager/system-connections/wired.nmconnection": manager(f)}, start: "systemctl start NetworkManager"},
+		{Name: "NetworkManager", watches: true, files: map[string]string{"/etc/NetworkManager/system-connections/wired.nmconnection": manager(f)}, start: "systemctl start NetworkManager"},
 		{Name: "dhcpcd", watches: true, files: map[string]string{"/etc/dhcpcd.conf": dhcpcd(f)}, start: "systemctl start dhcpcd", room: "dhcpcd -b -q --nodev"},
-		{Name: "ifupdown with dhclient", keeps: true, files: map[string]string{"/etc/network/interfaces": interfaces(f)}, start: "ifup eth0", room: "mkdir -p /run/network; ifup eth0"},
+		{Name: "ifupdown with dhclient", files: map[string]string{"/etc/network/interfaces": interfaces(f)}, start: "ifup eth0", room: "mkdir -p /run/network; ifup eth0"},
 	}
 	if !f.SLAAC {
 		all = append(all, Client{Name: "dhclient", start: dhclient, room: dhclient})
