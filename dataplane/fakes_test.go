@@ -118,6 +118,17 @@ func (f *worldMachines) Running(m vnet.Machine) bool {
 	return w.running[m.ID]
 }
 
+// Worked is all the time since the link was cut, of a guest that works.
+func (f *worldMachines) Worked(vnet.Machine) time.Duration {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if g := w.guests[23]; g != nil && g.works {
+		return time.Since(g.downAt)
+	}
+	return 0
+}
+
 type worldLinks world
 
 type worldLink struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"replug/dataplane/compute"
 	"replug/dataplane/netdev"
@@ -45,6 +46,17 @@ func (m machines) Saved(spec vnet.Machine) bool {
 	}
 	s, err := m.driver.State(context.Background(), spec.ID)
 	return err == nil && s.Saved
+}
+
+func (m machines) Worked(spec vnet.Machine) time.Duration {
+	if m.driver == nil {
+		return 0
+	}
+	s, err := m.driver.State(context.Background(), spec.ID)
+	if err != nil {
+		return 0
+	}
+	return s.Worked()
 }
 
 func (m machines) Stop(ctx context.Context, spec vnet.Machine) error {

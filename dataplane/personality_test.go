@@ -28,6 +28,9 @@ func TestPersonalities(t *testing.T) {
 		{vnet.PersonalityCloudInit, func(g *guest) { g.notices = 150 * time.Millisecond }, "bounce 200ms",
 			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
 			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
+		{vnet.PersonalityCloudInit, func(g *guest) { g.notices, g.asks, g.works = 150*time.Millisecond, 7*time.Second, true }, "bounce 200ms", // on a busy host
+			[]string{"link 23 false", "row 23 3.8 vni 0x123457", "link 23 true", "publish 23 3.8"},
+			[]string{"stage", "link_down", "flip", "link_up", "dhcp", "seen", "publish", "report"}},
 		{vnet.PersonalityCloudInit, func(g *guest) { g.deaf, g.polls, g.heard = true, true, true }, "renew", // rebooted in the pool
 			[]string{"row 23 3.8 vni 0x123457", "renew 23", "publish 23 3.8"},
 			[]string{"stage", "flip", "renew", "dhcp", "seen", "publish", "report"}},
@@ -69,7 +72,7 @@ func TestPersonalities(t *testing.T) {
 					t.Errorf("guest at %s by %q, hops %q, want %q", g.ca, s.Rung, hops, c.hops)
 				}
 				w.mu.Lock()
-				g.notices, g.deaf = 5*time.Millisecond, false
+				g.notices, g.asks, g.deaf = 5*time.Millisecond, 20*time.Millisecond, false
 				w.mu.Unlock()
 				in = w.move(ps, in)
 				if s := w.last(in.Current.Epoch); s.Rung != "bounce 20ms" {

@@ -28,6 +28,7 @@ func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if r.dueBy.IsZero() {
 		r.dueBy = now.Add(p.patience(in))
 	}
+	p.watchWork(in)
 	due := p.due(in)
 	if !now.Before(due) && p.impatient(in) {
 		return outcome{kind: again}, nil
@@ -37,6 +38,22 @@ func (p *port) prove(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		left = forever // who can't be bounced is asked on
 	}
 	return wait(min(p.probe(ctx, in), left)), nil
+}
+
+// watchWork looks whether a guest in the pool works. It waits there without doing
+// anything, so one that does has noticed that something happened, however long the
+// rest takes on a busy host. Others have work of their own.
+func (p *port) watchWork(in *vnet.Intent) {
+	const glance = 100 * time.Millisecond
+	r := &p.run
+	if !r.Pooled || in.Machine == nil || time.Since(r.lookedAt) < glance {
+		return
+	}
+	now, worked := time.Now(), p.machines.Worked(*in.Machine)
+	if !r.lookedAt.IsZero() && worked-r.worked > now.Sub(r.lookedAt)/2 {
+		r.workedAt = now
+	}
+	r.lookedAt, r.worked = now, worked
 }
 
 // due is when the wait for the proof ends. A guest that stirs since its link was cut
@@ -53,6 +70,7 @@ func (p *port) due(in *vnet.Intent) time.Time {
 	if half := p.run.half; !half.IsZero() {
 		due = later(due, half.Add(companion))
 	}
+	stirred = later(stirred, p.run.workedAt)
 	if stirred.After(p.run.cutAt) {
 		stirs := stirred.Add(stirring)
 		if most := p.run.dueBy.Add(settling); stirs.After(most) {

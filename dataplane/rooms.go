@@ -160,6 +160,9 @@ type Machines interface {
 	Delete(ctx context.Context, m vnet.Machine) error // off, and its disks deleted
 	Running(m vnet.Machine) bool
 	Saved(m vnet.Machine) bool
+	// Worked is the time that the machine has had of the host's CPUs, or has waited
+	// for one; 0 when it is off.
+	Worked(m vnet.Machine) time.Duration
 }
 
 // A Link is the guest's end of a port's cable.

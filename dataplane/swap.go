@@ -82,18 +82,20 @@ type run struct {
 	Agent    bool              `json:"agent,omitempty"`   // the guest's agent is told instead of a first cut
 	Resumed  bool              `json:"resumed,omitempty"` // the guest slept until this walk: its clock stood still
 
-	dirty   bool // the record doesn't have this yet
-	resumed bool // an earlier session of the agent began it
-	again   bool // bounced by this session because there was no proof
-	cutAt   time.Time
-	half    time.Time // it was first seen in one family and not in the other
-	kicked  time.Time // something happened to the guest: ask often from now on
-	dueBy   time.Time // for a proof; zero: the wait has not begun
-	probed  time.Time
-	failed  bool
-	owed    bool // the link is not known to be up
-	told    int  // advertisements since the last event
-	tellAt  time.Time
+	dirty              bool // the record doesn't have this yet
+	resumed            bool // an earlier session of the agent began it
+	again              bool // bounced by this session because there was no proof
+	cutAt              time.Time
+	half               time.Time // it was first seen in one family and not in the other
+	kicked             time.Time // something happened to the guest: ask often from now on
+	dueBy              time.Time // for a proof; zero: the wait has not begun
+	probed             time.Time
+	failed             bool
+	worked             time.Duration // of the guest's CPUs, when it was looked at
+	lookedAt, workedAt time.Time     // and when it was last seen to work
+	owed               bool          // the link is not known to be up
+	told               int           // advertisements since the last event
+	tellAt             time.Time
 }
 
 // hop notes that a step has ended.

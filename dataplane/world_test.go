@@ -77,6 +77,7 @@ type guest struct {
 	checks   time.Duration // from the lease to the use of its address
 	deaf     bool          // never asks when its link comes back
 	polls    bool          // waits for its document, and asks when it is told to
+	works    bool          // has much to do from the cut on
 	heard    bool          // the service has heard it ask
 	plugs    bool          // asks when its NIC is put in
 	hears    bool          // its agent listens to the second channel
