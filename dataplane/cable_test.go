@@ -110,8 +110,10 @@ func (c *cable) reboot() {
 type cableTaps struct{ *cable }
 
 func (c cableTaps) Ensure(vnet.PortID, int) (int, error) { return c.ifindex, nil }
-func (c cableTaps) Find(string) (Device, error)          { return Device{Ifindex: c.ifindex, Peer: true}, nil }
-func (c cableTaps) Delete(vnet.PortID) error             { return nil }
+func (c cableTaps) Find(string, Device) (Device, error) {
+	return Device{Ifindex: c.ifindex, Peer: true}, nil
+}
+func (c cableTaps) Delete(vnet.PortID) error { return nil }
 
 // cableLinks pull and plug the cable: the guest's carrier follows wire0.
 type cableLinks struct{ *cable }

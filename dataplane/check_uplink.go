@@ -23,7 +23,9 @@ func mtuProbes(up netdev.Uplink) []probe {
 	left := up.MTU - overhead(up.Addr)
 	p := probe{what: "MTU of " + up.Name, do: fmt.Sprintf("ip link set %s mtu %d or more, on the fabric too", up.Name, 1500+overhead(up.Addr)),
 		cost: fmt.Sprintf("guests have an MTU of %d: their peers outside send packets that are too big, and learn it late", left),
-		ask:  func() (State, string) { return is(left >= 1500), fmt.Sprintf("%d, which leaves guests %d", up.MTU, left) }}
+		ask: func() (State, string) {
+			return is(left >= 1500), fmt.Sprintf("%d, which leaves guests %d", up.MTU, left)
+		}}
 	switch {
 	case left < leastMTU:
 		p.needed, p.cost = true, fmt.Sprintf("guests need %d bytes (RFC 791): the agent doesn't start", leastMTU)

@@ -102,7 +102,10 @@ func (taps) Ensure(id vnet.PortID, mtu int) (int, error) {
 	return d.Ifindex, err
 }
 
-func (taps) Find(name string) (Device, error) {
+func (taps) Find(name string, last Device) (Device, error) {
+	if last.Ifindex != 0 && netdev.Index(name) == last.Ifindex {
+		return last, nil
+	}
 	d, err := netdev.Find(name)
 	return Device{Ifindex: d.Ifindex, Tap: d.Tap, Peer: d.Peer}, err
 }

@@ -29,7 +29,7 @@ func (f *worldTaps) Ensure(id vnet.PortID, _ int) (int, error) {
 	return w.taps[name], nil
 }
 
-func (f *worldTaps) Find(name string) (Device, error) {
+func (f *worldTaps) Find(name string, _ Device) (Device, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()

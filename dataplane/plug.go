@@ -50,7 +50,7 @@ func (p *port) tap(in *vnet.Intent) (int, error) {
 		p.found = Device{Ifindex: ifindex, Tap: true}
 		return ifindex, nil
 	}
-	d, err := p.taps.Find(in.Tap)
+	d, err := p.taps.Find(in.Tap, p.found)
 	if err != nil {
 		return 0, fmt.Errorf("attached port needs the tap %s on host %s: create it there, or detach the port: %w", in.Tap, in.Host, err)
 	}

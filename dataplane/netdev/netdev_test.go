@@ -262,3 +262,27 @@ func becomeDatapath(t *testing.T, pair netdev.IMDS, callers []string) func() {
 		other.Close()
 	}
 }
+
+// A device keeps its index for as long as it has its name.
+func TestIndex(t *testing.T) {
+	newNetns(t)
+	d, err := netdev.CreateTap("tap-a", 1400, 0)
+	must(t, err)
+	if got := netdev.Index("tap-a"); got != d.Ifindex {
+		t.Errorf("index %d, want %d", got, d.Ifindex)
+	}
+	for _, name := range []string{"tap-b", "", "longer than a name can be"} {
+		if got := netdev.Index(name); got != 0 {
+			t.Errorf("%q has index %d", name, got)
+		}
+	}
+	must(t, netdev.Delete("tap-a"))
+	if got := netdev.Index("tap-a"); got != 0 {
+		t.Errorf("deleted, it has index %d", got)
+	}
+	again, err := netdev.CreateTap("tap-a", 1400, 0)
+	must(t, err)
+	if got := netdev.Index("tap-a"); got != again.Ifindex || got == d.Ifindex {
+		t.Errorf("made again: index %d, want %d, not %d", got, again.Ifindex, d.Ifindex)
+	}
+}

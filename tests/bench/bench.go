@@ -56,6 +56,7 @@ var parts = []part{
 	{"order", order},
 	{"swaps", swaps},
 	{"memory", memory},
+	{"ports", ports},
 	{"metadata", metadata},
 	{"dhcp", leases},
 	{"claims", claims},

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 
+	"google.golang.org/grpc"
+
 	pb "replug/control/controlpb"
 	"replug/dataplane/netdev"
 	"replug/tests/cluster"
@@ -56,11 +58,7 @@ func crowd(ctx context.Context, c *cluster.Cluster, tap func(name string, mac ne
 	if err != nil {
 		return err
 	}
-	if _, err := pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant}); err != nil {
-		return err
-	}
-	if _, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network",
-		Network: &pb.Network{Moniker: "red", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: subnet}}}}); err != nil {
+	if err := redNetwork(ctx, conn); err != nil {
 		return err
 	}
 	client := pb.NewPortsClient(conn)
@@ -91,6 +89,16 @@ func crowd(ctx context.Context, c *cluster.Cluster, tap func(name string, mac ne
 		}
 		return nil
 	})
+}
+
+// redNetwork makes the tenant with its network red.
+func redNetwork(ctx context.Context, conn grpc.ClientConnInterface) error {
+	if _, err := pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant}); err != nil {
+		return err
+	}
+	_, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network",
+		Network: &pb.Network{Moniker: "red", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: subnet}}}})
+	return err
 }
 
 // rss is the resident memory of a process, in MB of 10^6 bytes.

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	pb "replug/control/controlpb"
 	"replug/tests/cluster"
 	"replug/tests/lab"
 )
@@ -69,11 +68,7 @@ func twoGuests(ctx context.Context, c *cluster.Cluster) (guests [2]*lab.Guest, e
 	if err != nil {
 		return guests, err
 	}
-	if _, err := pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant}); err != nil {
-		return guests, err
-	}
-	if _, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network",
-		Network: &pb.Network{Moniker: "red", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: subnet}}}}); err != nil {
+	if err := redNetwork(ctx, conn); err != nil {
 		return guests, err
 	}
 	for i := range guests {
