@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"replug/directory/vnet"
 )
@@ -69,6 +70,29 @@ func TestManages(t *testing.T) {
 		}
 		if got := m.manages(otherClient{name: c.client, args: []string{c.client}}, st); got != c.want {
 			t.Errorf("%s that says %q: %t", c.client, c.says, got)
+		}
+	}
+}
+
+// Who is left alone first, and how long.
+func TestTheirs(t *testing.T) {
+	one, two := []otherClient{{name: dhcpcd}}, []otherClient{{name: dhcpcd}, {name: dhclient}}
+	for _, c := range []struct {
+		name    string
+		clients []otherClient
+		why     reason
+		start   bool
+		want    time.Duration
+	}{
+		{"at the start", two, reason{}, true, judgeProbing},
+		{"dhcpcd at a flap", one, reason{}, false, judgeProbing},
+		{"dhcpcd without a flap", one, reason{moved: &vnet.Moved{}}, false, 0},
+		{"dhcpcd at the start, in another network", one, reason{moved: &vnet.Moved{}}, true, 0},
+		{"one that is deaf to its link", two, reason{}, false, 0},
+		{"silence", two, reason{stale: 1}, false, judgeSilence},
+	} {
+		if got := theirs(c.clients, c.why, c.start); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
 }

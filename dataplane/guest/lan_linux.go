@@ -67,18 +67,12 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	st := l.link.current()
-	var first time.Duration
-	switch {
-	case why.stale > 0:
-		first = judgeSilence
-	case !l.begun && why == (reason{}): // at the agent's start a client has just asked
-		first = judgeProbing
-	}
+	start := !l.begun
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
 			l.log.say("dhcp is left to %s", names(clients))
-			return time.Time{}, l.drive(ctx, st, clients, why.moved, first)
+			return time.Time{}, l.drive(ctx, st, clients, why, start)
 		}
 	}
 	return l.both(ctx, st, why.due)
@@ -150,15 +144,19 @@ func (l *linux) describe(r *vnet.GuestReport) {
 // drive makes other clients renew, one way after the other, until the NIC has its
 // new addresses and no old one. What they leave of the old network is removed. They
 // are left alone if an address is good within the time that is theirs first.
-func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, moved *vnet.Moved, first time.Duration) error {
+func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, why reason, start bool) error {
 	news, err := watchAddrs()
 	if err != nil {
 		return err
 	}
 	defer news.close()
-	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: moved, patience: first}
-	if first > 0 {
-		if _, ok := j.await(ctx, news); ok {
+	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: why.moved, patience: theirs(clients, why, start)}
+	if !start {
+		j.old = l.nic.addresses(st.index)
+	}
+	if j.patience > 0 {
+		if gone, ok := j.await(ctx, news); ok {
+			l.log.say("addresses %s%s", list(l.nic.addresses(st.index)), removed(gone))
 			return nil
 		}
 	}
@@ -192,6 +190,20 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		l.log.say("%s has no address that leads to the host", st.name)
 	}
 	return nil
+}
+
+// theirs is how long clients are left alone first: at the agent's start they have just
+// asked; a metadata service that is silent may be slow; and dhcpcd has seen its link
+// itself, and told to renew on top of that it would begin once more.
+func theirs(clients []otherClient, why reason, start bool) time.Duration {
+	flap := why == (reason{})
+	switch {
+	case why.stale > 0:
+		return judgeSilence
+	case flap && (start || !slices.ContainsFunc(clients, func(c otherClient) bool { return c.name != dhcpcd })):
+		return judgeProbing
+	}
+	return 0
 }
 
 func removed[T fmt.Stringer](gone []T) string {
