@@ -70,23 +70,6 @@ func Start(ctx context.Context, l *lab.Lab, config Config) (*Cluster, error) {
 	return c, c.Connected(ctx)
 }
 
-// Open returns the cluster of a lab that another process made.
-func Open(l *lab.Lab, config Config) (*Cluster, error) {
-	c := &Cluster{Lab: l, Config: config, PKI: filepath.Join(l.Dir(), "pki"), hosts: make(map[int]*lab.Proc)}
-	if _, err := os.Stat(c.PKI); err != nil {
-		return nil, fmt.Errorf("lab %s has no cluster in it: %w", l.Name(), err)
-	}
-	for _, p := range l.Procs() {
-		var n int
-		if p.Name == "replug-server" {
-			c.server = p
-		} else if _, err := fmt.Sscanf(p.Name, "replug-host-h%d", &n); err == nil {
-			c.hosts[n] = p
-		}
-	}
-	return c, nil
-}
-
 func (c *Cluster) certify() error {
 	if err := pki.Init(c.PKI, c.Lab.Name()); err != nil {
 		return err
