@@ -3,6 +3,7 @@ package host_test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"replug/directory/vnet"
@@ -12,7 +13,7 @@ import (
 // which one to ask, and becomes its owner's.
 func TestCloudInitDialects(t *testing.T) {
 	s := newStock(t, "hostdebdi", "dialects")
-	clouds := map[vnet.Personality]string{vnet.PersonalityEC2: "aws", vnet.PersonalityOpenStack: "openstack", vnet.PersonalityNoCloud: "nocloud"}
+	clouds := map[vnet.Personality]string{vnet.PersonalityEC2: "DataSourceEc2", vnet.PersonalityOpenStack: "DataSourceOpenStack", vnet.PersonalityNoCloud: "DataSourceNoCloud"}
 	var all []vnet.Intent
 	for personality := range clouds {
 		n := 26 + len(all)
@@ -23,8 +24,8 @@ func TestCloudInitDialects(t *testing.T) {
 	for _, in := range all {
 		s.dir.await(s.ctx, t, in.Port, in.Current.Epoch, vnet.StatusPublished)
 		s.applied(in)
-		if got, want := s.in(in, "cat /run/cloud-init/cloud-id"), clouds[in.Machine.Personality]; got != want {
-			t.Errorf("personality %s became cloud %q, want %q", in.Machine.Personality, got, want)
+		if got, want := s.in(in, "cat /var/lib/cloud/instance/datasource"), clouds[in.Machine.Personality]; !strings.Contains(got, want) {
+			t.Errorf("personality %s came by %q, want %s", in.Machine.Personality, got, want)
 		}
 	}
 }
