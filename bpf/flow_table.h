@@ -18,14 +18,24 @@ static __always_inline struct flow_key4 narrow(const struct flow_key *k)
 	};
 }
 
+/*
+ * The lines of assembly keep clang from making one call of two: with either of
+ * two maps the kernel can't make it a direct one, which costs 25 ns.
+ */
 static __always_inline struct flow *find_flow(const struct flow_key *k, bool v6)
 {
 	struct flow_key4 k4;
+	struct flow *flow;
 
-	if (v6)
-		return bpf_map_lookup_elem(&flows, k);
-	k4 = narrow(k);
-	return bpf_map_lookup_elem(&flows4, &k4);
+	if (v6) {
+		flow = bpf_map_lookup_elem(&flows, k);
+		asm volatile("%0 = %0" : "+r"(flow));
+	} else {
+		k4 = narrow(k);
+		flow = bpf_map_lookup_elem(&flows4, &k4);
+		asm volatile("" : "+r"(flow));
+	}
+	return flow;
 }
 
 static __always_inline void put_flow(const struct flow_key *k, bool v6, const struct flow *row)
