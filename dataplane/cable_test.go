@@ -111,7 +111,7 @@ type cableTaps struct{ *cable }
 
 func (c cableTaps) Ensure(vnet.PortID, int) (int, error) { return c.ifindex, nil }
 func (c cableTaps) Find(string, Device) (Device, error) {
-	return Device{Ifindex: c.ifindex, Peer: true}, nil
+	return Device{Ifindex: c.ifindex}, nil
 }
 func (c cableTaps) Delete(vnet.PortID) error { return nil }
 
