@@ -48,9 +48,11 @@ func (r *room) sh(ctx context.Context, script string) (string, error) {
 	return string(out), err
 }
 
-// script turns IPv6 on, which cheap guests have off.
+// script turns IPv6 on, which cheap guests have off. The link is down until the client
+// comes, as at a boot: else the kernel would make an address of the prefix, which
+// networkd doesn't know for its own when it meets it again.
 func (r *room) script(c Client) string {
-	return "echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6\n" + c.room + "\n"
+	return "ip link set eth0 down\necho 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6\n" + c.room + "\n"
 }
 
 func (r *room) agent(ctx context.Context, dhcp string) (err error) {
