@@ -15,7 +15,7 @@ import (
 // A kernel without tcx gets filters: the next agent replaces the program in the
 // same filter, and nothing is left when they go.
 func TestFiltersInsteadOfLinks(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	a.dp.noTCX = true
 	tap := a.taps[redA.id]
 	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))
@@ -49,7 +49,7 @@ func TestFiltersInsteadOfLinks(t *testing.T) {
 
 // Others have filters too: theirs stay, and keep the qdisc.
 func TestFiltersOfOthers(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	a.dp.noTCX = true
 	uplink := a.options.Uplink
 	place := newFilter(a.options.PinDir, uplinkPin, uplink)
@@ -75,7 +75,7 @@ func TestFiltersOfOthers(t *testing.T) {
 
 // A device that went, and another one that has come in its place.
 func TestFilterOfADeviceThatIsGone(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	a.dp.noTCX = true
 	first := a.veth("vx1", nil)
 	a.must(a.dp.AttachVXLAN(first.Attrs().Index))

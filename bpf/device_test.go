@@ -255,11 +255,8 @@ func TestUpTheVXLANDevice(t *testing.T) {
 		}
 		before := count()
 		a.sendUp(c.mark, tunnel{vni: c.vni, src: hostA, dst: hostA}.with(c.frame)[42:])
-		for deadline := time.Now().Add(5 * time.Second); count() != before+1; {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: counted %d times, want once; %v", c.name, count()-before, a.reasons())
-			}
-			time.Sleep(time.Millisecond)
+		if !within(func() bool { return count() == before+1 }) {
+			t.Fatalf("%s: counted %d times, want once; %v", c.name, count()-before, a.reasons())
 		}
 	}
 	answerClimbs(t, a, guest)
@@ -301,11 +298,8 @@ func answerClimbs(t *testing.T, a *machine, guest *room) {
 	}
 	before := a.drop("changed")
 	a.sendUp(mark|uint32(redA.id), answer)
-	for deadline := time.Now().Add(5 * time.Second); a.drop("changed") != before+1; {
-		if time.Now().After(deadline) {
-			t.Fatalf("an answer whose row has gone wasn't refused; %v", a.reasons())
-		}
-		time.Sleep(time.Millisecond)
+	if !within(func() bool { return a.drop("changed") == before+1 }) {
+		t.Fatalf("an answer whose row has gone wasn't refused; %v", a.reasons())
 	}
 }
 
@@ -323,11 +317,8 @@ func TestVLANEscape(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := []string{"vlan", "no_mapping"}[i]
-		for deadline := time.Now().Add(5 * time.Second); a.drop(want) != before[want]+1; {
-			if time.Now().After(deadline) {
-				t.Fatalf("want one %s; before %v, after %v", want, before, a.reasons())
-			}
-			time.Sleep(time.Millisecond)
+		if !within(func() bool { return a.drop(want) == before[want]+1 }) {
+			t.Fatalf("want one %s; before %v, after %v", want, before, a.reasons())
 		}
 	}
 }
@@ -369,11 +360,8 @@ func TestMetadataKnowsTheCaller(t *testing.T) {
 		if _, err := server.Write(text(97)); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(5 * time.Second); a.drop("stale_epoch") == before; {
-			if time.Now().After(deadline) {
-				t.Fatal("a reply of the old epoch wasn't refused")
-			}
-			time.Sleep(time.Millisecond)
+		if !within(func() bool { return a.drop("stale_epoch") != before }) {
+			t.Fatal("a reply of the old epoch wasn't refused")
 		}
 		_, _ = c.Close(), server.Close()
 	}
@@ -412,6 +400,17 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 			t.Errorf("host %s dropped %v", name, got)
 		}
 	}
+}
+
+// within waits until something holds that nobody tells of, as a counter that
+// grows; false: it doesn't come.
+func within(holds func() bool) bool {
+	for deadline := time.Now().Add(5 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
 }
 
 // sendUp puts a VXLAN packet on the host's loopback, with a mark.

@@ -41,7 +41,7 @@ func TestEveryDropReason(t *testing.T) {
 }
 
 func dropsFromVM(t *testing.T, seen covered) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	everyone, group := [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, [6]byte{0x01, 0x00, 0x5e, 0x17, 0x28, 0x39}
 	payload := text(37)
 	good := udp4(caA, caB, 5353, 7946, payload)
@@ -121,7 +121,7 @@ func dropsFromVM(t *testing.T, seen covered) {
 }
 
 func dropsFromWire(t *testing.T, seen covered) {
-	a, b := newWorld(t)
+	b := newB(t)
 	payload := text(37)
 	inner := func(src, dst string) []byte {
 		return eth(redB.mac, redA.mac, etherIPv4, udp4(addr(src), addr(dst), 5353, 7946, payload))
@@ -176,7 +176,7 @@ func dropsFromWire(t *testing.T, seen covered) {
 		v, _, _ := b.run(b.dp.objs.FromVxlan, skb{Ifindex: 1, Mark: 0x5eb70000 | uint32(redB.id)}, good)
 		return v
 	})
-	_ = a
+
 }
 
 // notOurs: what isn't VXLAN for this host goes on as if nothing were there, uncounted.
@@ -244,7 +244,7 @@ func dropsToPort(t *testing.T, seen covered) {
 }
 
 func dropsFromHost(t *testing.T, seen covered) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	caller := callerOf(redA.id, redA.epoch)
 	reply := func(packet []byte) func() uint32 {
 		return func() uint32 {
@@ -360,7 +360,7 @@ func (c covered) refused(h *host, name, reason string, try func() uint32) {
 
 // A frame for another machine, seen because the uplink is promiscuous, is its business.
 func TestPromiscuousUplink(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	b.must(netlink.LinkSetHardwareAddr(b.uplink, net.HardwareAddr{0x06, 0x77, 0x66, 0x55, 0x44, 0x33}))
 	frame := tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
 	if v, _ := b.receive(frame); v != actNext || len(b.drops()) != 0 {

@@ -182,7 +182,7 @@ func synOptions(mss int) []byte {
 // What a SYN offers is clamped on the same host too, and left alone where
 // nothing can be said of it.
 func TestClampMSS(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	small := redA2.port(a.taps[redA2.id])
 	small.MTU = 1333
 	a.must(a.dp.SetPort(redA2.id, small))
@@ -217,7 +217,7 @@ func TestClampMSS(t *testing.T) {
 
 // What the datapath answers itself, and what it carries to the metadata service.
 func TestAnswersIPv6(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	gateway6, own := redA.gateways()[1], redA.linkLocal()
 	imds6, wireServer := addr("fd00:ec2::254"), addr("168.63.129.16")
 	for _, c := range []struct {
@@ -298,7 +298,7 @@ func metadataReplies(t *testing.T, a *host, imds6, wireServer netip.Addr) {
 
 // What the agent answers: who asks in IPv6, and who answers its questions.
 func TestTrapsIPv6(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	traps, err := a.dp.Traps()
 	a.must(err)
 	defer traps.Close()

@@ -50,7 +50,7 @@ func TestFlip(t *testing.T) {
 
 // Invariant 2: a row never goes to a lower epoch.
 func TestEpochOnlyGrows(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	p, err := b.dp.Port(redB.id)
 	b.must(err)
 	p.Epoch--
@@ -71,7 +71,7 @@ func TestEpochOnlyGrows(t *testing.T) {
 // it isn't for the second, from the MAC on. Only half of each refuses the CA or
 // the route.
 func TestFlipIsNeverHalf(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	rows := [2]Port{redA.port(a.taps[redA.id]), redA2.port(a.taps[redA.id])}
 	rows[1].CAs = []netip.Prefix{netip.MustParsePrefix("10.99.88.77/24")}
 	frame := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caNobody, 5353, 7946, text(37)))
@@ -129,7 +129,7 @@ func TestStaleKeys(t *testing.T) {
 // A shortcut that leads to the wrong port, because two keys share its place, is
 // not taken. Here all of them lead to one port.
 func TestWrongShortcuts(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	for slot := range b.dp.objs.Shortcuts.MaxEntries() {
 		b.must(b.dp.objs.Shortcuts.Put(slot, uint32(redB.id)))
 	}
@@ -155,7 +155,7 @@ func TestWrongShortcuts(t *testing.T) {
 // A next hop that nobody refreshes isn't believed: the agent may be gone and the
 // router replaced. The kernel then writes the MACs, so ours must not be there.
 func TestOldNextHop(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	sent := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37)))
 	var hop datapathNextHop
 	a.must(a.dp.objs.NextHops.Lookup(uint32(7), &hop))
@@ -184,7 +184,7 @@ func TestOldNextHop(t *testing.T) {
 // The blackout is the gap between the last frame under the old epoch and the
 // first under the new one, in each direction.
 func TestTimes(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	from := eth(gatewayMAC, redB.mac, etherIPv4, udp4(caB, caA, 7946, 5353, text(37)))
 	to := tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
 	b.send(redB, from)
@@ -218,7 +218,7 @@ func TestTimes(t *testing.T) {
 
 // Invariant 9: a new port with the id of a deleted one finds nothing of it.
 func TestNothingIsLeft(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	a.must(a.dp.SetPortFlags(redA.id, Timed, 0))
 	a.send(redA, eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
 	a.must(a.dp.DeletePort(redA.id))

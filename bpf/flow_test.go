@@ -8,7 +8,7 @@ import (
 // Invariant 13: a flow that came aggregated keeps to the VXLAN device until it has
 // been idle, so that no small frame overtakes; other flows take the short way.
 func TestAggregatedFlowStaysUp(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	packet := func(sport uint16, n int) []byte {
 		return tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, tcp4(caA, caB, sport, 7946, text(n))))
 	}
@@ -58,7 +58,7 @@ func TestAggregatedFlowStaysUp(t *testing.T) {
 
 // An aggregated flow of the port's last epoch binds nothing of the next.
 func TestAggregationDiesWithTheEpoch(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	frame := b.arriving(tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, tcp4(caA, caB, 40321, 7946, text(97)))))
 	in := skb{Ifindex: uint32(b.uplink.Attrs().Index)}
 	gro := in

@@ -73,7 +73,7 @@ func TestNetworksStayApart(t *testing.T) {
 }
 
 func TestJourneyOnOneHost(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	sent := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caA2, 5353, 7946, text(43)))
 	verdict, got := a.send(redA, sent)
 	if verdict != actRedirect {
@@ -87,7 +87,7 @@ func TestJourneyOnOneHost(t *testing.T) {
 
 // What the datapath answers itself.
 func TestAnswers(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	broadcast := [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	for _, c := range []struct {
 		name  string
@@ -151,7 +151,7 @@ func TestPooledVM(t *testing.T) {
 }
 
 func TestTraps(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	traps, err := a.dp.Traps()
 	a.must(err)
 	defer traps.Close()
@@ -230,7 +230,7 @@ func TestECN(t *testing.T) {
 }
 
 func TestTooBig(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	big := func(to int) []byte {
 		return eth(gatewayMAC, redA.mac, etherIPv4, ipv4{src: caA, dst: caB, proto: protoUDP, frag: 0x4000}.with(udp(caA, caB, 5353, 7946, text(to-28))))
 	}

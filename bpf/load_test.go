@@ -15,7 +15,7 @@ import (
 // Invariant 7: an agent that starts again finds everything in force and replaces
 // the programs under the links, which stay what they were.
 func TestLoadAgainTakesOver(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	tap := a.taps[redA.id]
 	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))
 	rows, err := a.dp.Ports()
@@ -102,7 +102,7 @@ func TestLoadRefusesOptions(t *testing.T) {
 
 // What is written is what is read back, and bad rows are refused.
 func TestRows(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	want := Port{
 		Ifindex: 17, VNI: red, Epoch: 0x0002_0000_0000_9d07, MAC: [6]byte{2, 0x52, 0x31, 0x42, 0x53, 0x64},
 		PA: addr("100.64.18.219"), CAs: []netip.Prefix{subnet("10.17.34.91/23"), subnet("fd17:2a::91/67"), subnet("10.17.34.93/31"), subnet("10.17.34.94/23")},

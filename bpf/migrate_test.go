@@ -265,7 +265,7 @@ func TestHooksGoBack(t *testing.T) {
 
 // A kernel without tcx: filters are hooks too.
 func TestMigrateFilters(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	a.dp.noTCX = true
 	tap := a.taps[redA.id]
 	a.must(errors.Join(a.dp.AttachUplink(a.options.Uplink), a.dp.AttachTap(tap)))

@@ -30,7 +30,7 @@ type twin struct {
 func newTwins(t *testing.T, v6 bool) (a, b *twin) {
 	t.Helper()
 	var ha, hb *host
-	of, pas, selves, mtu := func(m member) member { return m }, [2]netip.Prefix{prefixA, prefixB}, [2]netip.Addr{hostA, hostB}, 1550
+	of, pas, selves, mtu := over4, [2]netip.Prefix{prefixA, prefixB}, [2]netip.Addr{hostA, hostB}, 1550
 	if v6 {
 		of, pas, selves, mtu = member.over6, [2]netip.Prefix{prefixA6, prefixB6}, [2]netip.Addr{hostA6, hostB6}, 1570
 	}
@@ -42,7 +42,8 @@ func newTwins(t *testing.T, v6 bool) (a, b *twin) {
 	ha, hb = newHost(t, "a", selves[0], pas[0], options), newHost(t, "b", selves[1], pas[1], options)
 	ha.must(ha.dp.PutHost(pas[1]))
 	hb.must(hb.dp.PutHost(pas[0]))
-	settle(ha, hb, of)
+	ha.settle(of, redA, redA2, blueA)
+	hb.settle(of, redB, blueB)
 	a, b = twinOf(ha, pas, selves[0], 0, mtu, of), twinOf(hb, pas, selves[1], 1, mtu, of)
 	a.configure(of(redA), of(redA2), of(blueA))
 	b.configure(of(redB), of(redB), of(blueB))

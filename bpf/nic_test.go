@@ -28,7 +28,7 @@ func (h *host) fromNIC(frame []byte) (uint32, []byte) {
 // The driver's hook takes what it may: packets of a known flow that GRO doesn't
 // merge, for a tap. All else goes on, uncounted, to from_wire, which judges it.
 func TestFromNIC(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	nicUnderlay(t, b, "IPv4", redA, redB)
 	_, b = newWorld6(t)
 	nicUnderlay(t, b, "IPv6", redA.over6(), redB.over6())

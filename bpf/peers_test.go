@@ -12,7 +12,7 @@ import (
 // the wire, is the PA: within a registered host's prefix or on its own, over
 // a restart, and with another next hop.
 func TestPeers(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	other := [6]byte{0x06, 0x2a, 0x3b, 0x4c, 0x5d, 0x6e}
 	a.must(a.dp.SetNextHop(9, NextHop{Ifindex: a.uplink.Attrs().Index, Dst: other, Src: routerMAC}))
 	to := func(last byte, pa string, hop uint32) Mapping {

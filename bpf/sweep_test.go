@@ -188,7 +188,7 @@ func budgets(t *testing.T, a *host) {
 // Connections tells what a reset of both ends needs: who, and where each one's
 // sequence stands.
 func TestConnections(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	want := map[string]bool{}
 	for family := range 2 {
 		me, peer := redA.cas()[family], redB.cas()[family]

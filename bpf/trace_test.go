@@ -41,7 +41,7 @@ func TestTrace(t *testing.T) {
 
 // A refused frame has no way that a former one has found.
 func TestTraceForgets(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	for _, c := range []struct {
 		what, drop string
 		dst        netip.Addr
@@ -67,7 +67,7 @@ func TestTraceForgets(t *testing.T) {
 
 // What a capture and a flow log see of a frame that passes and of one that doesn't.
 func TestCaptureAndFlowEvents(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	captures, err := b.dp.Captures()
 	b.must(err)
 	defer captures.Close()
@@ -100,7 +100,7 @@ func TestCaptureAndFlowEvents(t *testing.T) {
 // A frame that the port of the same host refuses is in the capture of either, and
 // whoever watches all drops can tell that it is one.
 func TestCaptureOfBothEnds(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	captures, err := a.dp.Captures()
 	a.must(err)
 	defer captures.Close()
@@ -128,7 +128,7 @@ func TestCaptureOfBothEnds(t *testing.T) {
 
 // What the driver's hook drops is seen by whoever watches, too.
 func TestWatchDropsOfNIC(t *testing.T) {
-	_, b := newWorld(t)
+	b := newB(t)
 	b.must(b.dp.SetPortFlags(redB.id, XDP, 0))
 	n := nicCase{t: t, h: b, from: redA, to: redB, name: "IPv4 over IPv4"}
 	known := n.udp(5363)
@@ -153,7 +153,7 @@ func TestWatchDropsOfNIC(t *testing.T) {
 
 // A trace tells the two ends of a service's translation, and which of them the VM is.
 func TestTraceOfService(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	vip := netip.MustParseAddrPort("10.17.34.99:8443")
 	backend := netip.AddrPortFrom(caA2, 7946)
 	a.must(a.dp.SetService(Service{ServiceKey: ServiceKey{VNI: red, VIP: vip.Addr(), Port: vip.Port(), Protocol: protoUDP},

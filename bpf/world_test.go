@@ -124,13 +124,40 @@ type host struct {
 func newWorld(t *testing.T) (a, b *host) {
 	t.Helper()
 	isolate(t)
-	a = newHost(t, "a", hostA, prefixA, nil)
-	b = newHost(t, "b", hostB, prefixB, nil)
-	a.must(a.dp.PutHost(prefixB))
-	b.must(b.dp.PutHost(prefixA))
-	settle(a, b, func(m member) member { return m })
-	return a, b
+	return worldsA(t), worldsB(t)
 }
+
+// newA and newB are one host of the world alone, for a test that asks nothing of
+// the other: to load a datapath takes most of a second.
+func newA(t *testing.T) *host {
+	t.Helper()
+	isolate(t)
+	return worldsA(t)
+}
+
+func newB(t *testing.T) *host {
+	t.Helper()
+	isolate(t)
+	return worldsB(t)
+}
+
+func worldsA(t *testing.T) *host {
+	t.Helper()
+	a := newHost(t, "a", hostA, prefixA, nil)
+	a.must(a.dp.PutHost(prefixB))
+	a.settle(over4, redA, redA2, blueA)
+	return a
+}
+
+func worldsB(t *testing.T) *host {
+	t.Helper()
+	b := newHost(t, "b", hostB, prefixB, nil)
+	b.must(b.dp.PutHost(prefixA))
+	b.settle(over4, redB, blueB)
+	return b
+}
+
+func over4(m member) member { return m }
 
 // newWorld6 is newWorld over an IPv6 underlay; its members are over6.
 func newWorld6(t *testing.T) (a, b *host) {
@@ -141,21 +168,21 @@ func newWorld6(t *testing.T) (a, b *host) {
 	b = newHost(t, "b", hostB6, prefixB6, wide)
 	a.must(a.dp.PutHost(prefixB6))
 	b.must(b.dp.PutHost(prefixA6))
-	settle(a, b, member.over6)
+	a.settle(member.over6, redA, redA2, blueA)
+	b.settle(member.over6, redB, blueB)
 	return a, b
 }
 
-// settle gives the hosts their members, and each the mappings of all.
-func settle(a, b *host, of func(member) member) {
-	a.t.Helper()
-	a.addPorts(of(redA), of(redA2), of(blueA))
-	b.addPorts(of(redB), of(blueB))
-	for _, h := range []*host{a, b} {
-		for _, m := range []member{redA, redA2, blueA, redB, blueB} {
-			h.must(h.dp.PutMappings(of(m).mapping(7), of(m).mapping6(7)))
-		}
-		h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
+// settle gives the host its own members, and the mappings of all.
+func (h *host) settle(of func(member) member, own ...member) {
+	h.t.Helper()
+	for _, m := range own {
+		h.addPorts(of(m))
 	}
+	for _, m := range []member{redA, redA2, blueA, redB, blueB} {
+		h.must(h.dp.PutMappings(of(m).mapping(7), of(m).mapping6(7)))
+	}
+	h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
 }
 
 // isolate puts the test into network and mount namespaces of its own. The thread

@@ -8,7 +8,7 @@ import (
 
 // The driver's hook is taken, kept over a restart, and given back.
 func TestAttachNIC(t *testing.T) {
-	a, _ := newWorld(t)
+	a := newA(t)
 	at := func() bool {
 		l, err := link.LoadPinnedLink(linkDir(a.options.PinDir)+"/"+nicPin, nil)
 		if err != nil {
