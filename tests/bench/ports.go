@@ -21,8 +21,8 @@ import (
 )
 
 // Ports of one host, after which the agent is looked at. An attach reads all places
-// of the cluster (control/server_ports.go), so that 10,000 take the server a quarter
-// of an hour; what a port costs the agent is the same.
+// of the cluster (control/server_ports.go), so that 10,000 would take the server some
+// quarter of an hour; what a port costs the agent is the same.
 const fewPorts, manyPorts = 500, 2500
 
 // ports attaches many taps to one host through the API: its real agent with
