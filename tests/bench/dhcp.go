@@ -20,14 +20,15 @@ import (
 )
 
 const (
-	dhcpTime  = 2 * time.Second // of a round
-	dhcpLeast = 1000            // exchanges a second
-	dhcpSlow  = 2 * time.Second // an answer that takes longer is lost
+	dhcpTime  = 2 * time.Second  // of a round
+	dhcpLeast = 1000             // exchanges a second
+	dhcpSlow  = 2 * time.Second  // an answer that takes longer is lost
+	dhcpPace  = time.Second / 45 // of a port: the datapath lets 100 of its frames a second to the agent, two an exchange
 )
 
 // leases measures DHCP exchanges of a host: discover, offer, request, ack, each a
 // frame on the tap of its port, through the datapath, the agent and back. The ports
-// ask at once, and share the machine's CPUs with the agent.
+// ask at once, each no faster than a port may, and share the machine's CPUs with the agent.
 func leases(ctx context.Context, o Options) (figures []Figure, err error) {
 	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
 	if err != nil {
@@ -77,7 +78,9 @@ func leaseAll(askers []*asker, during time.Duration) (int64, error) {
 	end := time.Now().Add(during)
 	for i, a := range askers {
 		all.Go(func() {
-			for time.Now().Before(end) && errs[i] == nil {
+			pace := time.NewTicker(dhcpPace)
+			defer pace.Stop()
+			for ; time.Now().Before(end) && errs[i] == nil; <-pace.C {
 				if errs[i] = a.lease(); errs[i] == nil {
 					n.Add(1)
 				}
