@@ -95,6 +95,9 @@ func dropsFromVM(t *testing.T, seen covered) {
 		{"DNS to the gateway", "to_gateway", from(udp4(caA, gateway, 5353, 53, payload))},
 		{"fragment of a ping to the gateway", "to_gateway", from(ipv4{src: caA, dst: gateway, proto: protoICMP, frag: 0x2000}.with(text(64)))},
 		{"outside the subnet", "no_route", from(udp4(caA, addr("203.0.113.79"), 5353, 7946, payload))},
+		{"VXLAN in its PA, as a host sends it", "spoofed_ca", from(tunnel{src: redA.pa, dst: redB.pa, vni: blue}.with(from(good))[14:])},
+		{"VXLAN to a port's PA", "no_route", from(tunnel{src: caA, dst: redB.pa, vni: blue}.with(from(good))[14:])},
+		{"VXLAN to a host", "no_route", from(tunnel{src: caA, dst: hostB, vni: blue}.with(from(good))[14:])},
 		{"an address that nobody has", "no_mapping", from(udp4(caA, caNobody, 5353, 7946, payload))},
 	} {
 		if c.name == "metadata with half a TCP header" {
