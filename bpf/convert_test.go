@@ -19,14 +19,15 @@ var (
 )
 
 // structOf lays fields out one behind the other.
-func structOf(fields ...any) *btf.Struct {
+func structOf(t *testing.T, fields ...any) *btf.Struct {
+	t.Helper()
 	s := &btf.Struct{Name: "row"}
 	for i := 0; i < len(fields); i += 2 {
-		t := fields[i+1].(btf.Type)
-		s.Members = append(s.Members, btf.Member{Name: fields[i].(string), Type: t, Offset: btf.Bits(s.Size * 8)})
-		size, err := btf.Sizeof(t)
+		of := fields[i+1].(btf.Type)
+		s.Members = append(s.Members, btf.Member{Name: fields[i].(string), Type: of, Offset: btf.Bits(s.Size * 8)})
+		size, err := btf.Sizeof(of)
 		if err != nil {
-			panic(err)
+			t.Fatal(err)
 		}
 		s.Size += uint32(size)
 	}
@@ -36,9 +37,9 @@ func structOf(fields ...any) *btf.Struct {
 // Fields go where their names are, numbers become wider or narrower, what is new
 // is zero, what has gone is left, and padding isn't a field.
 func TestRowsConvertByName(t *testing.T) {
-	was := structOf("vni", u32, "pad", u16, "mtu", u16, "offset", s16, "mac", mac, "gone", u32, "wide", u32,
+	was := structOf(t, "vni", u32, "pad", u16, "mtu", u16, "offset", s16, "mac", mac, "gone", u32, "wide", u32,
 		"addrs", &btf.Array{Index: u32, Type: u16, Nelems: 2})
-	is := structOf("mac", mac, "offset", s32, "mtu", u32, "fresh", u16, "wide", u8, "pad", u32,
+	is := structOf(t, "mac", mac, "offset", s32, "mtu", u32, "fresh", u16, "wide", u8, "pad", u32,
 		"addrs", &btf.Array{Index: u32, Type: u32, Nelems: 3}, "vni", &btf.Typedef{Name: "__u32", Type: u32})
 	m, err := movesBetween(was, is)
 	if err != nil {
@@ -54,23 +55,23 @@ func TestRowsConvertByName(t *testing.T) {
 	if err := m.apply(old, make([]byte, is.Size)); !errors.Is(err, errLayout) || !strings.Contains(err.Error(), "wide") {
 		t.Errorf("a number that doesn't fit: got %v, want errLayout with its name", err)
 	}
-	if _, err := movesBetween(structOf("mac", u32), structOf("mac", mac)); !errors.Is(err, errLayout) {
+	if _, err := movesBetween(structOf(t, "mac", u32), structOf(t, "mac", mac)); !errors.Is(err, errLayout) {
 		t.Errorf("a number that became an array: got %v, want errLayout", err)
 	}
 }
 
 func TestSameLayout(t *testing.T) {
-	base := structOf("vni", u32, "mac", mac)
+	base := structOf(t, "vni", u32, "mac", mac)
 	for name, c := range map[string]struct {
 		other btf.Type
 		want  bool
 	}{
-		"itself":          {structOf("vni", u32, "mac", mac), true},
-		"behind typedefs": {&btf.Typedef{Name: "t", Type: &btf.Const{Type: structOf("vni", &btf.Typedef{Name: "__u32", Type: u32}, "mac", mac)}}, true},
-		"another name":    {structOf("vid", u32, "mac", mac), false},
-		"another order":   {structOf("mac", mac, "vni", u32), false},
-		"a sign":          {structOf("vni", s32, "mac", mac), false},
-		"fewer elements":  {structOf("vni", u32, "mac", &btf.Array{Index: u32, Type: u8, Nelems: 5}), false},
+		"itself":          {structOf(t, "vni", u32, "mac", mac), true},
+		"behind typedefs": {&btf.Typedef{Name: "t", Type: &btf.Const{Type: structOf(t, "vni", &btf.Typedef{Name: "__u32", Type: u32}, "mac", mac)}}, true},
+		"another name":    {structOf(t, "vid", u32, "mac", mac), false},
+		"another order":   {structOf(t, "mac", mac, "vni", u32), false},
+		"a sign":          {structOf(t, "vni", s32, "mac", mac), false},
+		"fewer elements":  {structOf(t, "vni", u32, "mac", &btf.Array{Index: u32, Type: u8, Nelems: 5}), false},
 		"no type":         {nil, false},
 	} {
 		if got := sameLayout(base, c.other); got != c.want {
@@ -80,7 +81,7 @@ func TestSameLayout(t *testing.T) {
 }
 
 func TestRecords(t *testing.T) {
-	r := record{structOf("vni", u32, "list", &btf.Array{Index: u32, Type: u16, Nelems: 3}), make([]byte, 10)}
+	r := record{structOf(t, "vni", u32, "list", &btf.Array{Index: u32, Type: u16, Nelems: 3}), make([]byte, 10)}
 	r.field("vni").set(0x89abcdef)
 	r.field("list").at(2).set(0x1234)
 	if want := []byte{0xef, 0xcd, 0xab, 0x89, 0, 0, 0, 0, 0x34, 0x12}; !bytes.Equal(r.b, want) {

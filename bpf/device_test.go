@@ -402,8 +402,9 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 	}
 }
 
-// within waits until something holds that nobody tells of, as a counter that
-// grows; false: it doesn't come.
+// within waits until something holds that nobody tells of; false: it doesn't come.
+// What it asks for are counters in BPF maps: the kernel has no event for a write
+// to a map, so that it must be asked again and again.
 func within(holds func() bool) bool {
 	for deadline := time.Now().Add(5 * time.Second); !holds(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -126,28 +126,22 @@ func narrower(t *testing.T, from, to *guest, family, mtu int) {
 func notCut(t *testing.T, from, to *guest, family, mtu int) {
 	in, out := datagramPair(t, from, to, family)
 	header := 28 + 20*family
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		_, err := out.Write(noise(mtu-header+1, 3))
-		if errors.Is(err, unix.EMSGSIZE) {
-			break
-		}
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("a byte too many: %v, want EMSGSIZE; drops %v", err, from.host.reasons())
-		}
+	tooLong := noise(mtu-header+1, 3)
+	if _, err := out.Write(tooLong); err != nil {
+		t.Fatalf("a byte too many, and nobody has said so: %v", err)
+	}
+	if err := awaitError(t, out); !errors.Is(err, unix.EMSGSIZE) {
+		t.Fatalf("a byte too many: the kernel heard %v, want EMSGSIZE; drops %v", err, from.host.reasons())
+	}
+	if _, err := out.Write(tooLong); !errors.Is(err, unix.EMSGSIZE) {
+		t.Fatalf("a byte too many: %v, want EMSGSIZE; drops %v", err, from.host.reasons())
 	}
 	if got := knownMTU(t, out, family); got != mtu {
 		t.Errorf("the way takes %d bytes, says the sender's kernel; want %d", got, mtu)
 	}
 	largest := noise(mtu-header, 5)
-	// Each of those that got out is answered, and each answer is an error of the next call.
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		_, err := out.Write(largest)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EMSGSIZE) || time.Now().After(deadline) {
-			t.Fatalf("the largest that fits: %v", err)
-		}
+	if _, err := out.Write(largest); err != nil {
+		t.Fatalf("the largest that fits: %v", err)
 	}
 	b := make([]byte, 65536)
 	if err := in.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
@@ -178,6 +172,21 @@ func datagramPair(t *testing.T, from, to talker, family int) (in, out *net.UDPCo
 	const do = 2 // IP_PMTUDISC_DO, and IPV6_PMTUDISC_DO
 	control(t, out, func(fd int) error { return unix.SetsockoptInt(fd, levels[family].level, levels[family].discover, do) })
 	return in, out
+}
+
+// awaitError waits until the socket's kernel has heard of an error, and takes it.
+func awaitError(t *testing.T, c *net.UDPConn) (heard error) {
+	t.Helper()
+	control(t, c, func(fd int) error {
+		on := []unix.PollFd{{Fd: int32(fd)}} // POLLERR is always told
+		if n, err := unix.Poll(on, int(patience.Milliseconds())); err != nil || n == 0 {
+			return fmt.Errorf("no error within %v: %w", patience, err)
+		}
+		code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		heard = unix.Errno(code)
+		return err
+	})
+	return heard
 }
 
 func knownMTU(t *testing.T, c *net.UDPConn, family int) (mtu int) {

@@ -26,6 +26,7 @@ func TestRuleSpace(t *testing.T) {
 			slices.SortFunc(all, byBase)
 			return all
 		}
+		// Skip is rapid's way to say that a step doesn't apply now: another one is drawn.
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
 				n := rapid.Uint32Range(1, 23).Draw(t, "n")

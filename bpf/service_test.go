@@ -337,6 +337,9 @@ func (h *host) age(local uint16, by time.Duration) {
 	h.must(h.dp.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		if swap16(k.Lport) == local {
 			v.Seen -= uint32(ticks(by))
+			if v.Aggregated != 0 {
+				v.Aggregated -= uint32(ticks(by))
+			}
 			keys, rows = append(keys, k), append(rows, v)
 		}
 		return nil

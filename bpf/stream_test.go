@@ -24,11 +24,12 @@ type stream struct {
 	stop     chan struct{}
 	sent     chan uint64 // how many, in the end
 	received atomic.Uint64
+	arrived  chan struct{} // has one if received has grown since it was last looked at
 }
 
 func newStream(t *testing.T, from, to *room) *stream {
 	t.Helper()
-	s := &stream{t: t, credits: make(chan struct{}, window), stop: make(chan struct{}), sent: make(chan uint64, 1)}
+	s := &stream{t: t, credits: make(chan struct{}, window), stop: make(chan struct{}), sent: make(chan uint64, 1), arrived: make(chan struct{}, 1)}
 	at := netip.AddrPortFrom(caB, 7946).String()
 	to.in(func() (err error) { s.in, err = net.ListenPacket("udp4", at); return err })
 	from.in(func() (err error) { s.out, err = net.Dial("udp4", at); return err })
@@ -74,6 +75,10 @@ func (s *stream) receive() {
 		seen[number] = true
 		delete(seen, number-4*window)
 		s.received.Add(1)
+		select {
+		case s.arrived <- struct{}{}:
+		default:
+		}
 		s.credits <- struct{}{}
 	}
 }
@@ -81,12 +86,22 @@ func (s *stream) receive() {
 // carry waits until so many more frames have arrived.
 func (s *stream) carry(n uint64) {
 	s.t.Helper()
-	want := s.received.Load() + n
-	for deadline := time.Now().Add(30 * time.Second); s.received.Load() < want; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("the stream stands still: %d arrived, waiting for %d", s.received.Load(), want)
+	if want := s.received.Load() + n; !s.reaches(want, 30*time.Second) {
+		s.t.Fatalf("the stream stands still: %d arrived, waiting for %d", s.received.Load(), want)
+	}
+}
+
+// reaches waits until so many frames have arrived in all.
+func (s *stream) reaches(want uint64, patience time.Duration) bool {
+	late := time.After(patience)
+	for s.received.Load() < want {
+		select {
+		case <-s.arrived:
+		case <-late:
+			return false
 		}
 	}
+	return true
 }
 
 // end stops the stream and returns how many frames it lost of how many.
@@ -94,9 +109,7 @@ func (s *stream) end() (lost, of uint64) {
 	s.t.Helper()
 	close(s.stop)
 	of = <-s.sent
-	for deadline := time.Now().Add(2 * time.Second); s.received.Load() < of && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	s.reaches(of, 2*time.Second)
 	return of - s.received.Load(), of
 }
 

@@ -128,18 +128,18 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	health := func() (healthpb.HealthCheckResponse_ServingStatus, error) {
-		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
-		return r.GetStatus(), err
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	health, err := healthpb.NewHealthClient(conn).Watch(soon, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		s, err := health()
-		if s == healthpb.HealthCheckResponse_SERVING {
-			break
-		}
-		if time.Now().After(end) {
+	for s := healthpb.HealthCheckResponse_UNKNOWN; s != healthpb.HealthCheckResponse_SERVING; {
+		r, err := health.Recv()
+		if err != nil {
 			t.Fatalf("health %v, %v", s, err)
 		}
+		s = r.GetStatus()
 	}
 	if names := services(ctx, t, conn); !strings.Contains(names, "replug.control.v1.Swaps") || !strings.Contains(names, "replug.directory.v1.Directory") {
 		t.Errorf("services %s", names)

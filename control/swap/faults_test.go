@@ -19,7 +19,7 @@ func TestStoreDown(t *testing.T) {
 		w.mustStart(w.request("blue", "10.0.0.20"))
 		w.memory.setDown(true)
 		w.status(vnet.StatusPrepared)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Reserved)
 		if r := w.record(); !strings.Contains(r.Alarm, "can't be written") {
 			t.Errorf("alarm %q", r.Alarm)
@@ -29,7 +29,7 @@ func TestStoreDown(t *testing.T) {
 			t.Errorf("start without a store: %v after %v", err, time.Since(begin))
 		}
 		w.memory.setDown(false)
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		w.wantPhase(Switched)
 		if r := w.record(); r.Alarm != "" {
 			t.Errorf("alarm stays: %s", r.Alarm)
@@ -60,9 +60,9 @@ func TestLostAnswers(t *testing.T) {
 				}
 				w.mustStart(q)
 				w.status(vnet.StatusPrepared)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				w.status(vnet.StatusLeased)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				w.wantPhase(Committed)
 				if r := w.record(); r.Writes != 5 {
 					t.Errorf("%d writes, want 5", r.Writes)
@@ -115,13 +115,13 @@ func TestRecordsExpire(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(2 * sweepEvery)
+		pass(2 * sweepEvery)
 		if n := len(listed[Record](w, store.Swaps)); n != 2 {
 			t.Errorf("%d records are kept, want 2", n)
 		}
 		w.crash()
-		time.Sleep(24 * time.Hour)
-		time.Sleep(2 * sweepEvery)
+		pass(24 * time.Hour)
+		pass(2 * sweepEvery)
 		if n, q := len(listed[Record](w, store.Swaps)), len(listed[Operation](w, store.Requests)); n != 0 || q != 0 {
 			t.Errorf("after a day %d records and %d requests are left", n, q)
 		}
@@ -198,7 +198,7 @@ func TestSwitchRefused(t *testing.T) {
 		before := w.describe()
 		w.mustStart(w.request("blue", "10.0.0.20"))
 		w.status(vnet.StatusPrepared)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Undone)
 		if r := w.record(); !strings.Contains(r.Error, "frozen") || r.Back != nil {
 			t.Errorf("error %q, back %v", r.Error, r.Back)

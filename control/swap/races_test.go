@@ -37,11 +37,11 @@ func TestTwoLeaders(t *testing.T) {
 		w.status(vnet.StatusPrepared)
 		w.wantPhase(Switched)
 		other.OnStatus(*w.told)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.status(vnet.StatusLeased)
 		w.wantPhase(Committed)
 		other.OnStatus(*w.told)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if n := len(w.memory.commits); n != 5 {
 			t.Errorf("%d transactions, want 5:\n%s", n, strings.Join(w.memory.commits, "\n"))
 		}
@@ -63,10 +63,10 @@ func TestOtherLeaderUndoes(t *testing.T) {
 		}
 		e := w.record().After.Epoch
 		w.status(vnet.StatusLeased, func(s *vnet.Status) { s.Epoch = e }) // it has not heard yet
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Undoing)
 		w.status(vnet.StatusLeased)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Undone)
 	})
 }
@@ -96,7 +96,7 @@ func TestLostSwapIsFound(t *testing.T) {
 		if w.status(vnet.StatusPrepared) {
 			t.Fatal("a status of a swap was taken by a leader that does not know it")
 		}
-		time.Sleep(after(sweepEvery))
+		pass(after(sweepEvery))
 		w.status(vnet.StatusPrepared)
 		w.wantPhase(Switched)
 	})
@@ -128,7 +128,7 @@ func TestIntentChangedInMidSwap(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.status(vnet.StatusPrepared)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Switched)
 		if in := w.intent(); in.Machine == nil || in.Machine.Power != vnet.PowerOff || in.Current.Network != "blue" {
 			t.Errorf("intent %+v", in)
@@ -149,7 +149,7 @@ func TestMappingOfAnother(t *testing.T) {
 		w.status(vnet.StatusPrepared)
 		w.wantPhase(Staged)
 		w.crash() // the next leader's patience is as bounded
-		time.Sleep(after(6 * time.Second))
+		pass(after(6 * time.Second))
 		w.wantPhase(Undone)
 		if r := w.record(); !strings.Contains(r.Error, "could not be written") || r.Back != nil {
 			t.Errorf("error %q, back %v", r.Error, r.Back)
@@ -171,7 +171,7 @@ func TestIntentGoneInMidSwap(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.status(vnet.StatusPrepared, func(s *vnet.Status) { s.Epoch = w.record().After.Epoch })
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.wantPhase(Abandoned)
 		if m := listed[vnet.Mapping](w, store.Mappings); len(m) != 0 {
 			t.Errorf("mappings of a port that is gone: %v", m)

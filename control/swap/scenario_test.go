@@ -106,14 +106,14 @@ func (w *world) do(line string) {
 	case "store":
 		w.memory.setDown(args == "down")
 		if args == "up" {
-			time.Sleep(2 * lastRetry)
+			pass(2 * lastRetry)
 		}
 	case "wait":
 		d, err := time.ParseDuration(args)
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		time.Sleep(after(d))
+		pass(after(d))
 	default:
 		w.t.Fatalf("no command %q", word)
 	}

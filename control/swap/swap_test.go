@@ -58,7 +58,7 @@ func TestGoodSwapIsFiveWrites(t *testing.T) {
 		w.wantPhase(Leased)
 		w.status(vnet.StatusPublished)
 		w.wantPhase(Published)
-		time.Sleep(9 * time.Millisecond)
+		pass(9 * time.Millisecond)
 		if !w.status(vnet.StatusConfirmed, func(s *vnet.Status) {
 			s.Rung, s.Blackout = "bounce 20ms", 23*time.Millisecond
 			s.Hops = []vnet.Hop{{Name: "flip", At: time.Now().Add(-7 * time.Millisecond)}, {Name: "seen", At: time.Now().Add(-time.Millisecond)}}
@@ -210,9 +210,9 @@ func TestBudgets(t *testing.T) {
 					synctest.Wait()
 				}
 				w.wantPhase(c.waits)
-				time.Sleep(c.budget - time.Millisecond)
+				pass(c.budget - time.Millisecond)
 				w.wantPhase(c.waits)
-				time.Sleep(2 * time.Millisecond)
+				pass(2 * time.Millisecond)
 				w.wantPhase(c.then)
 				if r := w.record(); !strings.Contains(r.Error, c.says) {
 					t.Errorf("error %q, want %q in it", r.Error, c.says)
@@ -228,12 +228,12 @@ func TestDrainIsStaged(t *testing.T) {
 		q := w.request("blue", "10.0.0.20")
 		q.OldConnections, q.Drain = vnet.DrainConnections, 40*time.Second
 		w.mustStart(q)
-		time.Sleep(44 * time.Second)
+		pass(44 * time.Second)
 		w.wantPhase(Reserved)
 		w.status(vnet.StatusPrepared)
 		synctest.Wait()
 		w.wantPhase(Switched)
-		time.Sleep(26 * time.Second)
+		pass(26 * time.Second)
 		w.wantPhase(Undoing)
 	})
 }
@@ -251,12 +251,12 @@ func TestUndoDegradesAndHeals(t *testing.T) {
 			t.Errorf("back to %v (undo %v), want %v", r.Back.Epoch, r.Back.Undo, want)
 		}
 		w.status(vnet.StatusFlipped)
-		time.Sleep(after(30 * time.Second))
+		pass(after(30 * time.Second))
 		w.wantPhase(Degraded)
 		if r := w.record(); !strings.Contains(r.Alarm, "old address red 10.0.0.10") || r.Error != "host h2: no rung worked" {
 			t.Errorf("alarm %q, error %q", r.Alarm, r.Error)
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		w.wantPhase(Degraded)
 		w.status(vnet.StatusLeased)
 		w.wantPhase(Undone)
@@ -278,9 +278,9 @@ func TestCutOffHostAlarmsAndHeals(t *testing.T) {
 		if r := w.record(); !strings.Contains(r.Alarm, "cut off") {
 			t.Errorf("alarm %q", r.Alarm)
 		}
-		time.Sleep(after(25 * time.Second))
+		pass(after(25 * time.Second))
 		w.wantPhase(Undoing)
-		time.Sleep(after(30 * time.Second))
+		pass(after(30 * time.Second))
 		w.wantPhase(Degraded)
 		w.online = true
 		w.engine.OnHost("h2", true)

@@ -307,4 +307,8 @@ func (w *world) check() error {
 	return nil
 }
 
+// pass lets time go by on the clock of the bubble that the test runs in
+// (testing/synctest): nobody waits for it. Everything that is due until then happens.
+func pass(d time.Duration) { time.Sleep(d) }
+
 func after(d time.Duration) time.Duration { return d + time.Millisecond }
