@@ -3,7 +3,6 @@ package bpf
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -78,16 +77,7 @@ func TestFlowsFromContract2(t *testing.T) {
 
 	spec, err := specOf(a.options)
 	a.must(err)
-	p, err := makePlan(spec, a.options.PinDir)
-	a.must(err)
-	defer p.close()
-	next := &Datapath{dir: a.options.PinDir}
-	a.must(os.Mkdir(draftDir(a.options.PinDir), 0o700))
-	for _, name := range p.shared {
-		a.must(pinAgain(p.old[name], filepath.Join(draftDir(a.options.PinDir), name)))
-	}
-	a.must(next.fill(spec, draftDir(a.options.PinDir)))
-	t.Cleanup(func() { _ = next.Close() })
+	next, p := a.draft(spec)
 	a.must(next.copyRows(spec, p))
 	a.putOldFlow(old, flows[3], clock.now)
 	a.must(next.takeHooks(spec, p))

@@ -146,20 +146,23 @@ func (d *Datapath) migrate(spec *ebpf.CollectionSpec, p *plan) (err error) {
 			err = errors.Join(fmt.Errorf("migrate the datapath in %s: %w (the old one stays in force)", d.dir, err), d.Close(), os.RemoveAll(draft))
 		}
 	}()
-	for _, name := range p.shared {
-		if err := pinAgain(p.old[name], filepath.Join(draft, name)); err != nil {
-			return err
-		}
-	}
-	for _, step := range []func(*ebpf.CollectionSpec, *plan) error{
-		func(spec *ebpf.CollectionSpec, _ *plan) error { return d.fill(spec, draft) },
-		d.copyRows, d.takeHooks,
-	} {
+	for _, step := range []func(*ebpf.CollectionSpec, *plan) error{d.fillDraft, d.copyRows, d.takeHooks} {
 		if err := step(spec, p); err != nil {
 			return err
 		}
 	}
 	return os.RemoveAll(draft)
+}
+
+// fillDraft loads the new programs with the draft's maps, those that both releases
+// share among them.
+func (d *Datapath) fillDraft(spec *ebpf.CollectionSpec, p *plan) error {
+	for _, name := range p.shared {
+		if err := pinAgain(p.old[name], filepath.Join(draftDir(d.dir), name)); err != nil {
+			return err
+		}
+	}
+	return d.fill(spec, draftDir(d.dir))
 }
 
 // pinAgain gives a map that is pinned a second name: two handles of it know

@@ -288,6 +288,18 @@ func unpinned(spec *ebpf.CollectionSpec) *ebpf.CollectionSpec {
 	return c
 }
 
+// draft is the next release with its maps, before rows are copied and hooks taken.
+func (h *host) draft(spec *ebpf.CollectionSpec) (*Datapath, *plan) {
+	h.t.Helper()
+	p, err := makePlan(spec, h.options.PinDir)
+	h.must(err)
+	next := &Datapath{dir: h.options.PinDir}
+	h.must(os.Mkdir(draftDir(h.options.PinDir), 0o700))
+	h.must(next.fillDraft(spec, p))
+	h.t.Cleanup(func() { _, _ = next.Close(), p.close() })
+	return next, p
+}
+
 // What the old programs count and remember while rows are copied isn't lost: it
 // is carried over once they have ended.
 func TestMigrateWhatIsStillWritten(t *testing.T) {
@@ -296,16 +308,7 @@ func TestMigrateWhatIsStillWritten(t *testing.T) {
 	a.must(err)
 	spec.Maps[datapathMapPortCounters].MaxEntries++
 	spec.Maps[datapathMapFlows].MaxEntries = 70001
-	p, err := makePlan(spec, a.options.PinDir)
-	a.must(err)
-	defer p.close()
-	next := &Datapath{dir: a.options.PinDir}
-	a.must(os.Mkdir(draftDir(a.options.PinDir), 0o700))
-	for _, name := range p.shared {
-		a.must(pinAgain(p.old[name], filepath.Join(draftDir(a.options.PinDir), name)))
-	}
-	a.must(next.fill(spec, draftDir(a.options.PinDir)))
-	t.Cleanup(func() { _ = next.Close() })
+	next, p := a.draft(spec)
 	old, fresh := table{Map: a.dp.objs.Flows}, table{Map: next.objs.Flows}
 	a.must(old.put([]row{flowRow(old, "early", 7)}))
 	a.must(next.copyRows(spec, p))

@@ -31,16 +31,11 @@ func claims(ctx context.Context, o Options) (figures []Figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	c, end, err := startCluster(ctx, o, 1, cluster.Config{Image: image, Memory: map[int]int{1: 8192}})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin, Image: image, Memory: map[int]int{1: 8192}})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	conn, err := c.Conn()
 	if err != nil {
 		return nil, err

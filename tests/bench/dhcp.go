@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"replug/tests/cluster"
-	"replug/tests/lab"
 	"replug/tests/lab/tap"
 )
 
@@ -30,16 +29,11 @@ const (
 // frame on the tap of its port, through the datapath, the agent and back. The ports
 // ask at once, each no faster than a port may, and share the machine's CPUs with the agent.
 func leases(ctx context.Context, o Options) (figures []Figure, err error) {
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	c, end, err := startCluster(ctx, o, 1, cluster.Config{})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	var askers []*asker
 	defer func() {
 		for _, a := range askers {
@@ -47,7 +41,7 @@ func leases(ctx context.Context, o Options) (figures []Figure, err error) {
 		}
 	}()
 	if err := crowd(ctx, c, func(name string, mac net.HardwareAddr) error {
-		fd, err := tap.Open(l.Host(1).NetNS(), name, tap.Options{Up: true})
+		fd, err := tap.Open(c.Lab.Host(1).NetNS(), name, tap.Options{Up: true})
 		if err == nil {
 			err = unix.SetNonblock(fd, true)
 			askers = append(askers, &asker{mac: mac, wire: os.NewFile(uintptr(fd), name)})

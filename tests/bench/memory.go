@@ -22,18 +22,13 @@ const memoryPorts = 50
 // memory reads the resident memory of the agent of a host with 50 ports, and of
 // the server.
 func memory(ctx context.Context, o Options) (figures []Figure, err error) {
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	c, end, err := startCluster(ctx, o, 1, cluster.Config{})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	tap := func(name string, _ net.HardwareAddr) error {
-		return l.Host(1).Do(func() error { _, err := netdev.CreateTap(name, guestMTU, 0); return err })
+		return c.Lab.Host(1).Do(func() error { _, err := netdev.CreateTap(name, guestMTU, 0); return err })
 	}
 	if err := crowd(ctx, c, tap); err != nil {
 		return nil, err

@@ -29,16 +29,11 @@ const fewPorts, manyPorts = 500, 2500
 // the real datapath puts all of them in force. What a port costs the agent in memory,
 // and whether the last ones cost it as much CPU as the first.
 func ports(ctx context.Context, o Options) (figures []Figure, err error) {
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 1, Helper: o.Helper})
+	c, end, err := startCluster(ctx, o, 1, cluster.Config{})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	// A larger host than the lab's: no port has an address of the other size yet.
 	if err := startAgain(ctx, c, 1, []string{"--max-ports", "16000", "--pa-prefix", "100.80.0.0/18"}); err != nil {
 		return nil, err

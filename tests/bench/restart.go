@@ -31,16 +31,11 @@ const (
 // loses while their agents are killed and start again, and while they are
 // replaced by ones whose maps have another shape.
 func restart(ctx context.Context, o Options) (figures []Figure, err error) {
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 2, Helper: o.Helper})
+	c, end, err := startCluster(ctx, o, 2, cluster.Config{})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	guests, err := twoGuests(ctx, c)
 	if err != nil {
 		return nil, err

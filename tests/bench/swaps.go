@@ -27,20 +27,15 @@ const (
 // swaps measures a swap as its user sees it: from the call of the API until a
 // peer in the new network hears the first answer.
 func swaps(ctx context.Context, o Options) (figures []Figure, err error) {
-	l, err := lab.Up(ctx, lab.Config{Name: o.Name, Hosts: 2, Helper: o.Helper})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, l.Down(context.WithoutCancel(ctx))) }()
 	image, err := lab.BuildGuest(ctx, filepath.Join(o.Bin, "replug-guest"))
 	if err != nil {
 		return nil, err
 	}
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: o.Bin, Image: image, Memory: map[int]int{1: 512}})
+	c, end, err := startCluster(ctx, o, 2, cluster.Config{Image: image, Memory: map[int]int{1: 512}})
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, end()) }()
 	s, err := newSwapper(ctx, c)
 	if err != nil {
 		return nil, err
