@@ -75,14 +75,6 @@ func delivered(t *testing.T, name string, m member, sent, got []byte) {
 	}
 }
 
-// ecnOf reads the two bits of an IP header.
-func ecnOf(header []byte) byte {
-	if header[0]>>4 == 4 {
-		return header[1] & 3
-	}
-	return header[1] >> 4 & 3
-}
-
 // congestion: RFC 6040. ECN is copied out, DSCP isn't; what the way has marked is told.
 func (u underlay) congestion(t *testing.T, name string, family int) {
 	src, dst := u.from.cas()[family], u.to.cas()[family]

@@ -44,7 +44,7 @@ func HavePrograms() error {
 // 6.6): nil if so, [ebpf.ErrNotSupported] if not. Without it they hook in by
 // filters of a clsact qdisc.
 func HaveTCX() error {
-	prog, err := trivial(ebpf.SchedCLS, ebpf.AttachNone, 0)
+	prog, err := trivial()
 	if err != nil {
 		return fmt.Errorf("load a program to try tcx with: %w", err)
 	}
@@ -64,7 +64,7 @@ func HaveTCX() error {
 // its own: nil if the kernel has what [HaveTCX] may lack.
 func HaveFilters() error {
 	return apart(func() error {
-		prog, err := trivial(ebpf.SchedCLS, ebpf.AttachNone, 0)
+		prog, err := trivial()
 		if err != nil {
 			return err
 		}
@@ -77,27 +77,6 @@ func HaveFilters() error {
 		const loopback = 1
 		return newFilter(filepath.Join(dir, "note"), uplinkPin, loopback).attach(uplinkPin, prog)
 	})
-}
-
-// HaveXDP attaches a program to a driver's own XDP hook, as a link that ends at
-// once. With frags it is one that takes frames of several buffers, which a large
-// MTU needs. Some drivers restart their queues for it: don't ask a device that
-// is in use.
-func HaveXDP(ifindex int, frags bool) error {
-	flags := uint32(0)
-	if frags {
-		flags = unix.BPF_F_XDP_HAS_FRAGS
-	}
-	prog, err := trivial(ebpf.XDP, ebpf.AttachXDP, flags)
-	if err != nil {
-		return fmt.Errorf("load an XDP program: %w", err)
-	}
-	defer prog.Close()
-	l, err := link.AttachXDP(link.XDPOptions{Interface: ifindex, Program: prog, Flags: link.XDPDriverMode})
-	if err != nil {
-		return fmt.Errorf("attach to the driver of device %d: %w", ifindex, err)
-	}
-	return l.Close()
 }
 
 // DecapFlag returns the flag of bpf_skb_adjust_room that takes a tunnel's state
@@ -125,14 +104,11 @@ func DecapFlag() (uint64, error) {
 	return 0, fmt.Errorf("BPF_F_ADJ_ROOM_DECAP_L4_UDP: %w", ebpf.ErrNotSupported)
 }
 
-// trivial is a program that lets everything pass: TC_ACT_OK is 0, XDP_PASS 2.
-func trivial(of ebpf.ProgramType, at ebpf.AttachType, flags uint32) (*ebpf.Program, error) {
-	pass := int32(0)
-	if of == ebpf.XDP {
-		pass = 2
-	}
+// trivial is a program that lets everything pass.
+func trivial() (*ebpf.Program, error) {
+	const pass = 0 // TC_ACT_OK
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: of, AttachType: at, Flags: flags, License: "MIT",
+		Type: ebpf.SchedCLS, License: "MIT",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()},
 	})
 }

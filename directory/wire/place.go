@@ -34,13 +34,6 @@ func FromPlace(p *vnet.Place) *directorypb.Place {
 	}
 }
 
-// ToPlace reads the message of a place.
-func ToPlace(m *directorypb.Place) (*vnet.Place, error) {
-	var r reader
-	p := r.place("place", m)
-	return p, r.err
-}
-
 func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 	if m == nil {
 		return nil
