@@ -32,6 +32,7 @@ type judge struct {
 const (
 	judgePatience = 6 * time.Second        // for one way to lead to a new address; DHCPv6 has waits of a second each
 	judgeProbing  = 15 * time.Second       // the same for dhcpcd, which looks 5 s for others that have it (RFC 5227)
+	judgeOther    = 3 * time.Second        // for the guest's other family, once one has its address and the host has named none
 	judgeSilence  = 2 * time.Second        // for an address to lead to a metadata service that was silent: it may be slow
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
 )
@@ -41,10 +42,14 @@ const (
 func (j *judge) await(ctx context.Context, news *addrNews) ([]netip.Prefix, bool) {
 	ctx, cancel := context.WithTimeout(ctx, j.patience)
 	defer cancel()
+	var first time.Time // that an address was good
 	for ctx.Err() == nil {
 		now := j.nic.addresses(j.index)
 		good := j.good(ctx, now)
-		if j.complete(good) {
+		if len(good) > 0 && first.IsZero() {
+			first = time.Now()
+		}
+		if j.complete(good, !first.IsZero() && time.Since(first) >= judgeOther) {
 			return j.tidy(now, good), true
 		}
 		news.wait(ctx, judgeAgain)
@@ -93,18 +98,28 @@ func (j *judge) leads(ctx context.Context, from netip.Addr) bool {
 }
 
 // complete reports whether all addresses are there that are waited for: one at least,
-// and those that the host has named, of the families that the guest had before.
-func (j *judge) complete(good []netip.Prefix) bool {
-	if j.moved == nil || len(good) == 0 {
-		return len(good) > 0
+// and in each family that the guest had before the one that the host has named. If it
+// has named none, the network may not have that family: late says that it was waited
+// for long enough. Before that nothing is tidied up: a client that still works on one
+// family may not see its address taken away.
+func (j *judge) complete(good []netip.Prefix, late bool) bool {
+	if len(good) == 0 {
+		return false
+	}
+	if j.moved == nil {
+		return late || !slices.ContainsFunc(j.old, func(p netip.Prefix) bool { return !hasFamily(good, p) })
 	}
 	for _, w := range j.moved.Addrs {
-		had := slices.ContainsFunc(j.old, func(p netip.Prefix) bool { return p.Addr().Is4() == w.Addr().Is4() })
-		if had && !slices.ContainsFunc(good, func(p netip.Prefix) bool { return p.Addr() == w.Addr() }) {
+		if hasFamily(j.old, w) && !slices.ContainsFunc(good, func(p netip.Prefix) bool { return p.Addr() == w.Addr() }) {
 			return false
 		}
 	}
 	return true
+}
+
+// hasFamily reports whether one of the addresses is of the family of p.
+func hasFamily(all []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(a netip.Prefix) bool { return a.Addr().Is4() == p.Addr().Is4() })
 }
 
 // tidy removes what was there before and is of no use now. In the subnet of an old

@@ -23,7 +23,7 @@ func TestComplete(t *testing.T) {
 	const old4, old6, new4, new6 = "10.17.34.51/24", "fd17:2839::51/128", "10.23.45.62/22", "fd28:394a::62/128"
 	for _, c := range []struct {
 		name, old, moved, good string
-		want                   bool
+		want                   bool // at once; later, if the host said nothing, anything will do
 	}{
 		{"both of both", old4 + " " + old6, new4 + " " + new6, new4 + " " + new6, true},
 		{"IPv4 of both", old4 + " " + old6, new4 + " " + new6, new4, false},
@@ -35,15 +35,20 @@ func TestComplete(t *testing.T) {
 		{"another family, not yet", old4, new6, "", false},
 		{"nothing known of the guest", "", new4 + " " + new6, new4, true},
 		{"nothing", "", new4, "", false},
-		{"the host said nothing", old4 + " " + old6, "", new4, true},
+		{"the host said nothing", old4, "", new4, true},
+		{"the host said nothing, both of both", old4 + " " + old6, "", new6 + " " + new4, true},
+		{"the host said nothing, one of both", old4 + " " + old6, "", new6, false},
 		{"the host said nothing, nothing leads to it", old4, "", "", false},
 	} {
 		j := judge{old: prefixes(c.old)}
 		if c.moved != "" {
 			j.moved = &vnet.Moved{Addrs: prefixes(c.moved)}
 		}
-		if got := j.complete(prefixes(c.good)); got != c.want {
+		if got := j.complete(prefixes(c.good), false); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
+		}
+		if got := j.complete(prefixes(c.good), true); got != (c.want || c.moved == "" && c.good != "") {
+			t.Errorf("%s, late: %t", c.name, got)
 		}
 	}
 }
