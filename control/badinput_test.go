@@ -152,6 +152,10 @@ func TestBadInput(t *testing.T) {
 			_, err := op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "bad-mac2", Tenant: "acme", Name: "p", Host: "h7", Tap: "tap9", Mac: vm.Port.Mac, Network: "red"})
 			return err
 		}},
+		{"tap of the host agent's own", codes.InvalidArgument, []string{"rp-tap"}, func() error {
+			_, err := op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "bad-tap", Tenant: "acme", Name: "p", Host: "h7", Tap: "rp-tap9", Mac: "52:54:00:1a:2b:3c", Network: "red"})
+			return err
+		}},
 		{"no request id", codes.InvalidArgument, []string{"request id"}, func() error {
 			_, err := op.DeleteVM(w.ctx, &pb.DeleteVMRequest{Tenant: "acme", Name: "web-1"})
 			return err

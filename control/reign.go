@@ -125,7 +125,12 @@ func (r *reign) settle(ctx context.Context) error {
 }
 
 // prepare reads what must be known before the first call is answered.
-func (r *reign) prepare(ctx context.Context) error { return r.openGate(ctx) }
+func (r *reign) prepare(ctx context.Context) error {
+	if err := r.complete(ctx); err != nil {
+		return err
+	}
+	return r.openGate(ctx)
+}
 
 // run drives the loops until ctx ends or one of them finds that another server
 // leads.
@@ -139,7 +144,7 @@ func (r *reign) run(ctx context.Context) error {
 	g.Go(func() error {
 		return r.follow(ctx, "pools", r.fillPools, store.Pools, store.VMs, store.Hosts, store.Types)
 	})
-	g.Go(func() error { return r.follow(ctx, "addresses", r.sweep, store.CAs) })
+	g.Go(func() error { return r.follow(ctx, "addresses", r.sweeper(), store.CAs) })
 	g.Go(func() error { return r.follow(ctx, "places", r.renewPlaces, store.Networks, store.Intents) })
 	g.Go(func() error { return r.follow(ctx, "era", r.watchGate, store.Hosts) })
 	return g.Wait()
@@ -222,12 +227,41 @@ const maxAttempts = 10
 // sweepPause lets several addresses that have rested go with one write.
 const sweepPause = 10 * time.Second
 
-func (r *reign) sweep(ctx context.Context, _ []string, _ bool) (time.Time, error) {
-	next, err := r.networks.Sweep(ctx)
-	if soonest := time.Now().Add(min(sweepPause, r.cfg.Rest)); !next.IsZero() && next.Before(soonest) {
-		next = soonest
+// sweeper returns the step that lets addresses go that have rested. Of those that
+// change it looks at no others: there may be very many.
+func (r *reign) sweeper() step {
+	var due time.Time // zero: none rests
+	return func(ctx context.Context, keys []string, all bool) (time.Time, error) {
+		next, err := r.nextRested(ctx, keys, all)
+		switch {
+		case err != nil:
+			return due, err
+		case all || due.IsZero() || !next.IsZero() && next.Before(due):
+			due = next
+		}
+		if soonest := time.Now().Add(min(sweepPause, r.cfg.Rest)); !due.IsZero() && due.Before(soonest) {
+			return soonest, nil
+		}
+		return due, nil
 	}
-	return next, err
+}
+
+// nextRested returns when the first of some addresses will have rested, zero if
+// none rests; of all of them it lets those go that have.
+func (r *reign) nextRested(ctx context.Context, keys []string, all bool) (next time.Time, err error) {
+	if all {
+		return r.networks.Sweep(ctx)
+	}
+	for _, k := range keys {
+		until, err := r.networks.RestsUntil(ctx, k)
+		if err != nil {
+			return next, err
+		}
+		if !until.IsZero() && (next.IsZero() || until.Before(next)) {
+			next = until
+		}
+	}
+	return next, nil
 }
 
 func (r *reign) fillPools(ctx context.Context, _ []string, _ bool) (time.Time, error) {

@@ -57,6 +57,9 @@ func attachmentFrom(q *pb.AttachPortRequest) (attachment, error) {
 	if !tapForm.MatchString(q.Tap) || q.Tap == "." || q.Tap == ".." {
 		return a, fmt.Errorf("%w tap %q: the name of a tap device on the host, 1 to 15 characters", ErrInvalid, q.Tap)
 	}
+	if strings.HasPrefix(q.Tap, vnet.TapPrefix) {
+		return a, fmt.Errorf("%w tap %q: what begins with %s is the host agent's own; give the VM's tap another name", ErrInvalid, q.Tap, vnet.TapPrefix)
+	}
 	if q.Monitor != "" && !strings.HasPrefix(q.Monitor, "/") {
 		return a, fmt.Errorf("%w monitor %q: an absolute path on the host, or nothing", ErrInvalid, q.Monitor)
 	}
@@ -90,9 +93,6 @@ func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn)
 	if err != nil {
 		return "", err
 	}
-	if err := r.unusedDevice(ctx, a, txn); err != nil {
-		return "", err
-	}
 	net, err := r.networks.Get(ctx, a.tenant, a.network)
 	if err != nil {
 		return "", err
@@ -106,29 +106,14 @@ func (r *reign) composeAttach(ctx context.Context, a attachment, txn *store.Txn)
 	}
 	in, made, err := r.networks.NewPort(ctx, network.PortRequest{
 		Port:    network.Port{Name: name, Tenant: a.tenant, Attached: true, Router: a.router},
-		Network: net, Families: net.Value.Families(), CAs: a.cas, Groups: groups, Slots: slots, MAC: a.mac, Host: host.Value,
+		Network: net, Families: net.Value.Families(), CAs: a.cas, Groups: groups, Slots: slots, MAC: a.mac, Tap: a.tap, Host: host.Value,
 	})
 	if err != nil {
 		return "", err
 	}
-	in.Tap, in.Monitor, in.Current.Confirm = a.tap, a.monitor, vnet.ConfirmLease
+	in.Monitor, in.Current.Confirm = a.monitor, vnet.ConfirmLease
 	txn.Exists(host.Key).Add(made, network.PutIntent(&in))
 	return name, nil
-}
-
-// unusedDevice returns an error when another port has the tap or the MAC.
-func (r *reign) unusedDevice(ctx context.Context, a attachment, txn *store.Txn) error {
-	intents, rev, err := store.List[vnet.Intent](ctx, r.store, store.Intents)
-	for _, in := range intents {
-		switch {
-		case in.Value.MAC == a.mac:
-			return fmt.Errorf("MAC %s: %w: port %s has it", a.mac, ErrNotSo, in.Value.Port)
-		case in.Value.Host == a.host && in.Value.Tap == a.tap:
-			return fmt.Errorf("tap %s of host %s: %w: port %s has it", a.tap, a.host, ErrNotSo, in.Value.Port)
-		}
-	}
-	txn.UnchangedUnder(store.Intents+a.host+"/", rev)
-	return err
 }
 
 // portView reads a port as callers see it.

@@ -241,6 +241,15 @@ func (m *Manager) Yield(v vnet.VNI, ca vnet.CA, port, claim string) *store.Txn {
 	return (&store.Txn{}).Put(store.CAKey(v, ca), Holder{Port: port, Claim: claim, State: Resting, Until: m.Now().Add(m.Rest)})
 }
 
+// RestsUntil returns how long the CA of a row rests, zero if it doesn't.
+func (m *Manager) RestsUntil(ctx context.Context, key string) (time.Time, error) {
+	row, err := store.Get[Holder](ctx, m.Store, key)
+	if errors.Is(err, store.ErrNotFound) || err == nil && row.Value.State != Resting {
+		return time.Time{}, nil
+	}
+	return row.Value.Until, err
+}
+
 // sweepBatch is how many rows go with one write.
 const sweepBatch = 50
 

@@ -57,13 +57,14 @@ type PortRequest struct {
 	Groups   []string  // security groups of the network, which the caller has checked
 	Slots    vnet.Groups
 	MAC      vnet.MAC // of an attached port; zero: a new one
+	Tap      string   // of an attached port; "": its host makes it one
 	Host     vnet.HostInfo
 	Claim    string // that it is for, or ""
 }
 
-// NewPort composes a port: its index, its number on the host, its address, its
-// mapping. The intent it returns is not yet in the transaction: the caller
-// completes it (machine, tap, document) and puts it with [PutIntent].
+// NewPort composes a port: its index, its number and devices on the host, its
+// address, its mapping. The intent it returns is not yet in the transaction: the caller
+// completes it (machine, document) and puts it with [PutIntent].
 func (m *Manager) NewPort(ctx context.Context, r PortRequest) (vnet.Intent, *store.Txn, error) {
 	port := r.Port
 	port.Host = r.Host.Name
@@ -85,20 +86,16 @@ func (m *Manager) NewPort(ctx context.Context, r PortRequest) (vnet.Intent, *sto
 	epoch := vnet.NewEpoch(m.Era, uint64(rev))
 	in := vnet.Intent{
 		Port: port.Name, ID: id, Host: port.Host, MAC: mac, VM: port.VM,
-		PA: paOf(r.Host, id), Current: r.Network.Value.Place(port, cas, epoch),
+		PA: paOf(r.Host, id), Tap: r.Tap, Current: r.Network.Value.Place(port, cas, epoch),
 	}
 	in.Current.Groups, in.Current.Slots = r.Groups, r.Slots
+	device, err := m.takeDevice(ctx, &in)
+	if err != nil {
+		return vnet.Intent{}, nil, err
+	}
 	idKey := portIDKey(port.Host, id)
 	t.Absent(PortKey(port.Name)).Put(PortKey(port.Name), port).Absent(idKey).Put(idKey, port.Name)
-	return in, t.Add(m.Map(&in)).Absent(store.IntentKey(port.Host, port.Name)), nil
-}
-
-func (m *Manager) mac(ctx context.Context, want vnet.MAC) (vnet.MAC, error) {
-	if want != (vnet.MAC{}) {
-		return want, nil
-	}
-	n, err := m.macs.Next(ctx)
-	return vnet.PortMAC(uint32(n)), err
+	return in, t.Add(device, m.Map(&in)).Absent(store.IntentKey(port.Host, port.Name)), nil
 }
 
 // PutIntent composes the writing of an intent.
@@ -150,6 +147,9 @@ func (m *Manager) RemovePort(ctx context.Context, in *vnet.Intent) (*store.Txn, 
 	}
 	t.Delete(PortKey(in.Port)).Delete(portIDKey(in.Host, in.ID)).
 		Delete(store.IntentKey(in.Host, in.Port)).Delete(store.StatusKey(in.Host, in.Port))
+	for key := range deviceKeys(in) {
+		t.Delete(key)
+	}
 	for _, a := range in.Current.Addrs {
 		key := store.CAKey(in.Current.VNI, a.CA)
 		row, err := store.Get[Holder](ctx, m.Store, key)
@@ -207,9 +207,26 @@ type rotation struct {
 	last map[string]int
 }
 
-// freePortID returns a number that no port of the host has, and the revision at
-// which that was so.
+// freePortID returns a number that no port of the host has, and a revision at which
+// that was so. As a rule the one after the last is free; else all are looked at.
 func (m *Manager) freePortID(ctx context.Context, h vnet.HostInfo) (vnet.PortID, int64, error) {
+	m.ids.mu.Lock()
+	defer m.ids.mu.Unlock()
+	if m.ids.last == nil {
+		m.ids.last = make(map[string]int)
+	}
+	room := Capacity(h)
+	if room <= 0 {
+		return 0, 0, fmt.Errorf("host %q: port: %w: it has room for no port", h.Name, ErrExhausted)
+	}
+	nth := func(i int) vnet.PortID { return vnet.PortID((m.ids.last[h.Name]+i)%room + 1) }
+	first := nth(0)
+	_, err := store.Get[string](ctx, m.Store, portIDKey(h.Name, first))
+	if errors.Is(err, store.ErrNotFound) {
+		rev, err := m.Store.Revision(ctx)
+		m.ids.last[h.Name] = int(first)
+		return first, rev, err
+	}
 	rows, rev, err := store.List[string](ctx, m.Store, store.PortIDs+h.Name+"/")
 	if err != nil {
 		return 0, 0, err
@@ -218,17 +235,10 @@ func (m *Manager) freePortID(ctx context.Context, h vnet.HostInfo) (vnet.PortID,
 	for _, r := range rows {
 		used[r.Key] = true
 	}
-	m.ids.mu.Lock()
-	defer m.ids.mu.Unlock()
-	if m.ids.last == nil {
-		m.ids.last = make(map[string]int)
-	}
-	room := Capacity(h)
 	for i := range room {
-		id := (m.ids.last[h.Name]+i)%room + 1
-		if !used[portIDKey(h.Name, vnet.PortID(id))] {
-			m.ids.last[h.Name] = id
-			return vnet.PortID(id), rev, nil
+		if id := nth(i); !used[portIDKey(h.Name, id)] {
+			m.ids.last[h.Name] = int(id)
+			return id, rev, nil
 		}
 	}
 	return 0, 0, fmt.Errorf("host %q: port: %w of %d: choose another host or delete ports", h.Name, ErrExhausted, room)

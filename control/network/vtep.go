@@ -47,7 +47,7 @@ func (m *Manager) AddVTEP(ctx context.Context, n store.Row[Network], v VTEP) (*s
 	key, mapping := store.CAKey(n.Value.VNI, v.CA), store.MappingKey(n.Value.VNI, v.CA)
 	return (&store.Txn{}).Unchanged(n.Key, n.Revision).UnchangedUnder(store.NetworkMappings(n.Value.VNI), rev).UnchangedUnder(store.Hosts, hosts).
 		Unchanged(key, held.Revision).Put(key, holder).
-		Put(store.VTEPKey(v.PA, n.Value.VNI, v.Name), fmt.Sprintf("%q of network %q of tenant %q", v.Name, n.Value.Moniker, n.Value.Tenant)).
+		Put(store.VTEPKey(v.PA, n.Value.VNI, v.Name), vtepOf(v.Name, &n.Value)).
 		Absent(mapping).Put(mapping, vnet.Mapping{
 		VNI: n.Value.VNI, CA: v.CA, PA: v.PA, MAC: v.MAC, Epoch: vnet.NewEpoch(m.Era, uint64(rev)), Port: holder.Port,
 	}), nil

@@ -12,14 +12,12 @@ import (
 	"replug/directory/vnet"
 )
 
-const tapPrefix = "rp-tap"
-
 // TapName is the name of a port's own tap.
-func TapName(id vnet.PortID) string { return tapPrefix + strconv.Itoa(int(id)) }
+func TapName(id vnet.PortID) string { return vnet.TapPrefix + strconv.Itoa(int(id)) }
 
 // TapPort reads what [TapName] made; false for any other name.
 func TapPort(name string) (vnet.PortID, bool) {
-	s, ok := strings.CutPrefix(name, tapPrefix)
+	s, ok := strings.CutPrefix(name, vnet.TapPrefix)
 	n, err := strconv.ParseUint(s, 10, 16)
 	id := vnet.PortID(n)
 	if !ok || err != nil || id == 0 || id > vnet.MaxPortID || TapName(id) != name {

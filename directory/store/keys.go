@@ -37,11 +37,14 @@ const (
 	Disks    = Root + "disks/"
 	Ports    = Root + "ports/"
 	PortIDs  = Root + "portids/" // host/id -> port
+	MACs     = Root + "macs/"    // MAC -> port: no MAC twice
+	Taps     = Root + "taps/"    // host/tap -> port: no attached tap twice
 	Swaps    = Root + "swaps/"
 	Live     = Root + "live/" // port -> swap id, while it runs: no second swap
 	Claims   = Root + "claims/"
 	Requests = Root + "requests/" // request id -> operation
 	Counters = Root + "counters/"
+	Schema   = Root + "schema" // which of these the store has, one row: see control
 )
 
 // IntentKey is where the intent of a host's port is.

@@ -105,6 +105,9 @@ func ParseMoniker(s string) (Moniker, error) {
 // A PortID is a port's small number in one host's dataplane, 1 to [MaxPortID].
 type PortID uint16
 
+// TapPrefix begins the names of the taps that host agents make themselves.
+const TapPrefix = "rp-tap"
+
 // MaxPortID bounds the ports of one host: 14 bits of it stand in marks and in the
 // addresses by which the metadata service knows its callers.
 const MaxPortID PortID = 16382
