@@ -151,7 +151,8 @@ type datapathFlow struct {
 	Flags      uint8
 	NatPort    uint16
 	Backend    uint16
-	Pad        uint16
+	Passed     uint8
+	Arrived    uint8
 	Pa         datapathAddr
 	From       datapathFlowCount
 	To         datapathFlowCount

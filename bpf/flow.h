@@ -204,6 +204,7 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 	row->generation = port->generation;
 	row->rule = rule;
 	row->flags = inbound ? FLOW_INBOUND : 0;
+	row->arrived = ~row->passed; /* frames behind this one may have passed from_nic already */
 	if (p->natted == FLOW_SERVICE && !inbound) {
 		row->flags = FLOW_SERVICE;
 		row->nat = p->nat;

@@ -20,30 +20,54 @@ static __always_inline bool is_ours(const struct frame *f)
 }
 
 /*
- * Looks no further than it must: what goes on to from_wire is judged there, once.
- * A frame of several buffers is longer than what can be read here, and so goes on.
+ * The flow of a frame of a kind that is redirected. New flows, and those that a
+ * service turns, are rare: let one place begin them.
  */
-static __always_inline bool may_redirect(struct received *r)
+static __always_inline struct flow *known_flow(struct received *r, __u32 now)
 {
 	struct packet *p = r->f.p;
-	const struct flow *flow;
-	__u32 now = bpf_jiffies64();
+	struct flow *flow;
 
-	if (read_outer(&r->f, &r->outer) || parse_ip(&r->f) || p->proto == IPPROTO_TCP ||
-	    p->fragment != WHOLE || is_error(p))
-		return false;
-	if (find_local(p->vni, r->f.eth->h_dest, &p->id, &r->port))
-		return false;
-	if (!(r->port->flags & PORT_XDP) || r->port->flags & (PORT_CAPTURED | PORT_ISOLATED))
-		return false;
-	if ((r->outer.tos & ECN_MASK) == ECN_CE || packet_len(&r->f) > r->port->mtu)
-		return false;
+	if (read_outer(&r->f, &r->outer) || parse_ip(&r->f) || p->proto == IPPROTO_TCP || is_error(p))
+		return NULL;
+	if (find_local(p->vni, r->f.eth->h_dest, &p->id, &r->port) || !(r->port->flags & PORT_XDP))
+		return NULL;
 	make_key(p, p->id, true);
 	flow = find_flow(&p->key, p->v6);
-	/* New flows, and those that a service turns, are rare: let one place begin them. */
 	return flow && is_alive(flow, r->port, p, now) &&
-	       flow->generation == r->port->generation &&
-	       !(flow->flags & (FLOW_SERVICE | FLOW_BACKEND)) && !was_aggregated(flow, now);
+	       !(flow->flags & (FLOW_SERVICE | FLOW_BACKEND)) ? flow : NULL;
+}
+
+/* Whether nothing is left to do but to cut the outer headers off: what goes on is judged there. */
+static __always_inline bool is_plain(const struct received *r, const struct flow *flow, __u32 linear)
+{
+	const struct packet *p = r->f.p;
+
+	return p->fragment == WHOLE && !(r->port->flags & (PORT_CAPTURED | PORT_ISOLATED)) &&
+	       (r->outer.tos & ECN_MASK) != ECN_CE && packet_len(&r->f) <= r->port->mtu &&
+	       flow->generation == r->port->generation && OVERHEAD + r->f.len <= linear;
+}
+
+/*
+ * Lets a frame of a known flow go on to from_wire. The kernel may gather it with
+ * others first, so none of its flow may be redirected before it is there: it takes
+ * a number along, and from_wire says which came last. What climbs goes on as it is,
+ * since frames with different numbers aren't merged.
+ */
+static __always_inline void go_on_with(struct xdp_md *ctx, struct flow *flow, __u32 now)
+{
+	__u32 *number;
+
+	if (was_aggregated(flow, now)) {
+		flow->aggregated = now ? now : 1;
+		return;
+	}
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*number)))
+		return;
+	number = (void *)(long)ctx->data_meta;
+	if ((void *)(number + 1) > (void *)(long)ctx->data)
+		return;
+	*number = ++flow->passed;
 }
 
 static __always_inline enum drop_reason take_in(struct received *r)
@@ -79,24 +103,33 @@ static __always_inline enum drop_reason unwrap_xdp(struct xdp_md *ctx, struct re
 	return DROP_NONE;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int from_nic(struct xdp_md *ctx)
 {
+	__u32 now = bpf_jiffies64(), linear = ctx->data_end - ctx->data;
 	struct received r = {
 		.f = {
 			.rest = { .pos = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end },
-			.len = ctx->data_end - ctx->data,
+			.len = bpf_xdp_get_buff_len(ctx),
 		},
 	};
 	struct packet *p = open_packet(false);
 	int verdict = XDP_DROP;
 	enum drop_reason why;
+	struct flow *flow;
 
 	if (!p)
 		return XDP_PASS;
 	r.f.p = p;
-	if (!is_ours(&r.f) || !may_redirect(&r))
+	if (!is_ours(&r.f))
 		return XDP_PASS;
+	flow = known_flow(&r, now);
+	if (!flow)
+		return XDP_PASS;
+	if (flow->passed != flow->arrived || was_aggregated(flow, now) || !is_plain(&r, flow, linear)) {
+		go_on_with(ctx, flow, now);
+		return XDP_PASS;
+	}
 	why = take_in(&r);
 	if (!why)
 		why = unwrap_xdp(ctx, &r, &verdict);

@@ -97,33 +97,50 @@ static __always_inline int answer_refused(struct __sk_buff *skb, struct received
 	return bpf_redirect(config.uplink, 0);
 }
 
+/* The flow of a frame to which from_nic has given a number, NULL if it has none. */
+static __always_inline struct flow *numbered_flow(const struct __sk_buff *skb,
+						  const struct received *r, __u8 *number)
+{
+	const __u32 *meta = (void *)(long)skb->data_meta;
+	const struct packet *p = r->f.p;
+
+	if (!r->port || !(r->port->flags & PORT_XDP) || p->flow_in != FLOW_KNOWN ||
+	    (void *)(meta + 1) > (void *)(long)skb->data)
+		return NULL;
+	*number = *meta;
+	return find_flow(&p->key, p->v6);
+}
+
 /* Frames that aren't ours go on as if we weren't there; those sent up are counted there. */
 SEC("tcx/ingress")
 int from_wire(struct __sk_buff *skb)
 {
 	struct received r = { .f = open_frame(skb, WIRE_HEADERS) };
 	struct packet *p = open_packet(is_trace(skb));
-	bool climbs = false;
+	bool climbs;
 	int verdict = TC_ACT_SHOT;
 	enum drop_reason why;
+	struct flow *numbered;
+	__u8 number = 0;
 
 	if (!p || skb->vlan_present || skb->pkt_type || !is_for_us(&r.f.rest))
 		return TC_ACT_UNSPEC;
 	r.f.p = p;
 	why = examine(&r);
+	numbered = numbered_flow(skb, &r, &number);
 	if (r.port && is_captured(p, r.port))
 		capture(skb, p, p->id, POINT_FROM_WIRE, DROP_NONE);
-	if (!why && p->climbs && !config.decap_flags) {
+	climbs = !why && p->climbs && !config.decap_flags;
+	if (climbs)
 		verdict = send_up(skb, &r);
-		close_packet(p);
-		return verdict;
-	}
-	if (!why)
+	else if (!why)
 		why = unwrap(skb, &r, &verdict);
 	if (why && is_watched(p, r.port))
 		capture(skb, p, p->id, POINT_DROP, why);
 	if (why && r.port && (p->mtu || p->reset))
 		verdict = answer_refused(skb, &r, &climbs);
+	if (numbered) /* those behind it may be redirected */
+		numbered->arrived = number;
 	if (!climbs)
 		count(p, why);
 	close_packet(p);

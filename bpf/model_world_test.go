@@ -225,10 +225,16 @@ func (w *twin) compareXDP(frame []byte, want outcome) string {
 		return "" // the test run itself takes no such frame
 	}
 	w.must(err)
+	if verdict == xdpPass && len(opts.DataOut) > len(frame) { // numbered: it waits for those before it, once
+		w.arrive()
+		opts.DataOut = make([]byte, len(frame)+256)
+		verdict, err = w.dp.objs.FromNic.Run(&opts)
+		w.must(err)
+	}
 	w.xdp[verdict]++
 	switch verdict {
 	case xdpPass:
-		if !bytes.Equal(opts.DataOut, frame) {
+		if !bytes.HasSuffix(opts.DataOut, frame) || len(opts.DataOut) > len(frame)+4 {
 			return fmt.Sprintf("goes on changed:\n%s", dump(opts.DataOut))
 		}
 	case xdpRedirect:

@@ -253,7 +253,8 @@ struct flow {
 	__u8 flags;		/* enum flow_flag */
 	__be16 nat_port;
 	__u16 backend;		/* index into backends, with FLOW_SERVICE */
-	__u16 pad;
+	__u8 passed;		/* the number of the last frame that from_nic let go on */
+	__u8 arrived;		/* ... and that from_wire has seen: if it's another, some are on their way */
 	struct addr pa;		/* ... of the way */
 	struct flow_count from;	/* what the local end sent */
 	struct flow_count to;

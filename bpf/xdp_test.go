@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // The driver's hook is taken, kept over a restart, and given back.
@@ -34,4 +35,17 @@ func TestAttachNIC(t *testing.T) {
 	if err := a.dp.AttachNIC(1 << 20); err == nil {
 		t.Error("attached to a device that isn't there")
 	}
+}
+
+// Frames of an underlay with an MTU of 9000 come in several buffers, which a driver
+// hands only to a program that takes them.
+func TestAttachNICOfLargeMTU(t *testing.T) {
+	a := newA(t)
+	peer, err := netlink.LinkByIndex(a.uplink.Attrs().ParentIndex)
+	a.must(err)
+	for _, l := range []netlink.Link{a.uplink, peer} {
+		a.must(netlink.LinkSetMTU(l, 9000))
+	}
+	a.must(a.dp.AttachNIC(a.uplink.Attrs().Index))
+	a.must(a.dp.DetachNIC())
 }
