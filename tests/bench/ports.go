@@ -20,10 +20,8 @@ import (
 	"replug/tests/lab"
 )
 
-// Ports of one host, after which the agent is looked at. An attach reads all places
-// of the cluster (control/server_ports.go), so that 10,000 would take the server some
-// quarter of an hour; what a port costs the agent is the same.
-const fewPorts, manyPorts = 500, 2500
+// Ports of one host, after which the agent is looked at.
+const fewPorts, manyPorts = 1000, 10_000
 
 // ports attaches many taps to one host through the API: its real agent with
 // the real datapath puts all of them in force. What a port costs the agent in memory,

@@ -50,7 +50,7 @@ type player struct {
 	result Result
 }
 
-// play goes through the six scenes.
+// play goes through the scenes.
 func (p *player) play(ctx context.Context) error {
 	scenes := []struct {
 		title string
