@@ -23,11 +23,15 @@ type Attachment struct {
 	Static  bool // the address is set by hand; else by DHCP, with replug-guest
 }
 
+// waiting is how many frames wait for an attached guest: while machines that are
+// emulated have the processors, what copies its frames may rest for a second.
+const waiting = 5000
+
 // Attach makes the guest, attaches its port, and waits until the guest has its
 // address.
 func (c *Cluster) Attach(ctx context.Context, a Attachment) (*lab.Guest, error) {
 	mac := macOf(a)
-	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: c.Lab.MTU() - 50})
+	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: c.Lab.MTU() - 50, Queue: waiting})
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ type GuestConfig struct {
 	Name   string           // unique in the lab; letters, digits, dashes; at most 11 for the default tap
 	MAC    net.HardwareAddr // of its NIC; nil: the kernel picks one
 	MTU    int              // of its NIC and of the host's tap; 0: what VXLAN over the underlay leaves
+	Queue  int              // frames that wait for the process that copies them, each way; 0: the kernel's number
 	Tap    string           // the host's device; "": tap-<name>
 	Device string           // the NIC's name to the monitor's set_link; "": any name
 	Tree   string           // directory with a system's file system; "": a small one of busybox
@@ -72,7 +73,7 @@ func (g *Guest) start(ctx context.Context) (err error) {
 	own := &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWUTS}
 	g.keeper, err = g.help(ctx, "tapguest", own, "tapguest", tapguest.Config{
 		HostNetNS: g.host.NetNS(), HostTap: g.c.Tap,
-		GuestNetNS: g.NetNS(), GuestDev: "eth0", MAC: g.c.MAC, MTU: g.c.MTU,
+		GuestNetNS: g.NetNS(), GuestDev: "eth0", MAC: g.c.MAC, MTU: g.c.MTU, Queue: g.c.Queue,
 		Monitor: g.Monitor(), Device: g.c.Device, Room: g.room,
 	})
 	return err

@@ -27,6 +27,7 @@ type Config struct {
 	GuestDev   string
 	MAC        net.HardwareAddr
 	MTU        int
+	Queue      int // of both taps, frames; 0: the kernel's
 	Monitor    string // path of the QMP socket to listen on
 	Device     string // the NIC's name to set_link; "": any name
 	Room       Room
@@ -74,11 +75,11 @@ func Main(args []string) error {
 }
 
 func plug(c *Config) (*nic, error) {
-	guest, err := tap.Open(c.GuestNetNS, c.GuestDev, tap.Options{VNetHdr: true, MAC: c.MAC, MTU: c.MTU, Up: true})
+	guest, err := tap.Open(c.GuestNetNS, c.GuestDev, tap.Options{VNetHdr: true, MAC: c.MAC, MTU: c.MTU, Queue: c.Queue, Up: true})
 	if err != nil {
 		return nil, fmt.Errorf("guest's side: %w", err)
 	}
-	host, err := tap.Open(c.HostNetNS, c.HostTap, tap.Options{VNetHdr: true, MTU: c.MTU, Up: true})
+	host, err := tap.Open(c.HostNetNS, c.HostTap, tap.Options{VNetHdr: true, MTU: c.MTU, Queue: c.Queue, Up: true})
 	if err != nil {
 		return nil, fmt.Errorf("host's side: %w", err)
 	}
