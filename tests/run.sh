@@ -20,5 +20,15 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 export REPLUG_STOCK=${REPLUG_STOCK:-cloud-init}
+once=(go test -count=1 -timeout 40m ${RUN:+-run "$RUN"})
+if [ -n "${TESTS:-}" ]; then
+	"${once[@]}" -p 1 $TESTS
+	exit
+fi
 # One package at a time: each has its own lab, and the machine may have two cores.
-go test -p 1 -count=1 -timeout 40m ${RUN:+-run "$RUN"} ${TESTS:-./...}
+# Only those that mostly wait for their guests go side by side.
+waits='/tests/(guests|kernel)$'
+failed=0
+"${once[@]}" -p 1 $(go list ./... | grep -vE "$waits") || failed=1
+"${once[@]}" -p 2 $(go list ./... | grep -E "$waits") || failed=1
+exit "$failed"
