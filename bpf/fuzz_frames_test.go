@@ -20,6 +20,9 @@ func (f *fuzzer) of(m member) member {
 // next makes a trial: a good frame in a third of all, the others are spoilt.
 func (f *fuzzer) next() trial {
 	r := f.r
+	if r.IntN(24) == 0 {
+		return f.reply()
+	}
 	from := f.of(pick(r, redA, redA, redA2, blueA, redB, blueB))
 	if r.IntN(2) == 0 {
 		host := 0
@@ -54,6 +57,30 @@ func (f *fuzzer) next() trial {
 	frame := u.with(from.inner(to, f.packetTo(from, to)))
 	frame = f.twins[host].arriving(f.spoil(frame, 14+126))
 	return trial{host, 0, f.gso(len(frame)), frame}
+}
+
+// reply is one of the metadata service, to a port in its epoch or nearly so.
+func (f *fuzzer) reply() trial {
+	r := f.r
+	host := r.IntN(2)
+	to := pick(r, redA, redA2, blueA)
+	if host == 1 {
+		to = pick(r, redB, blueB)
+	}
+	id, epoch := to.id, f.twins[host].model.ports[to.id].Epoch
+	switch r.IntN(8) {
+	case 0:
+		epoch += uint64(r.IntN(3)) << pick(r, 0, 13, 14, 48)
+	case 1:
+		id = uint16(r.IntN(12))
+	}
+	family := r.IntN(2)
+	src, dst := pick(r, imds, imds, wireServer, caB), callerIn(id, epoch, false)
+	if family == 1 {
+		src, dst = pick(r, imds6, imds6, imds6, caB6), callerIn(id, epoch, true)
+	}
+	packet := f.df(segment{sport: pick[uint16](r, 80, 80, 80, 81), dport: 40321, flags: flagACK, payload: text(pick(r, 0, 37, 1200, 1473))}.of(src, dst))
+	return trial{host, metadata, 0, f.spoil(eth(to.mac, imdsMAC, etherOf(packet), packet), 14+70)}
 }
 
 // gso makes some frames superpackets: of segments that are smaller than they.

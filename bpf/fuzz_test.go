@@ -19,10 +19,12 @@ var (
 // A trial is a frame and where it goes in: what the corpus keeps.
 type trial struct {
 	host  int    // 0: a, 1: b
-	port  uint16 // 0: from the wire
+	port  uint16 // 0: from the wire; metadata: from the host's service
 	gso   int
 	frame []byte
 }
+
+const metadata = 0xffff
 
 // Whatever comes, the datapath does what the model says: the same verdict, under
 // the same name, with the same bytes. Good frames of all kinds are cut, changed
@@ -44,7 +46,7 @@ func TestModel(t *testing.T) {
 			t.Errorf("from_nic redirected %d frames and dropped %d: the frames miss it", n[xdpRedirect], n[xdpDrop])
 		}
 	}
-	for _, want := range []string{"none", "rule_in", "rule_out", "no_rule_in", "midstream", "fragment_lost", "fragment_overlap", "service_clash", "dead_backend", "no_backend", "wrong_source", "to_too_big", "ip_options", "bad_l4", "link_scope", "ecn", "nd_probe"} {
+	for _, want := range []string{"none", "rule_in", "rule_out", "no_rule_in", "midstream", "fragment_lost", "fragment_overlap", "service_clash", "dead_backend", "no_backend", "wrong_source", "to_too_big", "ip_options", "bad_l4", "link_scope", "ecn", "nd_probe", "not_metadata", "stale_epoch"} {
 		if reasons[want] == 0 && *fuzzFrames >= 100_000 {
 			t.Errorf("no frame ended as %s: the frames miss what they are for", want)
 		}
@@ -89,9 +91,12 @@ func (f *fuzzer) try(tr trial) bool {
 	f.t.Helper()
 	w := f.twins[tr.host]
 	wrong := ""
-	if tr.port == 0 {
+	switch tr.port {
+	case 0:
 		wrong = w.fromWire(tr.frame, tr.gso)
-	} else {
+	case metadata:
+		wrong = w.fromHost(tr.frame)
+	default:
 		wrong = w.fromVM(tr.port, tr.frame, tr.gso)
 	}
 	f.reasons[w.last]++

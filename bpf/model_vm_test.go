@@ -180,16 +180,9 @@ func (m *model) metadata(j *judged) outcome {
 	if ca, ok := p.first(j.v6); !ok || ca != j.src {
 		return refuse("imds_source")
 	}
-	caller := callerOf(p.id, p.Epoch)
-	if j.v6 {
-		b := [16]byte{0xfd, 0x52, 0x50, 0x47}
-		binary.BigEndian.PutUint16(b[6:], p.id)
-		binary.BigEndian.PutUint64(b[8:], p.Epoch)
-		caller = netip.AddrFrom16(b)
-	}
 	out := bytes.Clone(j.frame)
 	copy(out, imdsMAC[:])
-	j.rewrite(out, false, netip.AddrPortFrom(caller, 0))
+	j.rewrite(out, false, netip.AddrPortFrom(callerIn(p.id, p.Epoch, j.v6), 0))
 	return sendOut(out)
 }
 

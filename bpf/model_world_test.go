@@ -21,6 +21,7 @@ type twin struct {
 	xdp   [5]int // how often from_nic gave each verdict
 	last  string // what the last frame was counted under; "": it wasn't ours, or went up
 	flips int
+	shuts uint16 // the port that is closed now and then
 	sets  map[uint16][2]*RuleSet
 	often []Service // whose first backend dies and comes back
 }
@@ -94,6 +95,7 @@ func (w *twin) configure(ruled, router, strict member) {
 	}}
 	w.must(w.dp.SetPortFlags(router.id, Router, 0))
 	w.must(w.dp.SetPortFlags(strict.id, Strict|Reset, 0))
+	w.shuts = strict.id
 	w.must(w.dp.SetRules(ruled.id, w.sets[ruled.id][0]))
 	for k, groups := range map[MappingKey]uint64{{red, caA}: 1 << 5, {red, caB6}: 1 << 9, {red, caA26}: 1<<5 | 1<<9, {red, caB}: 1 << 62} {
 		w.must(w.dp.SetMembers(k, groups))
@@ -143,7 +145,7 @@ func (w *twin) service(s Service) {
 }
 
 // change puts the other set of rules in force, so that live flows are judged
-// again, and lets backends die or come back.
+// again, lets backends die or come back, and closes a port or opens it again.
 func (w *twin) change() {
 	w.t.Helper()
 	w.flips++
@@ -151,6 +153,12 @@ func (w *twin) change() {
 		s.Backends[0].Dead = w.flips%2 == 1
 		w.service(s)
 	}
+	shut := w.model.ports[w.shuts]
+	shut.Flags |= Open
+	if w.flips%4 == 1 {
+		shut.Flags &^= Open
+	}
+	w.must(w.dp.SetPortFlags(shut.id, shut.Flags&Open, Open))
 	for id, sets := range w.sets {
 		set := sets[w.flips%2]
 		w.must(w.dp.SetRules(id, set))
@@ -192,6 +200,11 @@ func (w *twin) fromWire(frame []byte, gso int) string {
 		}
 	}
 	return w.compare(w.dp.objs.FromWire, skb{Ifindex: uint32(w.uplink.Attrs().Index), GSOSize: uint32(gso), GSOSegs: 2}, frame, want)
+}
+
+// fromHost puts a frame from the metadata service through both.
+func (w *twin) fromHost(frame []byte) string {
+	return w.compare(w.dp.objs.FromHost, skb{}, frame, w.model.fromHost(frame))
 }
 
 func (w *twin) compare(p *ebpf.Program, in skb, frame []byte, want outcome) string {
