@@ -135,12 +135,14 @@ func (s *stock) in(in vnet.Intent, script string) string {
 const (
 	bootID     = "cat /proc/sys/kernel/random/boot_id"
 	addresses  = "ip -4 -o addr show scope global | awk '{print $4}'"
-	addresses6 = "ip -6 -o addr show scope global -tentative | awk '{print $4}'"
+	addresses6 = "ip -6 -o addr show scope global | grep -v tentative | awk '{print $4}'" // busybox has no -tentative
 )
 
-// waits is a script that waits inside the guest: asking it again and again from
-// outside would take the CPU that it needs.
-func waits(until string) string { return "until " + until + "; do sleep 1; done" }
+// waits is a script that waits inside the guest, five minutes at most: asking it
+// again and again from outside would take the CPU that it needs.
+func waits(until string) string {
+	return "n=0; until " + until + " || [ $n = 300 ]; do sleep 1; n=$((n+1)); done"
+}
 
 // applied waits until the guest is wholly its owner's, and looks at what it took.
 func (s *stock) applied(in vnet.Intent) {
