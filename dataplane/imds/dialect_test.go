@@ -139,28 +139,35 @@ func TestEC2Tree(t *testing.T) {
 	got := map[string]string{}
 	var walk func(string)
 	walk = func(dir string) {
-		list := s.is(t, c, "/2018-09-24/meta-data/"+dir, 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
+		list := s.is(t, c, "/2018-09-24/"+dir, 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
 		for name := range strings.SplitSeq(list, "\n") {
 			number, _, key := strings.Cut(name, "=")
 			switch {
 			case key:
-				got[dir+name] = s.is(t, c, "/2018-09-24/meta-data/"+dir+number+"/openssh-key", 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
+				got[dir+name] = s.is(t, c, "/2018-09-24/"+dir+number+"/openssh-key", 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
 			case strings.HasSuffix(name, "/"):
 				walk(dir + name)
 			default:
-				got[dir+name] = s.is(t, c, "/2018-09-24/meta-data/"+dir+name, 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
+				got[dir+name] = s.is(t, c, "/2018-09-24/"+dir+name, 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) })
 			}
 		}
 	}
-	walk("")
+	walk("meta-data/")
+	walk("dynamic/")
+	if id := s.is(t, c, "/2021-03-23/dynamic/instance-identity", 200, func(r *http.Request) { r.Header.Set(tokenHeader, token) }); id != "document" {
+		t.Errorf("cloud-init's list of the identity: %q", id)
+	}
 	nic := "network/interfaces/macs/02:6c:1d:2e:3f:47/"
 	for path, want := range map[string]string{
 		"instance-id": "vm-gold", "local-hostname": "host-gold", "public-keys/0=key-0": "ssh-ed25519 gold", "local-ipv4": "10.17.34.62",
 		nic + "subnet-ipv4-cidr-block": "10.17.34.0/23", nic + "ipv6s": "fd17:34::62", nic + "device-number": "0",
 	} {
-		if got[path] != want {
-			t.Errorf("%s: %q, want %q", path, got[path], want)
+		if got["meta-data/"+path] != want {
+			t.Errorf("%s: %q, want %q", path, got["meta-data/"+path], want)
 		}
+	}
+	if id := got["dynamic/instance-identity/document"]; !strings.Contains(id, `"instanceId":"vm-gold"`) || !strings.Contains(id, `"privateIp":"10.17.34.62"`) {
+		t.Errorf("identity: %s", id)
 	}
 }
 

@@ -1,6 +1,7 @@
 package imds
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -55,16 +56,23 @@ func (s *Server) ec2(w http.ResponseWriter, r *http.Request, who Caller) *refusa
 			return &refusal{http.StatusNotFound, "no user data", "give the VM some", false}
 		}
 		return text(w, "application/octet-stream", string(data))
-	case "dynamic/instance-identity/document":
-		send(w, http.StatusOK, map[string]string{"instanceId": pub.doc.Instance, "privateIp": first(&pub.guest), "architecture": "x86_64",
-			"region": "replug", "availabilityZone": "replug", "version": "2017-09-30"})
-		return nil
 	}
-	leaf, ok := strings.CutPrefix(path, "meta-data")
-	if ok && (leaf == "" || leaf[0] == '/') {
-		return browse(w, ec2Tree(pub.doc, &pub.guest), strings.TrimPrefix(leaf, "/"))
+	root, leaf, _ := strings.Cut(path, "/")
+	switch root {
+	case "meta-data":
+		return browse(w, ec2Tree(pub.doc, &pub.guest), leaf)
+	case "dynamic":
+		return browse(w, ec2Dynamic(pub.doc, &pub.guest), leaf)
 	}
 	return &unknownPath
+}
+
+// ec2Dynamic is what EC2 signs. cloud-init reads its lists too, and asks for minutes
+// when there are none.
+func ec2Dynamic(d *vnet.Document, g *Guest) map[string]string {
+	document, _ := json.Marshal(map[string]string{"instanceId": d.Instance, "privateIp": first(g), "architecture": "x86_64",
+		"region": "replug", "availabilityZone": "replug", "version": "2017-09-30"}) // strings only: no error
+	return map[string]string{"instance-identity/document": string(document)}
 }
 
 func (s *Server) giveToken(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
