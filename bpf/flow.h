@@ -15,6 +15,15 @@
 #include "rules.h"
 #include "way.h"
 
+/*
+ * Ticks since a row was written. Another CPU may have written it after this one
+ * looked at the clock: that is no time, not all there is.
+ */
+static __always_inline __u32 since_tick(__u32 now, __u32 then)
+{
+	return (__s32)(now - then) > 0 ? now - then : 0;
+}
+
 static __always_inline __u32 timeout_of(const struct flow *flow, __u8 proto)
 {
 	if (proto != IPPROTO_TCP)
@@ -30,8 +39,7 @@ static __always_inline __u32 timeout_of(const struct flow *flow, __u8 proto)
 static __always_inline bool is_alive(const struct flow *flow, const struct port *port,
 				     const struct packet *p, __u32 now)
 {
-	if (flow->epoch != port->epoch ||
-	    now - flow->seen > timeout_of(flow, p->proto) * (__u32)config.second)
+	if (flow->epoch != port->epoch || since_tick(now, flow->seen) > timeout_of(flow, p->proto) * (__u32)config.second)
 		return false;
 	return !((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
 		 flow->flags & (FLOW_CLOSING | FLOW_RESET));
@@ -141,7 +149,7 @@ static __always_inline bool afford_flow(__u32 id, __u64 now)
 	quota = b->quota ? b->quota : config.flow_quota;
 	if (b->rows >= quota) {
 		last = bpf_map_lookup_elem(&swept, &zero);
-		if (last && now - *last < SWEEP_STALE * config.second)
+		if (last && since_tick(now, *last) < SWEEP_STALE * config.second)
 			return false;
 	}
 	__sync_fetch_and_add(&b->rows, 1);
@@ -154,7 +162,7 @@ static __always_inline bool afford_flow(__u32 id, __u64 now)
 /* Whether the flow took the long way lately, so that it must go on to. */
 static __always_inline bool was_aggregated(const struct flow *flow, __u32 now)
 {
-	return flow->aggregated && now - flow->aggregated <= (__u32)config.flow_idle;
+	return flow->aggregated && since_tick(now, flow->aggregated) <= (__u32)config.flow_idle;
 }
 
 /*
@@ -245,7 +253,7 @@ static __always_inline const struct flow *related_flow(struct packet *p, __u32 i
 	k->port_id = id;
 	flow = find_flow(k, p->v6);
 	if (!flow || flow->epoch != port->epoch ||
-	    now - flow->seen > timeout_of(flow, k->proto) * (__u32)config.second)
+	    since_tick(now, flow->seen) > timeout_of(flow, k->proto) * (__u32)config.second)
 		return NULL;
 	return flow;
 }

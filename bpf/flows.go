@@ -75,6 +75,14 @@ func (d *Datapath) deleteFlow(k datapathFlowKey) error {
 	return ignoreMissing(d.objs.Flows.Delete(k))
 }
 
+// flowRow returns [ebpf.ErrKeyNotExist] if there is no such row.
+func (d *Datapath) flowRow(k datapathFlowKey) (v datapathFlow, err error) {
+	if k4, ok := k.narrow(); ok {
+		return v, d.objs.Flows4.Lookup(k4, &v)
+	}
+	return v, d.objs.Flows.Lookup(k, &v)
+}
+
 // narrow is the key of an IPv4 flow.
 func (k datapathFlowKey) narrow() (datapathFlowKey4, bool) {
 	if !k.Local.ip().Is4() {
@@ -114,29 +122,21 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 		return Swept{}, err
 	}
 	s := Swept{Ports: map[uint16]uint32{}}
-	var dead []datapathFlowKey
+	var idle []datapathFlowKey
 	err = d.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
-		port := uint16(k.PortId)
-		if v.Epoch == epochs[port] && clock.idle(v) <= timeout(v, k.Proto) {
-			s.Alive++
-			if v.Flags&uint8(datapathFlowFlagFLOW_BACKEND) == 0 {
-				s.Ports[port]++
-			}
-			return nil
-		}
-		s.Ended++
-		dead = append(dead, k)
-		if ended != nil {
-			ended(clock.flow(k, v))
+		if clock.alive(k, v, epochs[k.PortId]) {
+			s.count(k, v)
+		} else {
+			idle = append(idle, k)
 		}
 		return nil
 	})
 	if err != nil {
 		return s, err
 	}
-	for _, k := range dead {
-		if err := d.deleteFlow(k); err != nil {
-			return s, fmt.Errorf("delete a flow: %w", err)
+	for _, k := range idle {
+		if err := d.end(k, clock, &s, ended); err != nil {
+			return s, fmt.Errorf("end a flow: %w", err)
 		}
 	}
 	for id := range epochs {
@@ -150,6 +150,38 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 	}
 	_, err = d.clock(true)
 	return s, err
+}
+
+func (s *Swept) count(k datapathFlowKey, v datapathFlow) {
+	s.Alive++
+	if v.Flags&uint8(datapathFlowFlagFLOW_BACKEND) == 0 {
+		s.Ports[k.PortId]++
+	}
+}
+
+// end deletes a flow that has ended: port and row are looked at once more, since
+// packets pass and ports flip while a sweep goes through all rows.
+func (d *Datapath) end(k datapathFlowKey, clock tickClock, s *Swept, ended func(Flow)) error {
+	v, err := d.flowRow(k)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	row, err := d.activeRow(k.PortId)
+	if err != nil {
+		return err
+	}
+	if clock.alive(k, v, row.Epoch) {
+		s.count(k, v)
+		return nil
+	}
+	s.Ended++
+	if ended != nil {
+		ended(clock.flow(k, v))
+	}
+	return d.deleteFlow(k)
 }
 
 // Connections returns the port's TCP connections of an epoch that are open. What
@@ -194,8 +226,14 @@ func (d *Datapath) clock(swept bool) (tickClock, error) {
 	return tickClock{now: uint32(out.Now), second: out.Second}, nil
 }
 
+// idle is for how long no packet has passed; one may have after the clock was read.
 func (c tickClock) idle(v datapathFlow) time.Duration {
-	return time.Duration(uint64(c.now-v.Seen)) * time.Second / time.Duration(c.second)
+	return time.Duration(max(int32(c.now-v.Seen), 0)) * time.Second / time.Duration(c.second)
+}
+
+// alive: of its port's epoch, which is 0 for no port, and not idle for too long.
+func (c tickClock) alive(k datapathFlowKey, v datapathFlow, epoch uint64) bool {
+	return v.Epoch == epoch && c.idle(v) <= timeout(v, k.Proto)
 }
 
 func (c tickClock) flow(k datapathFlowKey, v datapathFlow) Flow {

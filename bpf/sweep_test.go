@@ -12,6 +12,8 @@ func TestSweep(t *testing.T) {
 	a, b := newWorld(t)
 	endings(t, a, b)
 	staleEpochs(t, a)
+	faster(t, a)
+	meanwhile(t, a)
 	budgets(t, a)
 }
 
@@ -79,6 +81,46 @@ func endings(t *testing.T, a, b *host) {
 				t.Errorf("%s: ended, but there", name)
 			}
 		}
+	}
+}
+
+// faster: a packet that passes after the clock was looked at, by a sweep or by a
+// program on another CPU, makes its flow no older.
+func faster(t *testing.T, a *host) {
+	for family, name := range []string{"IPv4", "IPv6"} {
+		port := uint16(23900 + family)
+		say := func(flags byte) {
+			a.send(redA, redA.frame(segment{sport: port, dport: 7946, flags: flags}.of(redA.cas()[family], redB.cas()[family])))
+		}
+		say(flagSYN)
+		say(flagACK)
+		a.age(port, -20*time.Millisecond)
+		if ended := a.sweptPorts(); ended[port] != 0 {
+			t.Errorf("%s: swept while it is alive", name)
+		}
+		say(flagACK)
+		if f, ok := a.flowFrom(redA.id, port); !ok || f.From.Packets != 3 || f.Idle != 0 {
+			t.Errorf("%s: flow %+v, %v, want it to go on with its third packet", name, f, ok)
+		}
+	}
+}
+
+// meanwhile: what begins again while a sweep goes on isn't ended by it.
+func meanwhile(t *testing.T, a *host) {
+	ports := [2]uint16{23911, 23912}
+	say := func(port uint16) { a.send(redA, redA.frame(udpOf(caA, caB, port, 7946, text(37)))) }
+	for _, port := range ports {
+		say(port)
+		a.age(port, 70*time.Second)
+	}
+	ended := map[uint16]int{}
+	_, err := a.dp.Sweep(nil, func(f Flow) {
+		ended[f.Local.Port()]++
+		say(ports[0] + ports[1] - f.Local.Port())
+	})
+	a.must(err)
+	if len(ended) != 1 {
+		t.Errorf("ended %v, want one of two: the other has begun again", ended)
 	}
 }
 
