@@ -58,6 +58,21 @@ static __always_inline void make_key(struct packet *p, __u32 id, bool inbound)
 	k->pad = 0;
 }
 
+/*
+ * The flow that speaks for a packet, NULL if none does. Of ICMP only echoes are
+ * flows: nothing else has a number by which its answer is known. And a flow speaks
+ * for the requests of the end that began it only.
+ */
+static __always_inline struct flow *flow_of(const struct packet *p, bool inbound)
+{
+	struct flow *flow;
+
+	if (is_icmp(p) && !is_echo(p) && p->fragment != LATER_FRAGMENT)
+		return NULL;
+	flow = find_flow(&p->key, p->v6);
+	return flow && is_echo_request(p) && inbound != !!(flow->flags & FLOW_INBOUND) ? NULL : flow;
+}
+
 static __always_inline void tell_flow(const struct packet *p, const struct port *port, bool inbound,
 				      enum flow_event_kind kind, enum drop_reason why, __s32 rule)
 {
@@ -309,7 +324,7 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 		why = choose_backend(p, port);
 	if (!why && !inbound)
 		why = find_way_of(p, port, false);
-	if (!why && is_error(p))
+	if (!why && is_icmp(p) && !is_echo_request(p))
 		return DROP_NONE;
 	if (!why && !p->trace)
 		why = remember(p, id, port, inbound, *rule, now, since);
@@ -397,11 +412,10 @@ static __always_inline enum drop_reason judge_flow(struct packet *p, __u32 id,
 	__s32 *rule = inbound ? &p->rule_in : &p->rule_out;
 	__u64 now = bpf_jiffies64();
 	__u32 since = directory_now();
-	struct flow *flow = NULL;
+	struct flow *flow;
 
 	make_key(p, id, inbound);
-	if (!is_error(p)) /* which is of the flow that it is about, and begins none */
-		flow = find_flow(&p->key, p->v6);
+	flow = flow_of(p, inbound);
 	*(inbound ? &p->flow_in : &p->flow_out) = flow ? FLOW_KNOWN : FLOW_NEW;
 	if (!flow || !is_alive(flow, port, p, now))
 		return begin(p, id, port, inbound, now, since, rule);

@@ -18,9 +18,33 @@ func TestStatefulRules(t *testing.T) {
 			s.answers()
 			s.judgedAgain()
 			s.related()
+			s.echoes()
 			s.epochs()
 		}
 	}
+}
+
+// echoes: one that is let in opens nothing else, not even with its identifier.
+func (s *stateful) echoes() {
+	request, reply, stamp := byte(8), byte(0), byte(13)
+	if s.family == 1 {
+		request, reply, stamp = 128, 129, 139
+	}
+	here, there := redA.cas()[s.family], s.peer.cas()[s.family]
+	message := func(kind byte, id byte) []byte {
+		return icmp(there, here, kind, 0, append([]byte{0, id, 0, 1}, text(29)...))
+	}
+	s.rules(&RuleSet{In: []Rule{{ID: 61, Protocol: map[int]uint8{0: protoICMP, 1: protoICMPv6}[s.family], ICMPType: &request}}})
+	s.want("an echo that is allowed", s.in(message(request, 0)), "none")
+	s.want("a message that isn't, without a number", s.in(message(stamp, 0)), "no_rule_in")
+	s.want("an answer that nobody asked for", s.in(message(reply, 7)), "no_rule_in")
+	s.rules(&RuleSet{})
+	s.want("an echo of the VM", s.said(s.a, func() {
+		s.a.send(redA, redA.frame(icmp(here, there, request, 0, append([]byte{0, 9, 0, 1}, text(29)...))))
+	}), "none")
+	s.want("its answer", s.in(message(reply, 9)), "none")
+	s.want("a request with its number", s.in(message(request, 9)), "no_rule_in")
+	s.want("a message of another kind", s.in(message(stamp, 9)), "no_rule_in")
 }
 
 // stateful is redA with rules, and a peer.

@@ -28,12 +28,12 @@ static __always_inline struct flow *known_flow(struct received *r, __u32 now)
 	struct packet *p = r->f.p;
 	struct flow *flow;
 
-	if (read_outer(&r->f, &r->outer) || parse_ip(&r->f) || p->proto == IPPROTO_TCP || is_error(p))
+	if (read_outer(&r->f, &r->outer) || parse_ip(&r->f) || p->proto == IPPROTO_TCP)
 		return NULL;
 	if (find_local(p->vni, r->f.eth->h_dest, &p->id, &r->port) || !(r->port->flags & PORT_XDP))
 		return NULL;
 	make_key(p, p->id, true);
-	flow = find_flow(&p->key, p->v6);
+	flow = flow_of(p, true);
 	return flow && is_alive(flow, r->port, p, now) &&
 	       !(flow->flags & (FLOW_SERVICE | FLOW_BACKEND)) ? flow : NULL;
 }

@@ -152,6 +152,9 @@ func (f *fuzzer) l4(src, dst netip.Addr) []byte {
 	case 3, 4:
 		return f.df(udpOf(src, dst, sport, dport, body))
 	case 5:
+		if r.IntN(3) == 0 { // others than echoes, and echoes whose identifier they might be taken for
+			return icmp(src, dst, pick[byte](r, 0, 8, 128, 129, 5, 13, 14, 17, 42, 143), 0, append([]byte{pick[byte](r, 0, 0, 0x4e), pick[byte](r, 0, 0, 0x83), 0x29, 0x57}, text(29)...))
+		}
 		return pick(r, ping(src, dst, text(29)), unreachable(src, dst, udpOf(dst, src, dport, sport, text(37))), unreachable(src, dst, tcpOf(dst, src, dport, sport, nil)), unreachable(src, dst, ping(dst, src, nil)), large(src, dst))
 	case 6:
 		return sctpOf(src, dst, sport, dport)

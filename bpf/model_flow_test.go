@@ -99,7 +99,10 @@ func (m *model) matchFragment(j *judged, p *modelPort, inbound bool) string {
 func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
 	k := j.key(p, inbound)
 	f := m.flows[k]
-	if j.isError() || f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
+	if j.isICMP() && !j.isEcho() && j.fragment != laterFragment || f != nil && j.isEchoRequest() && inbound != (f.flags&fInbound != 0) {
+		f = nil // of ICMP only echoes are flows, and each end asks by its own
+	}
+	if f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
 		return m.begin(j, p, k, inbound, local)
 	}
 	if f.generation != p.generation {
@@ -184,7 +187,7 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 			return why
 		}
 	}
-	if !j.isError() { // which is of the flow that it is about, and begins none
+	if !j.isICMP() || j.isEchoRequest() { // an error is of the flow that it is about, and nothing else has a number
 		m.remember(j, p, k, inbound)
 	}
 	return ""

@@ -163,6 +163,18 @@ func (p *parsed) parseICMP(b []byte) {
 	}
 }
 
+func (p *parsed) isICMP() bool {
+	return !p.v6 && p.proto == protoICMP || p.v6 && p.proto == protoICMPv6
+}
+
+func (p *parsed) isEchoRequest() bool {
+	return p.isICMP() && p.icmpType == map[bool]byte{false: 8, true: 128}[p.v6]
+}
+
+func (p *parsed) isEcho() bool {
+	return p.isEchoRequest() || p.isICMP() && p.icmpType == map[bool]byte{false: 0, true: 129}[p.v6]
+}
+
 func (p *parsed) isError() bool {
 	if p.proto == protoICMP {
 		return p.icmpType == 3 || p.icmpType == 11 || p.icmpType == 12

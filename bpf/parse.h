@@ -313,6 +313,16 @@ static __always_inline bool is_echo(const struct packet *p)
 		     : p->icmp_type == 8 || p->icmp_type == 0;
 }
 
+static __always_inline bool is_icmp(const struct packet *p)
+{
+	return p->proto == (p->v6 ? NEXT_ICMPV6 : IPPROTO_ICMP);
+}
+
+static __always_inline bool is_echo_request(const struct packet *p)
+{
+	return is_icmp(p) && p->icmp_type == (p->v6 ? 128 : 8);
+}
+
 /* Whether an ICMP message is an error about another packet, which it quotes. */
 static __always_inline bool is_error(const struct packet *p)
 {
