@@ -194,6 +194,7 @@ func (g *guest) ask() {
 	if g.deaf {
 		return
 	}
+	g.dark = time.Since(g.downAt)
 	time.AfterFunc(g.asks, func() {
 		g.w.mu.Lock()
 		row, ok := g.w.rows[g.id]

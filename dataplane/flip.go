@@ -150,8 +150,8 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	}
 	r.again, r.dueBy = true, time.Time{}
 	last := len(p.ladder(in)) - 1
-	if p.halfway(in) {
-		r.Tried = max(r.Tried, last) // its one client heard the link; the other wants more
+	if p.halfway(in) && r.Tried < last {
+		r.Tried, r.Jumped = last, true // its one client heard the link; the other wants more
 	}
 	if r.Tried > last {
 		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client and its monitor", r.Cuts)
@@ -181,6 +181,27 @@ func (p *port) ladder(in *vnet.Intent) ladder {
 
 // rung is where on its ladder the guest is.
 func (p *port) rung(in *vnet.Intent) rung { return p.ladder(in).at(p.run.Tried) }
+
+// firstRung is where the guest begins on its ladder.
+func (p *port) firstRung(in *vnet.Intent) {
+	r, c := &p.run, p.climber(in)
+	if r.resumed || in.Current.Undo || !p.climbs(in) {
+		r.Tried = p.rungs.first(c)
+		return
+	}
+	if r.Tried, r.Try = p.rungs.try(c, p.ladder(in)); r.Try {
+		p.log.Info("begins a rung lower than the last ones of its image", "image", c.image, "rung", p.rung(in).String())
+	}
+}
+
+// teaches reports whether the rung on which the guest was seen says how others of
+// its kind are. It doesn't when rungs were left out on the way to it, when the whole
+// ladder had failed before, when the guest may never have gone, and when an earlier
+// session of the agent may have woken it.
+func (p *port) teaches(in *vnet.Intent) bool {
+	r := &p.run
+	return !r.Jumped && !r.resumed && !in.Current.Undo && r.Tried < len(p.ladder(in))
+}
 
 // climber is who climbs.
 func (p *port) climber(in *vnet.Intent) climber {

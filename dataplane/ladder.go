@@ -128,29 +128,86 @@ type climber struct {
 	pooled, polls bool
 }
 
-// rungs remembers which rung worked for whom.
+// rungs remembers where the guests of each kind begin. That is the rung on which
+// the last of them was seen, whether higher or lower. So that a slow guest doesn't
+// keep all others of its kind in the dark for good, one swap begins a rung lower
+// once some have ended on the remembered one: a try. If the try fails, the next one
+// is made after twice as many swaps.
 type rungs struct {
-	mu     sync.Mutex
-	worked map[climber]int
+	mu  sync.Mutex
+	has map[climber]*habit
 }
 
-func newRungs() *rungs { return &rungs{worked: map[climber]int{}} }
+// A habit is what is remembered of one kind.
+type habit struct {
+	rung  int // where they begin
+	swaps int // that have ended on it since it was found, or since the last try
+	after int // so many make a try
+}
 
+// Swaps before a try: at first, and at most.
+const (
+	tryAfter  = 3
+	tryAtMost = tryAfter << 5
+)
+
+func newRungs() *rungs { return &rungs{has: map[climber]*habit{}} }
+
+// first returns the rung that is remembered.
 func (r *rungs) first(c climber) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.worked[c]
+	if h := r.has[c]; h != nil {
+		return h.rung
+	}
+	return 0
 }
 
-// remember keeps the n-th rung of l for the next guest. A guest that was polling is
-// no sign of how others of its kind are.
-func (r *rungs) remember(c climber, l ladder, n int) {
-	if l.at(n).kind == renew {
+// try returns the rung on which a guest that has l before it begins, and whether it
+// is a try: as long as that one climbs, others make none.
+func (r *rungs) try(c climber, l ladder) (n int, try bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.has[c]
+	switch {
+	case h == nil:
+		return 0, false
+	case h.rung == 0 || h.swaps < h.after:
+		return h.rung, false
+	}
+	h.swaps = 0
+	return l.below(h.rung), true
+}
+
+// below is the next rung down from the n-th that a try begins on: a guest that
+// doesn't poll is not sent back to DHCP first.
+func (l ladder) below(n int) int {
+	for n--; n > 0 && l[n].kind == renew; n-- {
+	}
+	return n
+}
+
+// remember takes the n-th rung of l, on which a guest was seen, for the next of its
+// kind. One that happened to poll is no sign of how others are.
+func (r *rungs) remember(c climber, l ladder, n int, try bool) {
+	if n > 0 && l[n].kind == renew {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.worked[c] = min(n, len(l)-1)
+	h := r.has[c]
+	if h == nil {
+		h = &habit{after: tryAfter}
+		r.has[c] = h
+	}
+	switch {
+	case n != h.rung:
+		*h = habit{rung: n, after: tryAfter}
+	case try:
+		h.swaps, h.after = 0, min(2*h.after, tryAtMost)
+	default:
+		h.swaps++
+	}
 }
 
 // probeGap is the time between two questions to a guest, by the time since

@@ -253,7 +253,9 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	switch {
 	case r.Cuts > 0 || p.rung(in).kind == renew:
 		r.Rung = p.rung(in).String()
-		p.rungs.remember(p.climber(in), p.ladder(in), r.Tried)
+		if p.teaches(in) {
+			p.rungs.remember(p.climber(in), p.ladder(in), r.Tried, r.Try)
+		}
 	case r.Agent:
 		r.Rung = agentRung
 	case in.Current.Swap != "" && r.told > 0 && slices.Contains(families(&in.Current), ipv6):

@@ -65,7 +65,7 @@ func (g *guest) ask6(p *port) {
 	if !ok {
 		return
 	}
-	if a, has := place.V6(); has && !g.deaf6 {
+	if a, has := place.V6(); has && !g.deaf6 && g.dark >= g.notices6 {
 		g.w.mu.Lock()
 		g.ca6 = a.CA
 		g.w.mu.Unlock()

@@ -79,6 +79,8 @@ type run struct {
 	Polls    bool              `json:"polls,omitempty"`   // and asks for its document all the time
 	Cuts     int               `json:"cuts,omitempty"`    // of the link so far
 	Tried    int               `json:"tried,omitempty"`   // rung of the ladder
+	Try      bool              `json:"try,omitempty"`     // it begins lower than others of its kind: see [rungs]
+	Jumped   bool              `json:"jumped,omitempty"`  // rungs were left out
 	Agent    bool              `json:"agent,omitempty"`   // the guest's agent is told instead of a first cut
 	Resumed  bool              `json:"resumed,omitempty"` // the guest slept until this walk: its clock stood still
 
@@ -158,7 +160,7 @@ func (p *port) begin(in *vnet.Intent) {
 		// Flipped by a session that left no word of it. The guest may have
 		// followed: it is not bounced again before it had time to prove that.
 		p.run.Step, p.run.resumed = stepDark, true
-		p.run.Tried = p.rungs.first(p.climber(in))
+		p.firstRung(in)
 		p.log.Info("found in force", "place", in.Current.String())
 		return
 	case p.staged != nil && p.staged.Epoch == in.Current.Epoch:
@@ -172,7 +174,7 @@ func (p *port) begin(in *vnet.Intent) {
 		// The guest may be at either place.
 		p.run.From = append(p.run.From, old.From...)
 	}
-	p.run.Tried = p.rungs.first(p.climber(in))
+	p.firstRung(in)
 }
 
 // again takes up a walk that a record knows. What was done before the flip is

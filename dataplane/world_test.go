@@ -73,6 +73,8 @@ type guest struct {
 	link     bool
 	downAt   time.Time
 	notices  time.Duration // shortest cut that it sees
+	notices6 time.Duration // and that its DHCPv6 client sees
+	dark     time.Duration // its last cut
 	asks     time.Duration // from link up to the lease
 	checks   time.Duration // from the lease to the use of its address
 	deaf     bool          // never asks when its link comes back
