@@ -218,7 +218,7 @@ func (o objects) Settle(ctx context.Context, rec *swap.Record, txn *store.Txn) e
 		vm.Settings.Hostname = rec.After.Document.Hostname
 	}
 	if rec.Guest != nil {
-		vm.Guest, vm.Error = rec.Guest, ""
+		vm.Guest, vm.Error = rec.Guest, compute.Complaint(rec.Guest)
 	}
 	if vm.Phase == compute.Claimed {
 		if err := o.associate(ctx, &vm, rec, txn); err != nil {

@@ -108,6 +108,9 @@ func (p *port) reported() bool {
 				p.run.Hops = append(p.run.Hops, vnet.Hop{Name: "report", At: o.At})
 			}
 			p.run.Guest, p.run.dirty, taken = &o.GuestReport, true, true
+			if o.Error != "" {
+				p.log.Warn("guest reports a failure", "epoch", o.Epoch, "settings_applied", o.OK, "failure", o.Error)
+			}
 		}
 	}
 	if taken {

@@ -314,6 +314,14 @@ func TestPartialIsNotFinal(t *testing.T) {
 			if s := w.last(in.Current.Epoch); s.Phase != c.want || s.Guest == nil || s.Guest.Kind != c.kind {
 				t.Errorf("%s: %+v", c.name, s)
 			}
+			r.Error = "command app: exit status 3" // that ran after the report
+			if err := ps.get(23).offer(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			settle(time.Second)
+			if s := w.last(in.Current.Epoch); s.Phase != c.want || s.Guest.Error != r.Error {
+				t.Errorf("%s, with a later report: %+v", c.name, s)
+			}
 			w.end()
 		}
 	})

@@ -187,10 +187,10 @@ func (c *caller) waitVM(ctx context.Context, cmd *cobra.Command, client pb.VMsCl
 }
 
 func vms(vs ...*pb.VM) *table {
-	t := &table{head: []string{"VM", "ID", "TENANT", "TYPE", "HOST", "PHASE", "NETWORK", "ADDRESS", "MAC", "PA"}}
+	t := &table{head: []string{"VM", "ID", "TENANT", "TYPE", "HOST", "PHASE", "NETWORK", "ADDRESS", "MAC", "PA", "ERROR"}}
 	for _, v := range vs {
 		p := v.GetPort()
-		t.add(v.Name, v.Id, v.Tenant, v.Type, v.Host, v.Phase, p.GetNetwork(), strings.Join(p.GetAddrs(), ","), p.GetMac(), p.GetPa())
+		t.add(v.Name, v.Id, v.Tenant, v.Type, v.Host, v.Phase, p.GetNetwork(), strings.Join(p.GetAddrs(), ","), p.GetMac(), p.GetPa(), v.Error)
 	}
 	return t
 }

@@ -29,6 +29,18 @@ func Observe(vm VM, in *vnet.Intent, s vnet.Status, now time.Time) (VM, bool) {
 	return vm, changed
 }
 
+// Complaint is what an operator is to know of a guest's report, or "". What went wrong
+// in the commands that a guest runs once its settings are applied takes no success back.
+func Complaint(g *vnet.GuestReport) string {
+	switch {
+	case !g.OK:
+		return "the guest says that it failed: " + g.Error
+	case g.Error != "":
+		return "the guest has its settings, but says: " + g.Error
+	}
+	return ""
+}
+
 // sameReport reports whether two reports say the same of the same document. A
 // guest repeats its report when it isn't sure that it arrived.
 func sameReport(a, b *vnet.GuestReport) bool {
@@ -47,9 +59,11 @@ func observeBoot(vm VM, in *vnet.Intent, s vnet.Status, now time.Time, changed b
 	case !vm.Personality.Reports() && s.Power == vnet.PowerOn && leased(s.Phase):
 		return vm.succeed(next, s, now), true
 	case g != nil && g.Epoch == in.Current.Epoch && g.Kind == want && g.OK:
-		return vm.succeed(next, s, now), true
+		vm = vm.succeed(next, s, now)
+		vm.Error = Complaint(g)
+		return vm, true
 	case g != nil && g.Epoch == in.Current.Epoch && !g.OK:
-		return vm.fail("the guest says that it failed: " + g.Error), changed || vm.Phase != Failed
+		return vm.fail(Complaint(g)), changed || vm.Phase != Failed
 	case s.Phase == vnet.StatusFailed && s.Power != vnet.PowerOn && vm.Phase == Creating:
 		return vm.fail(fmt.Sprintf("host %s can't run it: %s", in.Host, s.Error)), true
 	case s.Phase == vnet.StatusFailed && vm.Phase == Creating && vm.Error != s.Error:
@@ -91,10 +105,8 @@ func observeLife(vm VM, s vnet.Status, fresh, changed bool) (VM, bool) {
 	case vm.Phase == Stopped && s.Power == vnet.PowerOn:
 		vm.Phase = Ready
 	}
-	if fresh && !vm.Guest.OK {
-		vm.Error = "the guest says that it failed: " + vm.Guest.Error
-	} else if fresh {
-		vm.Error = ""
+	if fresh {
+		vm.Error = Complaint(vm.Guest)
 	}
 	return vm, changed || vm.Phase != was
 }

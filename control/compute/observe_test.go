@@ -73,6 +73,14 @@ func TestObserveLaterReports(t *testing.T) {
 	if !changed || vm.Error != "" {
 		t.Errorf("success after it: %+v, changed %t", vm, changed)
 	}
+	vm, changed = Observe(vm, in, said(true, "command app: exit status 3"), time.Now())
+	if !changed || vm.Phase != Ready || vm.Error != "the guest has its settings, but says: command app: exit status 3" {
+		t.Errorf("a command that failed after its success: %+v, changed %t", vm, changed)
+	}
+	vm, _ = Observe(VM{Phase: Creating}, in, said(true, "command app: exit status 3"), time.Now())
+	if vm.Phase != Ready || vm.Error == "" {
+		t.Errorf("both in one: %+v", vm)
+	}
 }
 
 func TestCheckSettings(t *testing.T) {

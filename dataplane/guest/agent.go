@@ -6,6 +6,7 @@
 //     DHCP exchange follows at once (never a request for the former address);
 //   - IMDS is asked in a long poll with short time-outs. A time-out means that the
 //     address may be dead: renew the lease, then ask again;
+//   - what the document wants to be run once runs after that was reported;
 //   - a partial document is applied as a placeholder and reported as a partial
 //     success, a final one is applied and reported as a final success. The two are
 //     never mixed, and an older epoch than the last one is never applied.
@@ -28,6 +29,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -94,9 +96,11 @@ type system interface {
 	// configure brings the NIC's addresses up to date. It returns when the lease is
 	// to be renewed; zero is never.
 	configure(ctx context.Context, why reason) (time.Time, error)
-	// apply makes the document true. It goes on after an error, so that one wrong
+	// apply makes the document true, but for its commands. It goes on after an error, so that one wrong
 	// setting doesn't take the others away.
 	apply(d *vnet.Document, s *state) error
+	// command is what runs a line of the document's, until it ends or ctx does.
+	command(ctx context.Context, line string) *exec.Cmd
 	// again is apply for a document that was applied before.
 	again(d *vnet.Document) error
 	// describe fills in the guest's own view.
@@ -120,14 +124,18 @@ type agent struct {
 	imds    *imds
 	channel *channel
 
+	state *state
+	tasks chan task // of length 1: commands to be run
+
 	mu        sync.Mutex
-	state     state                   // the applier's while it is busy
 	since     vnet.Epoch              // of the last document taken; polls ask for newer ones
 	offered   *vnet.Document          // to be applied next
 	busy      bool                    // one is being applied
 	idle      chan struct{}           // closed when it is done
 	pending   *vnet.GuestReport       // not yet accepted by the host
 	pendingAt time.Time               // since when
+	over      chan struct{}           // closed when it is accepted, refused, or another one has taken its place
+	ran       chan struct{}           // closed when the last document's commands have ended
 	moved     *vnet.Moved             // not acted upon yet
 	interrupt context.CancelCauseFunc // ends what the session does, for moved
 	work      chan struct{}           // of length 1: there is a document
@@ -141,7 +149,7 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.Check(); err != nil {
 		return err
 	}
-	a := &agent{Config: c, log: newLogger(c.Log), imds: newIMDS(c.IMDS, c.Wait), work: make(chan struct{}, 1)}
+	a := &agent{Config: c, log: newLogger(c.Log), imds: newIMDS(c.IMDS, c.Wait), work: make(chan struct{}, 1), tasks: make(chan task, 1)}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var err error
@@ -157,6 +165,7 @@ func Run(ctx context.Context, c Config) error {
 	defer beside.Wait()
 	defer cancel()
 	beside.Go(func() { a.applier(ctx) })
+	beside.Go(func() { a.runner(ctx) })
 	beside.Go(func() { a.channel.run(ctx) })
 	if err := a.sessions(ctx); !errors.Is(err, errDone) && ctx.Err() == nil {
 		return err

@@ -25,15 +25,15 @@ func newMachine(root string) machine { return machine{files{root}} }
 // take the others away, and returns all of them.
 func (m machine) apply(d *vnet.Document, s *state) error {
 	return errors.Join(m.wake(d.Woken), m.setHostname(d.Hostname), m.setUser(d, s), m.setTimeZone(d.TimeZone), m.setDNS(d, s), m.putFiles(d.Files),
-		m.setDisks(d), m.runOnce(d.RunOnce, s, shell))
+		m.setDisks(d))
 }
 
 // again is apply for a document that was applied before: a disk may have grown, or
 // come, while the machine was off.
 func (m machine) again(d *vnet.Document) error { return m.setDisks(d) }
 
-// shell runs a command in a session of its own, so that its end takes all it started.
-func shell(ctx context.Context, line string) *exec.Cmd {
+// command is a line of the shell in a session of its own, so that its end takes all it started.
+func (m machine) command(ctx context.Context, line string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
 	cmd.Dir, cmd.Env = "/", append(clientEnv(), "HOME=/root")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -44,10 +45,10 @@ func TestRunOnce(t *testing.T) {
 		{ID: "bad", Command: "echo 2 >>" + out + "; echo no such thing >&2; exit 3"},
 		{ID: "last", Command: "echo 3 >>" + out},
 	}}
-	var s state
+	s := &state{}
+	run := func() error { return m.runOnce(t.Context(), d.RunOnce, s, m.command) }
 	for range 2 {
-		err := m.apply(&d, &s)
-		if err == nil || err.Error() != "command bad: exit status 3: no such thing" {
+		if err := run(); err == nil || err.Error() != "command bad: exit status 3: no such thing" {
 			t.Errorf("got %v", err)
 		}
 		if b, _ := os.ReadFile(out); string(b) != "1\n2\n3\n" {
@@ -58,13 +59,64 @@ func TestRunOnce(t *testing.T) {
 		s = loaded
 	}
 	d.RunOnce = []vnet.Command{{ID: "reboot", Command: "grep -q 'cut off by a reboot' " + m.path(stateFile)}}
-	if err := m.apply(&d, &s); err != nil {
+	if err := run(); err != nil {
 		t.Errorf("not remembered while it ran: %v", err)
 	}
 	s.Ran["reboot"] = cutOff
 	check(t, s.save(m.files))
-	if err := m.apply(&d, &s); err == nil || !strings.Contains(err.Error(), "command reboot: was cut off") {
+	if err := run(); err == nil || !strings.Contains(err.Error(), "command reboot: was cut off") {
 		t.Errorf("a command that was cut off: %v", err)
+	}
+}
+
+// What an owner has the machine do keeps nobody waiting: the settings are reported
+// before, the next document is applied meanwhile, and what went wrong is said after.
+func TestCommandsRunAfterTheReport(t *testing.T) {
+	w := newWorld(t)
+	d := bought
+	d.RunOnce = []vnet.Command{{ID: "app", Command: fmt.Sprintf("cd %s; echo >begun; until [ -e go ]; do sleep 0.02; done; echo no app >&2; exit 3", w.root)}}
+	w.publish(d)
+	w.start()
+	if r := next(t, w.reports, "report while the command runs"); !r.OK || r.Error != "" || r.Epoch != d.Epoch {
+		t.Fatalf("first report %+v", r)
+	}
+	w.becomes("the command", "\n", func() string { return w.read("begun") })
+	d.Epoch, d.Hostname = d.Epoch.Next(), "web-2"
+	w.publish(d)
+	r := next(t, w.reports, "report on the next document")
+	if !r.OK || r.Epoch != d.Epoch || r.Hostname != "web-2" || r.Error != "" {
+		t.Errorf("report on the next document %+v", r)
+	}
+	check(t, os.WriteFile(filepath.Join(w.root, "go"), nil, 0o600))
+	if r := next(t, w.reports, "report on the command"); !r.OK || r.Epoch != d.Epoch || r.Error != "command app: exit status 3: no app" {
+		t.Errorf("last report %+v", r)
+	}
+}
+
+// What a document wants to be run is run after a reboot as well, if it was not begun
+// before; one that is refused has nothing run.
+func TestCommandsAfterARestart(t *testing.T) {
+	w := newWorld(t)
+	d := bought
+	out := filepath.Join(w.root, "out")
+	d.RunOnce = []vnet.Command{{ID: "one", Command: "echo one >>" + out}, {ID: "two", Command: "echo two >>" + out}}
+	check(t, (&state{Epoch: d.Epoch, Kind: vnet.ReportFinal, Ran: map[string]string{"one": cutOff}}).save(files{w.root}))
+	for range 2 {
+		w.publish(d)
+		stop := w.start(func(c *Config) { c.Once = true })
+		if r := next(t, w.reports, "report"); !r.OK || !strings.HasPrefix(r.Error, "command one: was cut off") {
+			t.Errorf("report %+v", r)
+		}
+		w.said("reported final")
+		w.becomes("what was run", "two\n", func() string { return w.read("out") })
+		stop()
+	}
+	d.Epoch, d.RunOnce = vnet.NewEpoch(3, 5), []vnet.Command{{ID: "old", Command: "echo old >>" + out}}
+	w.publish(d)
+	w.start(func(c *Config) { c.Once = true })
+	w.said("reported final failure")
+	if got := w.read("out"); got != "two\n" {
+		t.Errorf("after a refused document: %q", got)
 	}
 }
 

@@ -36,8 +36,8 @@ func (a *agent) offer(d *vnet.Document) bool {
 	return true
 }
 
-// applier applies what is offered, one after the other, beside the sessions: a
-// command that takes minutes keeps no link event waiting.
+// applier applies what is offered, one after the other, beside the sessions: a disk
+// that is formatted for minutes keeps no link event waiting.
 func (a *agent) applier(ctx context.Context) {
 	for {
 		select {
@@ -52,16 +52,29 @@ func (a *agent) applier(ctx context.Context) {
 		if d == nil {
 			continue
 		}
-		r := a.handle(d)
+		t := a.handle(d)
 		a.mu.Lock()
 		a.since = max(a.since, a.state.Epoch)
 		if a.offered == nil {
-			a.pending, a.pendingAt, a.busy = &r, time.Now(), false
+			a.busy = false
 			close(a.idle)
+			t.heard = a.post(&t.report)
+			a.hand(t)
 		}
 		a.mu.Unlock()
 		a.channel.poke()
 	}
+}
+
+// post has a report sent, in place of one that still waits, and returns what is closed
+// when its fate is known. The caller holds mu.
+func (a *agent) post(r *vnet.GuestReport) <-chan struct{} {
+	if a.pending != nil {
+		close(a.over)
+	}
+	c := *r
+	a.pending, a.pendingAt, a.over = &c, time.Now(), make(chan struct{})
+	return a.over
 }
 
 // applied waits until nothing is being applied; false: ctx ended.
@@ -80,41 +93,56 @@ func (a *agent) applied(ctx context.Context) bool {
 	}
 }
 
-// handle applies d, unless it must not be applied, and returns what to tell the host.
-func (a *agent) handle(d *vnet.Document) vnet.GuestReport {
+// handle applies d, unless it must not be applied, and returns what to tell the host
+// and what is to be run then.
+func (a *agent) handle(d *vnet.Document) task {
 	r := vnet.GuestReport{Epoch: d.Epoch, Kind: vnet.ReportFinal}
 	if d.Partial() {
 		r.Kind = vnet.ReportPartial
 	}
 	a.log.say("config epoch %s %s", d.Epoch, r.Kind)
-	if err := a.take(d, r.Kind); err != nil {
-		r.Error = err.Error()
-		if len(r.Error) > 2000 { // the host reads 8 KiB of a report
-			r.Error = r.Error[:2000]
-		}
+	a.state.mu.Lock()
+	defer a.state.mu.Unlock()
+	accepted, err := a.take(d, r.Kind)
+	if err != nil {
 		a.log.say("config epoch %s failed: %v", d.Epoch, err)
 	}
-	r.OK = r.Error == ""
-	return r
+	t := task{wrong: err}
+	if accepted {
+		t.commands = d.RunOnce
+	}
+	r.OK, r.Error = err == nil, words(err, a.state.failures(t.commands))
+	t.report = r
+	return t
 }
 
-// take applies d once, and remembers it.
-func (a *agent) take(d *vnet.Document, kind string) error {
+// words are what a report says of errors: the host reads 8 KiB of one.
+func words(errs ...error) string {
+	err := errors.Join(errs...)
+	if err == nil {
+		return ""
+	}
+	s := err.Error()
+	return s[:min(len(s), 2000)]
+}
+
+// take applies d once, and remembers it. Not accepted: nothing of it is to be done.
+func (a *agent) take(d *vnet.Document, kind string) (accepted bool, err error) {
 	applied, err := a.state.accepts(d, kind)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if applied {
-		return a.sys.again(d)
+		return true, a.sys.again(d)
 	}
-	err = a.sys.apply(d, &a.state)
+	err = a.sys.apply(d, a.state)
 	if err == nil {
 		a.state.Epoch, a.state.Kind = d.Epoch, kind
 	}
 	if err == nil && d.Woken != nil {
 		a.log.say("went on from a saved state: the clock and the random numbers are renewed")
 	}
-	return errors.Join(err, a.state.save(a.sys.files())) // a failure may have left a placeholder user
+	return true, errors.Join(err, a.state.save(a.sys.files())) // a failure may have left a placeholder user
 }
 
 // due returns the report that waits, with the guest's own view of itself at this
@@ -138,6 +166,7 @@ func (a *agent) settled(e vnet.Epoch, how string, args ...any) {
 	if a.pending != nil && a.pending.Epoch == e {
 		a.log.say(how, args...)
 		a.pending = nil
+		close(a.over)
 	}
 }
 
@@ -160,7 +189,7 @@ func (a *agent) sendReport(ctx context.Context) (bool, error) {
 		case <-time.After(left):
 		}
 		if r, _ = a.due(); r == nil {
-			return true, a.ended()
+			return true, a.ended(ctx)
 		}
 	}
 	return true, a.report(ctx, r)
@@ -178,7 +207,7 @@ func (a *agent) report(ctx context.Context, r *vnet.GuestReport) error {
 		return err
 	case status == statusNoContent || status == statusOK:
 		a.settled(r.Epoch, "reported %s%s", r.Kind, failure(r))
-		return a.ended()
+		return a.ended(ctx)
 	case status >= statusServerError || status == statusTooManyRequests:
 		return fmt.Errorf("%w: HTTP status %d to the report", errEmpty, status)
 	}
@@ -186,12 +215,32 @@ func (a *agent) report(ctx context.Context, r *vnet.GuestReport) error {
 	return fmt.Errorf("%w: HTTP status %d to the report", errRefused, status)
 }
 
-func failure(r *vnet.GuestReport) string { return map[bool]string{false: " failure"}[r.OK] }
-
-// ended is errDone for an agent that was asked for one document only.
-func (a *agent) ended() error {
-	if a.Once {
-		return errDone
+func failure(r *vnet.GuestReport) string {
+	switch {
+	case !r.OK:
+		return " failure"
+	case r.Error != "":
+		return ", and what went wrong in its commands"
 	}
-	return nil
+	return ""
+}
+
+// ended is errDone for an agent that was asked for one document only, once its
+// commands have run and what went wrong in them is reported as well.
+func (a *agent) ended(ctx context.Context) error {
+	if !a.Once {
+		return nil
+	}
+	a.mu.Lock()
+	ran := a.ran
+	a.mu.Unlock()
+	select {
+	case <-ran:
+	case <-ctx.Done():
+		return nil
+	}
+	if r, _ := a.due(); r != nil {
+		return nil
+	}
+	return errDone
 }

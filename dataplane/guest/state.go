@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"sync"
 
 	"replug/directory/vnet"
 )
@@ -20,6 +21,7 @@ var (
 
 // state is what survives a reboot: the last document that was applied.
 type state struct {
+	mu          sync.Mutex // held while a document is applied, and by commands before and after they run
 	Epoch       vnet.Epoch `json:"epoch"`
 	Kind        string     `json:"kind"`                  // of a report: partial or final
 	Placeholder string     `json:"placeholder,omitempty"` // user made for a partial document
@@ -27,19 +29,22 @@ type state struct {
 	// or "". One that was begun is not begun again.
 	Ran map[string]string `json:"ran,omitempty"`
 	DNS []netip.Addr      `json:"dns,omitempty"` // the document's name servers
+
+	running string // the command that runs now: what has come of it is not known
 }
 
-func loadState(m files) (state, error) {
-	var s state
+// loadState returns an empty state, and why, if there is none that can be read.
+func loadState(m files) (*state, error) {
+	s := &state{}
 	b, err := os.ReadFile(m.path(stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(b, &s)
+		err = json.Unmarshal(b, s)
 	}
 	if err != nil {
-		return state{}, fmt.Errorf("read %s: %w", stateFile, err)
+		return &state{}, fmt.Errorf("read %s: %w", stateFile, err)
 	}
 	return s, nil
 }

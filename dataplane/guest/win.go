@@ -67,7 +67,7 @@ func (w *win) again(*vnet.Document) error { return nil }
 
 func (w *win) apply(d *vnet.Document, s *state) error {
 	return errors.Join(w.setName(d.Hostname), w.setUser(d, s), w.setTimeZone(d.TimeZone), w.setDNS(d.DNS, s),
-		w.disk.putFiles(d.Files), w.refuseDisks(d.Disks), w.own.runOnce(d.RunOnce, s, winShell))
+		w.disk.putFiles(d.Files), w.refuseDisks(d.Disks))
 }
 
 // powershell runs a line. Values go by the environment, never into the line.
@@ -225,7 +225,7 @@ func firstNIC() (mac string, addrs []string) {
 	return "", nil
 }
 
-func winShell(ctx context.Context, line string) *exec.Cmd {
+func (w *win) command(ctx context.Context, line string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "cmd.exe", "/C", line)
 	cmd.Dir = filepath.VolumeName(os.Getenv("SystemRoot")) + `\`
 	return cmd

@@ -63,10 +63,10 @@ type Hop struct {
 // A GuestReport is what the guest agent said. Partial and final are different
 // messages: a partial report never counts as the success of a final document.
 type GuestReport struct {
-	Epoch    Epoch     `json:"epoch"` // of the document it speaks of
-	Kind     string    `json:"kind"`  // [ReportPartial] or [ReportFinal]
-	OK       bool      `json:"ok"`
-	Error    string    `json:"error,omitempty"`
+	Epoch    Epoch     `json:"epoch"`           // of the document it speaks of
+	Kind     string    `json:"kind"`            // [ReportPartial] or [ReportFinal]
+	OK       bool      `json:"ok"`              // the settings are applied
+	Error    string    `json:"error,omitempty"` // of settings, or, if OK, of commands that ran after them
 	BootID   string    `json:"boot_id"`
 	Hostname string    `json:"hostname"`
 	Addrs    []string  `json:"addrs"` // the guest's own view, "10.0.0.20/24"
