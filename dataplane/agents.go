@@ -33,7 +33,7 @@ type documents struct {
 
 func (d documents) Publish(id vnet.PortID, e vnet.Epoch, doc *vnet.Document, g imds.Guest) {
 	d.Server.Publish(id, e, doc, g)
-	d.channel.Publish(id, e, doc)
+	d.channel.Publish(id, e, g.Personality.ForAgent(doc))
 }
 
 func (d documents) Withdraw(id vnet.PortID) {

@@ -1,10 +1,17 @@
 package dataplane
 
 import (
+	"bufio"
+	"encoding/json"
+	"net"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"replug/dataplane/channel"
+	"replug/dataplane/imds"
 	"replug/directory/vnet"
 )
 
@@ -34,6 +41,40 @@ func (f *worldAgents) Moved(id vnet.PortID, m vnet.Moved) bool {
 	}
 	g.ask()
 	return true
+}
+
+// Beside cloud-init an agent hears by its channel what it hears by the metadata service.
+func TestChannelBesideCloudInit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "guest.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := channel.New(channel.Config{})
+	defer c.Shut()
+	c.Open(23, path)
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	in := bufio.NewScanner(conn)
+	in.Scan() // the ping
+	if _, err := conn.Write([]byte(`{"hello":"ab"}` + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	docs := documents{imds.New(imds.Config{}), c}
+	d := &vnet.Document{Instance: "vm-23", Hostname: "web-1", RunOnce: []vnet.Command{{ID: "one", Command: "true"}}, Disks: []vnet.DataDisk{{ID: "1"}}}
+	docs.Publish(23, vnet.NewEpoch(3, 7), d, imds.Guest{Personality: vnet.PersonalityCloudInit})
+	var m vnet.ToGuest
+	if !in.Scan() || json.Unmarshal(in.Bytes(), &m) != nil || m.Config == nil {
+		t.Fatalf("told %q (%v)", in.Text(), in.Err())
+	}
+	if got := m.Config; got.Epoch != vnet.NewEpoch(3, 7) || got.Instance != "vm-23" || len(got.Disks) != 1 || got.Hostname != "" || got.RunOnce != nil {
+		t.Errorf("told %+v", got)
+	}
 }
 
 // A guest whose agent listens is told after the flip, and its link is not cut. One

@@ -148,7 +148,19 @@ func (ps *ports) epoch(id vnet.PortID) (vnet.Epoch, bool) {
 	return place.Epoch, true
 }
 
-// guestReport takes what a guest reports over the metadata service.
+// agentReport takes what replug-guest reports. Beside a cloud-init that leaves the pool
+// it has applied the lesser part, and must not speak for it.
+func (ps *ports) agentReport(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+	if p := ps.get(id); p != nil && p.personality().CloudInit() {
+		if r.Error != "" {
+			p.log.Warn("agent beside cloud-init reports a failure", "epoch", r.Epoch, "failure", r.Error)
+		}
+		return nil
+	}
+	return ps.guestReport(ctx, id, r)
+}
+
+// guestReport takes what a guest reports of itself.
 func (ps *ports) guestReport(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
 	p := ps.get(id)
 	if p == nil {

@@ -193,9 +193,12 @@ func (h *Host) openMetadata() {
 	report := func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
 		return h.ports.guestReport(ctx, id, r)
 	}
+	agent := func(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
+		return h.ports.agentReport(ctx, id, r)
+	}
 	refused := func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() }
-	h.imds = imds.New(imds.Config{OnReport: report, Refused: refused, Log: h.log})
-	h.channel = channel.New(channel.Config{OnReport: report, Refused: refused, Log: h.log})
+	h.imds = imds.New(imds.Config{OnReport: report, OnAgent: agent, Refused: refused, Log: h.log})
+	h.channel = channel.New(channel.Config{OnReport: agent, Refused: refused, Log: h.log})
 	h.close = append(h.close, h.channel.Shut)
 }
 

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -81,6 +82,34 @@ func TestPersonalities(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An agent beside cloud-init does not speak for it, whichever way its report comes.
+func TestAgentBesideCloudInitIsNoProof(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		in.Machine = machine(vnet.PowerOn)
+		in.Machine.Personality = vnet.PersonalityCloudInit
+		w.guestAt(in, "10.17.34.51").reports = false
+		w.running["vm-23"] = true
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		r := vnet.GuestReport{Epoch: in.Current.Epoch, Kind: vnet.ReportFinal, OK: true, At: time.Now()}
+		for _, c := range []struct {
+			say  func(context.Context, vnet.PortID, vnet.GuestReport) error
+			want vnet.StatusPhase
+		}{{ps.agentReport, vnet.StatusPublished}, {ps.guestReport, vnet.StatusConfirmed}} {
+			if err := c.say(t.Context(), 23, r); err != nil {
+				t.Fatal(err)
+			}
+			settle(time.Second)
+			if s := w.last(in.Current.Epoch); s.Phase != c.want || (s.Guest != nil) != (c.want == vnet.StatusConfirmed) {
+				t.Errorf("got %+v, want %s", s, c.want)
+			}
+		}
+	})
 }
 
 // cloud-init in the pool has no way into a network without IPv4: it is not even tried.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -103,6 +104,23 @@ func TestDialects(t *testing.T) {
 				t.Errorf("without its key: %d %s", code, body)
 			}
 		})
+	}
+}
+
+// TestOwnDialectBesideCloudInit: what cloud-init applies is not told to an agent
+// beside it; where it is alone it is told all.
+func TestOwnDialectBesideCloudInit(t *testing.T) {
+	s := serve(t)
+	c := guest(t, 23, before)
+	d := secretDoc("gold")
+	d.DNS, d.Disks, d.RunOnce = []netip.Addr{netip.MustParseAddr("9.9.9.9")}, []vnet.DataDisk{{ID: "1", Path: "/srv"}}, []vnet.Command{{ID: "one", Command: "gold"}}
+	for p, alone := range map[vnet.Personality]bool{vnet.PersonalityAgent: true, "": true, vnet.PersonalityPlain: true, vnet.PersonalityCloudInit: false,
+		vnet.PersonalityCloudInitSavable: false, vnet.PersonalityEC2: false, vnet.PersonalityOpenStack: false, vnet.PersonalityNoCloud: false} {
+		s.Publish(23, before, d, imds.Guest{Personality: p})
+		code, body := s.put(t, c, question{method: "GET", path: imds.PathConfig, edit: func(*http.Request) {}})
+		if told := strings.Count(body, "gold"); code != 200 || alone && told != 5 || !alone && told != 1 || !strings.Contains(body, "9.9.9.9") || !strings.Contains(body, "/srv") {
+			t.Errorf("%q: %d %s", p, code, body)
+		}
 	}
 }
 

@@ -130,7 +130,7 @@ func (s *Server) config(w http.ResponseWriter, r *http.Request, who Caller) *ref
 			return &refusal{http.StatusGone, "epoch is over", "renew the DHCP lease, then ask on a new connection", true}
 		}
 		if doc != nil && doc.Epoch > since {
-			send(w, http.StatusOK, doc)
+			send(w, http.StatusOK, pub.guest.Personality.ForAgent(doc))
 			return nil
 		}
 		select {
@@ -185,7 +185,7 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *ref
 	if doc.Partial() != (rep.Kind == vnet.ReportPartial) {
 		return &refusal{http.StatusConflict, "kind is not the document's", "report partial on a document tagged partial, final on another", false}
 	}
-	if no := s.take(r, who, rep); no != nil {
+	if no := s.take(r, who, rep, s.cfg.OnAgent); no != nil {
 		return no
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -193,9 +193,9 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *ref
 }
 
 // take hands a report to the parent.
-func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport) *refusal {
+func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport, on func(context.Context, vnet.PortID, vnet.GuestReport) error) *refusal {
 	rep.At = time.Now()
-	if err := s.cfg.OnReport(r.Context(), who.Port, rep); err != nil {
+	if err := on(r.Context(), who.Port, rep); err != nil {
 		s.cfg.Log.Warn("guest report not taken", "port", who.Port, "epoch", rep.Epoch, "err", err)
 		return &refusal{http.StatusServiceUnavailable, "report not taken", "send it again", false}
 	}

@@ -45,6 +45,8 @@ type Config struct {
 	// filled in. An error is answered 503: the guest is to try again. It may be
 	// called for several ports at once.
 	OnReport func(context.Context, vnet.PortID, vnet.GuestReport) error
+	// OnAgent is OnReport for what comes in our own dialect; nil: OnReport.
+	OnAgent func(context.Context, vnet.PortID, vnet.GuestReport) error
 	// Refused counts a request that was refused; the reason is a metrics label.
 	// Port is 0 when the caller is unknown. nil: nobody counts.
 	Refused func(port vnet.PortID, reason string)
@@ -93,6 +95,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.OnReport == nil {
 		cfg.OnReport = func(context.Context, vnet.PortID, vnet.GuestReport) error { return nil }
+	}
+	if cfg.OnAgent == nil {
+		cfg.OnAgent = cfg.OnReport
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(vnet.PortID, string) {}

@@ -110,7 +110,7 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request, who Caller) *ref
 	case pub.ready == e:
 		s.cfg.Refused(who.Port, "report again")
 	default:
-		if no := s.take(r, who, h.report(pub.doc)); no != nil {
+		if no := s.take(r, who, h.report(pub.doc), s.cfg.OnReport); no != nil {
 			return no
 		}
 		if h.ready {

@@ -45,6 +45,16 @@ func (p Personality) CloudInit() bool {
 // Agent reports whether the guest reports on every document, not on its first alone.
 func (p Personality) Agent() bool { return p == "" || p == PersonalityAgent }
 
+// ForAgent is what replug-guest is told of a document: all of it where nobody else in
+// the guest would apply it. Beside cloud-init it is the network's and the disks': what
+// both were told would be done twice. cloud-init wakes the guest as well.
+func (p Personality) ForAgent(d *Document) *Document {
+	if d == nil || p.Agent() || p == PersonalityPlain {
+		return d
+	}
+	return &Document{Epoch: d.Epoch, Tag: d.Tag, Instance: d.Instance, DNS: d.DNS, Disks: d.Disks}
+}
+
 // Reports reports whether the guest says itself that it has been configured. Of one
 // that doesn't, the lease and its traffic are the only proof there is.
 func (p Personality) Reports() bool { return p.Agent() || p.CloudInit() }
