@@ -159,6 +159,10 @@ func (f *fuzzer) l4(src, dst netip.Addr) []byte {
 	case 6:
 		return sctpOf(src, dst, sport, dport)
 	}
+	if r.IntN(4) == 0 { // a first one that is too big for some, and an error about it
+		first := fragment(src, dst, protoUDP, 0x6e4a, 0, true, udp(src, dst, sport, dport, text(1472))[:1456])
+		return pick(r, first, unreachable(dst, src, first))
+	}
 	whole := udp(src, dst, sport, dport, text(120))
 	at := pick(r, 0, 0, 24, 48, 40, 88)
 	n := pick(r, 48, 48, 47, 49) // the last bytes of a first one may lie in the next eight

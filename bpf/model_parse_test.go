@@ -29,6 +29,7 @@ type parsed struct {
 	icmpType     byte
 	icmpCode     byte
 	quoted       *modelKey // of the packet that an error is about, as its sender sees it
+	quotes       int       // bytes of its IP header
 }
 
 // parse reads the packet behind an Ethernet header of the given type.
@@ -188,9 +189,18 @@ func (p *parsed) parseQuote(b []byte) {
 	case p.v6 && len(b) >= 48:
 		k.local, k.remote = netip.AddrFrom16([16]byte(b[8:])).Unmap(), netip.AddrFrom16([16]byte(b[24:])).Unmap()
 		k.proto, b = b[6], b[40:]
+		p.quotes = 40
+		if k.proto == protoFragment {
+			if len(b) < 16 || binary.BigEndian.Uint16(b[2:])&0xfff8 != 0 {
+				return
+			}
+			k.proto, b = b[0], b[8:]
+			p.quotes = 48
+		}
 	case !p.v6 && len(b) >= 28 && b[0]&15 == 5:
 		k.local, k.remote = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
 		k.proto, b = b[9], b[20:]
+		p.quotes = 20
 	default:
 		return
 	}

@@ -172,7 +172,7 @@ func (j *judged) tooLarge(mtu int) bool {
 	if j.wireLen() <= mtu {
 		return false
 	}
-	if j.fragment == laterFragment || j.header > 40 {
+	if j.fragment == laterFragment {
 		return true
 	}
 	isError := j.proto == protoICMPv6 && j.icmpType < 128

@@ -137,11 +137,11 @@ func (j *judged) translateError(out []byte) {
 }
 
 func (j *judged) translateQuote(quote []byte, destination bool) {
-	at, n, header := 12, 4, 20
+	at, n := 12, 4
 	if j.v6 {
-		at, n, header = 8, 16, 40
+		at, n = 8, 16
 	}
-	port := header
+	port := j.quotes
 	if destination {
 		at, port = at+n, port+2
 	}
@@ -154,7 +154,7 @@ func (j *judged) translateQuote(quote []byte, destination bool) {
 	is = binary.BigEndian.AppendUint16(is, j.nat.Port())
 	copy(quote[port:], is[n:])
 	sum, ok := map[byte]int{protoTCP: 16, protoUDP: 6, protoICMPv6: 2}[j.quoted.proto]
-	if sum += header; !ok || len(quote) < sum+2 || j.quoted.proto == protoUDP && quote[sum]|quote[sum+1] == 0 {
+	if sum += j.quotes; !ok || len(quote) < sum+2 || j.quoted.proto == protoUDP && quote[sum]|quote[sum+1] == 0 {
 		return
 	}
 	fixSum(quote[sum:], was, is)

@@ -49,7 +49,7 @@ static __always_inline bool wants_too_big(const struct frame *f)
 	const struct packet *p = f->p;
 	const struct iphdr *ip = ip_header(f, sizeof(*ip));
 
-	if (p->fragment == LATER_FRAGMENT || p->header > 40)
+	if (p->fragment == LATER_FRAGMENT)
 		return false;
 	if (p->v6)
 		return p->proto != NEXT_ICMPV6 || p->icmp_type >= ICMPV6_ECHO;

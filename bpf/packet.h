@@ -81,7 +81,7 @@ struct packet {
 	__u8 natted;		/* nat and nat_port are to be written */
 	__u8 reset;		/* the sender is to be told by a TCP reset */
 	__u8 known;		/* the outer source is what the directory says */
-	__u8 quotes;		/* quoted is filled in */
+	__u8 quotes;		/* quoted is filled in; bytes of its IP header, with what extends it, or 0 */
 	__u8 climbs;		/* it must go up the VXLAN device */
 	__u8 here;		/* next is on this host */
 	__u8 options_len;	/* of a SYN's options */

@@ -331,26 +331,36 @@ static __always_inline bool is_error(const struct packet *p)
 	return p->proto == NEXT_ICMPV6 && p->icmp_type >= 1 && p->icmp_type <= 4;
 }
 
-static __always_inline bool quote_addrs(struct cursor *c, bool v6, struct flow_key *k)
+/* Reads a quoted IP header; returns its length, 0 if the transport header isn't behind it. */
+static __always_inline __u32 quote_addrs4(struct cursor *c, struct flow_key *k)
 {
-	if (v6) {
-		struct ipv6hdr *ip = take(c, sizeof(*ip));
+	struct iphdr *ip = take(c, sizeof(*ip));
 
-		if (!ip)
-			return false;
-		set_v6(&k->local, &ip->saddr);
-		set_v6(&k->remote, &ip->daddr);
-		k->proto = ip->nexthdr;
-	} else {
-		struct iphdr *ip = take(c, sizeof(*ip));
+	if (!ip || ip->ihl != 5)
+		return 0;
+	set_v4(&k->local, ip->saddr);
+	set_v4(&k->remote, ip->daddr);
+	k->proto = ip->protocol;
+	return sizeof(*ip);
+}
 
-		if (!ip || ip->ihl != 5)
-			return false;
-		set_v4(&k->local, ip->saddr);
-		set_v4(&k->remote, ip->daddr);
-		k->proto = ip->protocol;
-	}
-	return true;
+static __always_inline __u32 quote_addrs6(struct cursor *c, struct flow_key *k)
+{
+	struct ipv6hdr *ip = take(c, sizeof(*ip));
+	struct fragment_header *piece;
+
+	if (!ip)
+		return 0;
+	set_v6(&k->local, &ip->saddr);
+	set_v6(&k->remote, &ip->daddr);
+	k->proto = ip->nexthdr;
+	if (k->proto != NEXT_FRAGMENT)
+		return sizeof(*ip);
+	piece = take(c, sizeof(*piece));
+	if (!piece || piece->offset & bpf_htons(0xfff8))
+		return 0;
+	k->proto = piece->next;
+	return sizeof(*ip) + sizeof(*piece);
 }
 
 /* Reads the packet that an error quotes, as its sender sees it; an echo's ports are its identifier. */
@@ -358,12 +368,10 @@ static __always_inline void parse_quote(struct frame *f)
 {
 	struct flow_key *k = &f->p->quoted;
 	struct cursor c = f->rest;
-	__be16 *ports;
+	__u32 header = f->p->v6 ? quote_addrs6(&c, k) : quote_addrs4(&c, k);
+	__be16 *ports = take(&c, 8);
 
-	if (!quote_addrs(&c, f->p->v6, k))
-		return;
-	ports = take(&c, 8);
-	if (!ports)
+	if (!header || !ports)
 		return;
 	if (k->proto == IPPROTO_ICMP || k->proto == NEXT_ICMPV6) {
 		k->lport = k->rport = ports[2];
@@ -371,7 +379,7 @@ static __always_inline void parse_quote(struct frame *f)
 		k->lport = ports[0];
 		k->rport = ports[1];
 	}
-	f->p->quotes = 1;
+	f->p->quotes = header;
 }
 
 static __always_inline enum drop_reason parse_icmp(struct frame *f)

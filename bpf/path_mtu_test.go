@@ -28,6 +28,9 @@ func pathMTU(t *testing.T, f fabric) {
 	for family, inner := range []string{"IPv4", "IPv6"} {
 		name := inner
 		t.Run(name+": UDP that mustn't be cut", func(t *testing.T) { notCut(t, from, to, family, f.inner()) })
+		if family == 1 { // IPv4's pieces don't ask to be told
+			t.Run(name+": a datagram in pieces", func(t *testing.T) { inPieces(t, from, to, f.inner()) })
+		}
 		t.Run(name+": segments fit from the first", func(t *testing.T) { clamped(t, from, to, family, f.inner()) })
 		t.Run(name+": the way gets narrower", func(t *testing.T) { narrower(t, from, to, family, f.inner()-137) })
 		t.Run(name+": only the far end gets narrower", func(t *testing.T) { farEnd(t, from, to, family, f.inner()-149) })
@@ -149,6 +152,35 @@ func notCut(t *testing.T, from, to *guest, family, mtu int) {
 	}
 	if n, err := in.Read(b); err != nil || !bytes.Equal(b[:n], largest) {
 		t.Errorf("the largest that fits: %d bytes arrived, %v; want %d; drops %v and %v", n, err, len(largest), from.host.reasons(), to.host.reasons())
+	}
+}
+
+// inPieces: a sender of IPv6 that cuts its datagram too large hears of the first
+// piece, and the next datagram's pieces fit.
+func inPieces(t *testing.T, from, to *guest, mtu int) {
+	from.forget()
+	in, out := datagramPair(t, from, to, 1)
+	const want = 1 // IPV6_PMTUDISC_WANT
+	control(t, out, func(fd int) error {
+		return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, want),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
+	})
+	body := noise(2*mtu, 11)
+	if _, err := out.Write(body); err != nil {
+		t.Fatal(err)
+	}
+	if err := awaitError(t, out); !errors.Is(err, unix.EMSGSIZE) || knownMTU(t, out, 1) != mtu {
+		t.Fatalf("the kernel heard %v and knows %d bytes, want %d; drops %v", err, knownMTU(t, out, 1), mtu, from.host.reasons())
+	}
+	if _, err := out.Write(body); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 65536)
+	if err := in.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := in.Read(b); err != nil || !bytes.Equal(b[:n], body) {
+		t.Errorf("in pieces that fit: %d bytes arrived, %v; want %d; drops %v and %v", n, err, len(body), from.host.reasons(), to.host.reasons())
 	}
 }
 

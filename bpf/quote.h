@@ -106,8 +106,7 @@ __noinline int translate_error(struct __sk_buff *skb)
 	diff = bpf_csum_diff((__be32 *)&was, sizeof(was), (__be32 *)&p->nat, sizeof(p->nat), 0);
 	if (bpf_l4_csum_replace(skb, sum, 0, diff, 0) ||
 	    (!p->v6 && !mend_quoted_ip(skb, ip, sum, diff)) ||
-	    !mend_quoted_l4(skb, p, ip + (p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)),
-			    quoted, sum, diff))
+	    !mend_quoted_l4(skb, p, ip + p->quotes, quoted, sum, diff))
 		return -1;
 	if (outer == END_SOURCE && !same_addr(&p->src, &was))
 		return 0;
