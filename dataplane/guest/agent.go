@@ -105,6 +105,8 @@ type system interface {
 	again(d *vnet.Document) error
 	// describe fills in the guest's own view.
 	describe(r *vnet.GuestReport)
+	// uuid is the machine's as SMBIOS has it; "": not known.
+	uuid() string
 	files() files
 	close()
 }

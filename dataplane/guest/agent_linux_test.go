@@ -244,6 +244,37 @@ func TestRestartAndOlderEpoch(t *testing.T) {
 	}
 }
 
+// An image made of a machine in which the agent had run, also of another cluster: what
+// that one remembered is not the new machine's, who it was is told by either name.
+func TestImageOfAnotherMachine(t *testing.T) {
+	for _, c := range []struct {
+		name, uuid, instance string // of the machine that the image was made of
+		ok                   bool
+	}{
+		{"another machine", "0c9f6a35-7d11-4e4b-9f52-6b0c3f2d7e18", "vm-17", true},
+		{"another cluster's, of the same name", "0c9f6a35-7d11-4e4b-9f52-6b0c3f2d7e18", "vm-93", true},
+		{"another machine, without SMBIOS", "", "vm-17", true},
+		{"itself", "5d3ab1c7-2b0e-4d7c-8a63-91f4c0e2b7d6", "vm-93", false},
+		{"not known, by an earlier agent", "", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			check(t, (&state{UUID: c.uuid, Instance: c.instance, Epoch: vnet.NewEpoch(9, 41), Kind: vnet.ReportFinal, Placeholder: "left",
+				Ran: map[string]string{"app": "exit status 3"}}).save(files{w.root}))
+			check(t, os.MkdirAll(filepath.Join(w.root, "sys/class/dmi/id"), 0o755))
+			check(t, os.WriteFile(filepath.Join(w.root, "sys/class/dmi/id/product_uuid"), []byte("5D3AB1C7-2B0E-4D7C-8A63-91F4C0E2B7D6\n"), 0o400))
+			d := pooled
+			d.RunOnce = []vnet.Command{{ID: "app", Command: "true"}}
+			w.publish(d)
+			w.start()
+			r := next(t, w.reports, "report")
+			if r.OK != c.ok || c.ok && r.Error != "" || !c.ok && !strings.Contains(r.Error, errOlder.Error()) {
+				t.Errorf("report %+v", r)
+			}
+		})
+	}
+}
+
 // A report that the host can't take now is sent again; one it refuses is not.
 func TestReportIsRepeated(t *testing.T) {
 	w := newWorld(t)

@@ -72,6 +72,11 @@ func (m machine) setHostname(h string) error {
 	})
 }
 
+func (m machine) uuid() string {
+	b, _ := os.ReadFile(m.path("sys/class/dmi/id/product_uuid"))
+	return strings.ToLower(strings.TrimSpace(string(b)))
+}
+
 // hostname is the machine's own view of its name.
 func (m machine) hostname() string {
 	if m.root == "/" {

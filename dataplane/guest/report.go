@@ -128,6 +128,9 @@ func words(errs ...error) string {
 
 // take applies d once, and remembers it. Not accepted: nothing of it is to be done.
 func (a *agent) take(d *vnet.Document, kind string) (accepted bool, err error) {
+	if a.state.settle(a.sys.uuid(), d.Instance) {
+		a.log.say("what is remembered is another machine's, starting without it")
+	}
 	applied, err := a.state.accepts(d, kind)
 	if err != nil {
 		return false, err

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ var (
 // state is what survives a reboot: the last document that was applied.
 type state struct {
 	mu          sync.Mutex // held while a document is applied, and by commands before and after they run
+	UUID        string     `json:"uuid,omitempty"`     // the machine's, whose state it is; "": it has none
+	Instance    string     `json:"instance,omitempty"` // and the document's name of it
 	Epoch       vnet.Epoch `json:"epoch"`
 	Kind        string     `json:"kind"`                  // of a report: partial or final
 	Placeholder string     `json:"placeholder,omitempty"` // user made for a partial document
@@ -58,6 +61,20 @@ func (s *state) save(m files) error {
 		return fmt.Errorf("remember what was applied: %w", err)
 	}
 	return nil
+}
+
+// settle begins anew when what is remembered is another machine's: the image was made of
+// one in which the agent had run. What that one has on the disk, its placeholder user and
+// its name servers, stays known, to be taken away. Of a state without a name, that
+// of an earlier agent, nothing is known.
+func (s *state) settle(uuid, instance string) (anew bool) {
+	other := func(was, is string) bool { return was != "" && is != "" && was != is }
+	if anew = other(s.UUID, uuid) || other(s.Instance, instance); anew {
+		s.Epoch, s.Kind = 0, ""
+		clear(s.Ran)
+	}
+	s.UUID, s.Instance = cmp.Or(uuid, s.UUID), cmp.Or(instance, s.Instance)
+	return anew
 }
 
 // accepts says whether d may be applied, and whether it is already. Only "partial"

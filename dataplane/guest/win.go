@@ -77,6 +77,14 @@ func (w *win) powershell(line string, env ...string) (string, error) {
 	return w.run(ctx, env, "powershell.exe", "-NoProfile", "-NonInteractive", "-Command", "$ErrorActionPreference='Stop'; "+line)
 }
 
+func (w *win) uuid() string {
+	out, err := w.powershell("(Get-CimInstance Win32_ComputerSystemProduct).UUID")
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(strings.TrimSpace(out))
+}
+
 // setName renames the computer. Windows uses the name from its next start on, which
 // is left to the owner.
 func (w *win) setName(h string) error {
