@@ -110,6 +110,10 @@ func TestCheckSettings(t *testing.T) {
 		{"key of two lines", vnet.Document{SSHKeys: []string{"ssh-rsa A\nssh-rsa B"}}, false},
 		{"relative path", vnet.Document{Files: []vnet.File{{Path: "etc/motd"}}}, false},
 		{"path with ..", vnet.Document{Files: []vnet.File{{Path: "/etc/../motd"}}}, false},
+		{"set-uid file", vnet.Document{Files: []vnet.File{{Path: "/bin/su", Mode: 0o4755}}}, false},
+		{"sticky file", vnet.Document{Files: []vnet.File{{Path: "/srv/x", Mode: 0o1777}}}, false},
+		{"path of a drive", vnet.Document{Files: []vnet.File{{Path: "/C:/boot.ini"}}}, false},
+		{"path with a backslash", vnet.Document{Files: []vnet.File{{Path: `/..\boot.ini`}}}, false},
 		{"mode with a file type", vnet.Document{Files: []vnet.File{{Path: "/etc/motd", Mode: 0o100644}}}, false},
 		{"too much", vnet.Document{Files: []vnet.File{{Path: "/big", Content: string(long)}}}, false},
 	} {

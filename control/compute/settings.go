@@ -112,11 +112,8 @@ func checkFiles(files []vnet.File) error {
 		return fmt.Errorf("%w: %d files; at most %d are allowed", ErrInvalid, len(files), maxFiles)
 	}
 	for _, f := range files {
-		if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsRune(f.Path, 0) {
-			return fmt.Errorf("%w file path %q: must be absolute and clean, as in /etc/motd", ErrInvalid, f.Path)
-		}
-		if f.Mode > 0o7777 {
-			return fmt.Errorf("%w mode %o of file %s: permission bits only", ErrInvalid, f.Mode, f.Path)
+		if err := f.Check(); err != nil {
+			return fmt.Errorf("%w file %w", ErrInvalid, err)
 		}
 	}
 	return nil

@@ -2,12 +2,12 @@ package guest
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -40,20 +40,11 @@ func (m files) putFiles(files []vnet.File) error {
 	return errors.Join(errs...)
 }
 
-// putFile refuses what is not plainly one place: a path with "..", with a
-// trailing slash, or relative; and modes beyond permissions (set-uid).
 func (m files) putFile(f vnet.File) error {
-	mode := fs.FileMode(f.Mode)
-	if mode == 0 {
-		mode = 0o644
+	if err := f.Check(); err != nil {
+		return fmt.Errorf("file %w", err)
 	}
-	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsAny(f.Path, "\x00\\:") {
-		return fmt.Errorf("file %q: %w path (want absolute, without '..')", f.Path, errInvalid)
-	}
-	if mode&^0o777 != 0 {
-		return fmt.Errorf("file %s: mode %#o: %w (want permission bits)", f.Path, f.Mode, errInvalid)
-	}
-	return m.write(f.Path, mode, []byte(f.Content))
+	return m.write(f.Path, fs.FileMode(cmp.Or(f.Mode, 0o644)), []byte(f.Content))
 }
 
 // write replaces a file in one step, so that a reader or a crash sees the old one

@@ -138,8 +138,8 @@ func TestWindowsRefuses(t *testing.T) {
 		{vnet.Document{User: "anna", SSHKeys: []string{"a\nb"}}, "ssh key"},
 		{vnet.Document{TimeZone: "Mars/Olympus"}, "no name of Windows'"},
 		{vnet.Document{Disks: []vnet.DataDisk{{ID: "1"}}}, "formats no disks"},
-		{vnet.Document{Files: []vnet.File{{Path: `/..\..\boot.ini`}}}, "not valid"},
-		{vnet.Document{Files: []vnet.File{{Path: "/C:/x"}}}, "not valid"},
+		{vnet.Document{Files: []vnet.File{{Path: `/..\..\boot.ini`}}}, "not a file's path"},
+		{vnet.Document{Files: []vnet.File{{Path: "/C:/x"}}}, "not a file's path"},
 	} {
 		w, _ := newWin(t)
 		c.doc.Files = append(c.doc.Files, vnet.File{Path: "/done", Content: "yes"})

@@ -184,13 +184,6 @@ const TagPartial = "partial"
 // Partial reports whether the document is tagged partial.
 func (d *Document) Partial() bool { return d.Tag == TagPartial }
 
-// A File is written by the guest agent as root.
-type File struct {
-	Path    string `json:"path"` // absolute
-	Mode    uint32 `json:"mode"` // permission bits, 0 means 0644
-	Content string `json:"content"`
-}
-
 // A Command is run by the guest agent as root, by a shell, at most once in the
 // life of the machine: ID says whether it was.
 type Command struct {

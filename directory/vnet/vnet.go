@@ -18,6 +18,7 @@ var (
 	ErrPA      = errors.New("not a physical address")
 	ErrMAC     = errors.New("not a unicast MAC address")
 	ErrMoniker = errors.New("not a moniker (lower-case letters, digits and dashes, 1 to 63, a letter first)")
+	ErrFile    = errors.New("not a file's")
 	ErrEpoch   = errors.New("not an epoch (era.counter)")
 
 	ErrPersonality = errors.New("not a personality (agent, cloud-init, cloud-init-savable, plain, ec2, openstack, nocloud)")

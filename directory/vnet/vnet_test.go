@@ -97,3 +97,18 @@ func TestEUI64(t *testing.T) {
 		}
 	}
 }
+
+// What a host's control takes, the guest takes, and the other way round: one check.
+func TestFileCheck(t *testing.T) {
+	for path, ok := range map[string]bool{"/etc/motd": true, "/a b/c.d": true, "": false, "/": false, "etc/motd": false, "/etc/": false, "/etc/../x": false,
+		"//etc": false, "/etc/./x": false, "/C:/x": false, `/..\x`: false, "/a\x00": false} {
+		if err := (&File{Path: path}).Check(); (err == nil) != ok || err != nil && !errors.Is(err, ErrFile) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	for mode, ok := range map[uint32]bool{0: true, 0o600: true, 0o777: true, 0o1644: false, 0o2755: false, 0o4755: false, 0o100644: false} {
+		if err := (&File{Path: "/etc/motd", Mode: mode}).Check(); (err == nil) != ok || err != nil && !errors.Is(err, ErrFile) {
+			t.Errorf("mode %o: %v", mode, err)
+		}
+	}
+}
