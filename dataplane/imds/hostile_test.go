@@ -50,6 +50,10 @@ func TestHostile(t *testing.T) {
 		{"GET of report", "GET", imds.PathReport, "", none, 405, "wrong method"},
 		{"10 MB body", "POST", imds.PathReport, big, none, 413, "body too large"},
 		{"10 MB body of unknown size", "POST", imds.PathReport, big, unsized, 413, "body too large"},
+		{"10 MB body where none belongs", "GET", imds.PathConfig, big, none, 413, "body too large"},
+		{"10 MB body of unknown size where none belongs", "GET", imds.PathConfig, big, unsized, 413, "body too large"},
+		{"10 MB body of unknown size for nobody", "PUT", "/nowhere", big, unsized, 413, "body too large"},
+		{"body where none belongs", "GET", imds.PathConfig, "{}", unsized, 200, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			code, body, err := s.ask(guest(t, 23, before), c.method, c.path, c.body, c.edit)
@@ -80,6 +84,12 @@ func TestRaw(t *testing.T) {
 		{"two hosts", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nHost: evil.example\r\nMetadata: true\r\n\r\n", "HTTP/1.1 400 "},
 		{"headers over 8 KiB", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nX: " + strings.Repeat("y", 9000) + "\r\n\r\n", "HTTP/1.1 431 "},
 		{"headers just below", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nX: " + strings.Repeat("y", 7900) + "\r\n\r\n", "HTTP/1.1 200 "},
+		{"OPTIONS of all", "OPTIONS * HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", "HTTP/1.1 404 "},
+		{"OPTIONS of a foreign host", "OPTIONS * HTTP/1.1\r\nHost: evil.example\r\n\r\n", "HTTP/1.1 400 "},
+		{"OPTIONS, forwarded", "OPTIONS * HTTP/1.1\r\nHost: 169.254.169.254\r\nX-Forwarded-For: 10.9.8.7\r\n\r\n", "HTTP/1.1 400 "},
+		{"chunked body of 12 KiB for nothing", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nTransfer-Encoding: chunked\r\n\r\n3000\r\n" +
+			strings.Repeat("z", 0x3000) + "\r\n0\r\n\r\n", "HTTP/1.1 413 "},
+		{"chunk that lies", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "HTTP/1.1 400 "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conn := dial(t, s, "127.23.7.9")
@@ -89,6 +99,9 @@ func TestRaw(t *testing.T) {
 				t.Errorf("got %q, %v; want %q", line, err, c.want)
 			}
 		})
+	}
+	if s.count("23: unknown path") != 1 || s.count("23: foreign host") != 3 || s.count("23: forwarded request") != 1 {
+		t.Errorf("counted %v", s.refused)
 	}
 }
 

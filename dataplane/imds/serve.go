@@ -1,6 +1,7 @@
 package imds
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,12 +36,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	_ = rc.SetWriteDeadline(time.Now().Add(slowAnswer))
 	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
 	who, ok := s.cfg.Identify(addr)
+	no := readBody(w, r)
 	if !ok {
-		s.refuse(w, 0, refusal{http.StatusForbidden, "unknown caller", "ask from a VM of this host", true})
-		return
+		who, no = Caller{}, &refusal{http.StatusForbidden, "unknown caller", "ask from a VM of this host", true}
 	}
 	d := dialectOf(r.URL.Path)
-	no := s.admit(who, d, r)
+	if no == nil {
+		no = s.admit(who, d, r)
+	}
 	if no == nil {
 		no = d.answer(s, w, r, who)
 	}
@@ -67,8 +70,6 @@ func (s *Server) admit(who Caller, d *dialect, r *http.Request) *refusal {
 		return &refusal{http.StatusBadRequest, "forwarded request", "ask without a proxy", true}
 	case !hosts[r.Host]:
 		return &refusal{http.StatusBadRequest, "foreign host", "ask http://169.254.169.254", true}
-	case r.ContentLength > maxBody:
-		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
 	case d == nil:
 		return &unknownPath
 	}
@@ -168,10 +169,8 @@ func pollOf(r *http.Request) (since vnet.Epoch, wait time.Duration, no *refusal)
 // report takes a guest's report of the document that it was served.
 func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *refusal {
 	var rep vnet.GuestReport
-	body, no := bodyOf(w, r)
+	body, _ := io.ReadAll(r.Body) // it is in memory
 	switch {
-	case no != nil:
-		return no
 	case json.Unmarshal(body, &rep) != nil:
 		return &refusal{http.StatusBadRequest, "report can't be read", "send one JSON object", false}
 	case rep.Kind != vnet.ReportPartial && rep.Kind != vnet.ReportFinal:
@@ -202,17 +201,20 @@ func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport, on func
 	return nil
 }
 
-// bodyOf reads a request's body, of at most maxBody bytes.
-func bodyOf(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
+// readBody takes in a request's body, of at most maxBody bytes, also where none
+// belongs: what is left of one, net/http would swallow after the answer, up to 256 KiB.
+func readBody(w http.ResponseWriter, r *http.Request) *refusal {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return nil, &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
-	case err != nil:
-		return nil, &refusal{http.StatusBadRequest, "body cut off", "send the whole body within 5 s", true}
+	if err == nil {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return nil
 	}
-	return body, nil
+	_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // no more of it
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return &refusal{http.StatusRequestEntityTooLarge, "body too large", "send at most 8192 bytes", true}
+	}
+	return &refusal{http.StatusBadRequest, "body cut off", "send the whole body within 5 s", true}
 }
 
 func (s *Server) refuse(w http.ResponseWriter, port vnet.PortID, no refusal) {

@@ -182,6 +182,8 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 		ReadHeaderTimeout: slowRequest,
 		IdleTimeout:       idle,
 		MaxHeaderBytes:    maxHeader,
+		// "OPTIONS *" would be answered past every check.
+		DisableGeneralOptionsHandler: true,
 		// Whatever a guest sends that is no HTTP would be a log line: not louder
 		// than the level at which an operator asked for it.
 		ErrorLog:    slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
