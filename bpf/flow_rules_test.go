@@ -19,8 +19,24 @@ func TestStatefulRules(t *testing.T) {
 			s.judgedAgain()
 			s.related()
 			s.echoes()
+			s.regrouped()
 			s.epochs()
 		}
+	}
+}
+
+// regrouped: a flow that was let in by its group ends when its other end leaves that.
+func (s *stateful) regrouped() {
+	peer := MappingKey{red, s.peer.cas()[s.family]}
+	s.a.must(s.a.dp.SetMembers(peer, 1<<17))
+	s.rules(&RuleSet{In: []Rule{{ID: 36, Groups: 1 << 17}}})
+	p := s.fresh()
+	s.want("in by its group", s.answer(p), "none")
+	s.a.must(errors.Join(s.a.dp.SetMembers(peer, 1<<18), s.a.dp.Rejudge(redA.id)))
+	s.want("in from another group", s.answer(p), "no_rule_in")
+	s.a.must(s.a.dp.SetMembers(peer, 0))
+	if err := s.a.dp.Rejudge(9999); !errors.Is(err, ErrNoPort) {
+		s.t.Errorf("judge again at a port that isn't there: %v", err)
 	}
 }
 

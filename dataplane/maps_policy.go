@@ -34,6 +34,8 @@ func (m *maps) SetRules(id vnet.PortID, rules *Ruleset) error {
 	return err
 }
 
+func (m *maps) Rejudge(id vnet.PortID) error { return m.bpf.Rejudge(uint16(id)) }
+
 func (m *maps) StageRules(id vnet.PortID, rules *Ruleset) error {
 	if rules == nil {
 		rules = open

@@ -121,7 +121,8 @@ func (p *port) refresh(in *vnet.Intent) error {
 	return nil
 }
 
-// keepRules makes the rules in force those of the place's groups as they are now.
+// keepRules makes the rules in force those of the place's groups as they are now,
+// and lets them judge flows again when others are in the groups that they name.
 // Before a server has said what they are, those in force stay.
 func (p *port) keepRules(in *vnet.Intent) error {
 	if p.row == nil || p.row.Epoch != in.Current.Epoch {
@@ -134,8 +135,15 @@ func (p *port) keepRules(in *vnet.Intent) error {
 	case err != nil:
 		return err
 	}
-	if err := p.datapath.SetRules(p.id, rules); err != nil {
-		return err
+	if !rules.judgesAs(p.row.Rules) {
+		if err := p.datapath.SetRules(p.id, rules); err != nil {
+			return err
+		}
+	}
+	if rules.Moves > 0 { // flows that began by who was in a group
+		if err := p.datapath.Rejudge(p.id); err != nil {
+			return err
+		}
 	}
 	p.row.Rules = rules
 	return nil

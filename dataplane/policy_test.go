@@ -92,14 +92,34 @@ func TestMembers(t *testing.T) {
 	ns.OnMapping(in("10.17.34.52", 0))
 	ns.OnMapping(in("10.17.34.53", 0x42))
 	ns.OnSynced(17)
+	kicked := 0
+	ns.kickIn = func(vnet.VNI) { kicked++ }
+	ns.OnNetworkSynced(red, 17)
+	ns.OnGroup(vnet.Group{VNI: red, Name: "web", Slot: 1, Rules: []vnet.Rule{{Name: "a", Direction: vnet.In, Action: vnet.Allow, RemoteGroup: "db"}}})
+	ns.OnGroup(vnet.Group{VNI: red, Name: "db", Slot: 6})
+	moves := func(when string, want uint64) {
+		t.Helper()
+		rules, err := ns.Rules(grouped(red, "web"))
+		if err != nil || rules.Moves != want || kicked == 0 {
+			t.Errorf("%s: %d moves, %v, ports looked %d times; want %d moves", when, rules.Moves, err, kicked, want)
+		}
+		kicked = 0
+	}
+	ns.OnSynced(17)
+	moves("the rules are new", 0)
 	is("loaded", map[string]vnet.Groups{"10.17.34.51": 0x21, "10.17.34.53": 0x42})
 	ns.OnMapping(in("10.17.34.51", 0x23))
 	ns.OnMappingGone(red, in("10.17.34.53", 0).CA)
 	ns.OnSynced(18)
+	moves("one has left the group that the rules name", 1)
 	is("changed", map[string]vnet.Groups{"10.17.34.51": 0x23})
 	ns.OnMapping(in("10.17.34.51", 0))
 	ns.OnMapping(in("10.17.34.52", 5))
 	ns.OnSynced(19)
+	ns.OnSynced(19)
+	ns.ruled(red)
+	ns.judge()
+	moves("others have moved", 1)
 	is("left all groups", map[string]vnet.Groups{"10.17.34.52": 5})
 
 	ns = session(t, f, nil)

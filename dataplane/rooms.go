@@ -63,6 +63,8 @@ type Datapath interface {
 	StageRules(vnet.PortID, *Ruleset) error
 	// SetRules replaces the rules of the row in force, all at once.
 	SetRules(vnet.PortID, *Ruleset) error
+	// Rejudge lets the rules in force judge the port's flows again.
+	Rejudge(vnet.PortID) error
 	// SetLimits bounds the rates of a port that has a row, from now on.
 	SetLimits(vnet.PortID, vnet.Limits) error
 	// Connections lists the open TCP connections that the port has in an epoch.

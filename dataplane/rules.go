@@ -20,6 +20,12 @@ import (
 type Ruleset struct {
 	Open    bool // in no group: everything passes
 	In, Out []Rule
+	Moves   uint64 // how often members of the groups that the rules name have changed
+}
+
+// judgesAs reports whether two sets have the same rules, whoever is in their groups.
+func (r *Ruleset) judgesAs(o *Ruleset) bool {
+	return o != nil && r.Open == o.Open && reflect.DeepEqual(r.In, o.In) && reflect.DeepEqual(r.Out, o.Out)
 }
 
 // A Rule is a [vnet.Rule] as the datapath has it: groups are slots, names ids.
@@ -60,7 +66,8 @@ type groups struct {
 type networkGroups struct {
 	complete bool // all of them are here
 	byName   map[string]*group
-	version  uint64 // grows with each change
+	version  uint64                 // grows with each change
+	moves    [vnet.MaxGroups]uint64 // changes of who is in a group, by its slot
 	sets     map[string]*ruleset
 }
 
@@ -96,6 +103,19 @@ func (gs *groups) put(g vnet.Group) {
 		now.past = slices.DeleteFunc(was.ids, func(id uint32) bool { return slices.Contains(now.ids, id) })
 	}
 	n.byName[g.Name] = now
+}
+
+// moved notes that addresses of a network have come into groups, or left them.
+func (gs *groups) moved(vni vnet.VNI, in vnet.Groups) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	n := gs.network(vni)
+	n.version++
+	for slot := range n.moves {
+		if in.Has(uint8(slot)) {
+			n.moves[slot]++
+		}
+	}
 }
 
 // gone takes the end of a group.
@@ -247,6 +267,9 @@ func (n *networkGroups) merge(names []string) *Ruleset {
 	})
 	set := new(Ruleset)
 	for _, r := range all {
+		if r.out.Group >= 0 {
+			set.Moves += n.moves[r.out.Group]
+		}
 		if r.of.Direction == vnet.In {
 			set.In = append(set.In, r.out)
 		} else {

@@ -201,6 +201,42 @@ func TestRulesOfAPort(t *testing.T) {
 	})
 }
 
+// Who comes into a group that the rules name, or leaves it, has the flows of the
+// port judged again, by the same rules; another group's members don't.
+func TestGroupsMove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		byGroup := vnet.Rule{Name: "from-db", Priority: 9, Direction: vnet.In, Action: vnet.Allow, RemoteGroup: "db"}
+		w.groups.put(vnet.Group{VNI: red, Name: "db", Slot: 6})
+		w.groups.put(vnet.Group{VNI: red, Name: "web", Slot: 1, Rules: []vnet.Rule{byGroup}})
+		in := intent()
+		in.Current.Groups = []string{"web"}
+		w.guestAt(in, "10.17.34.51")
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		count := func() (n, rules int) {
+			for _, a := range w.acts {
+				if a == "rejudge 23" {
+					n++
+				}
+				if a[:5] == "rules" {
+					rules++
+				}
+			}
+			return n, rules
+		}
+		for i, move := range []vnet.Groups{0, vnet.Groups(0).With(1), vnet.Groups(0).With(6), vnet.Groups(0).With(6).With(1)} {
+			w.groups.moved(red, move)
+			ps.kickIn(red)
+			settle(time.Second)
+			if n, rules := count(); n != max(i-1, 0) || rules != 0 {
+				t.Errorf("after move %d, of groups %b: judged again %d times, rules written %d times; want %d and none", i, move, n, rules, max(i-1, 0))
+			}
+		}
+	})
+}
+
 // An agent that starts while no server is there leaves the rules in force as they
 // are, and the port's leases go on.
 func TestRulesWithoutAServer(t *testing.T) {

@@ -34,7 +34,8 @@ type networks struct {
 	heard   map[string]bool            // hosts, likewise
 	members map[MappingKey]vnet.Groups // that the datapath has
 	vteps   vteps
-	judged  map[vnet.VNI]bool // ports there are to look at their rules
+	judged  map[vnet.VNI]bool        // ports there are to look at their rules
+	moved   map[vnet.VNI]vnet.Groups // whose members have changed since they were told of it
 
 	heardGroups, heardServices map[policyKey]bool // since a resync began; nil: there is none
 
@@ -69,7 +70,7 @@ func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.L
 		datapath: d, neighbours: n, self: self, log: log, metrics: m, kickIn: func(vnet.VNI) {},
 		tapOf:  func(vnet.VNI, vnet.MAC) (int, bool) { return 0, false },
 		groups: newGroups(), services: newServices(d, log),
-		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{},
+		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{}, moved: map[vnet.VNI]vnet.Groups{},
 		refresh: make(chan struct{}, 1), resynced: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
 		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
 		hops: map[uint32]NextHop{}, kept: map[uint32]vnet.PA{}, taken: map[uint32]bool{},
@@ -136,6 +137,7 @@ func (ns *networks) flush() {
 	if err := ns.datapath.DeleteMappings(gone); err != nil {
 		ns.log.Error("mappings that are gone stay in the datapath", "err", err, "mappings", len(gone))
 	}
+	defer ns.tellMoves()
 	ns.warn("old members of groups stay in the datapath", ns.datapath.SetMembers(strangers), "")
 	err := errors.Join(ns.datapath.SetMembers(members), ns.datapath.SetMappings(put))
 	if err != nil {
@@ -149,12 +151,24 @@ func (ns *networks) flush() {
 	}
 }
 
+// tellMoves lets the rules that name a group judge again, now that the datapath
+// knows who is in it.
+func (ns *networks) tellMoves() {
+	for vni, in := range ns.moved {
+		ns.groups.moved(vni, in)
+		ns.ruled(vni)
+	}
+	clear(ns.moved)
+}
+
 // member adds to a list of changes that who has an address is in groups, unless
 // the datapath knows.
 func (ns *networks) member(list []Member, k MappingKey, in vnet.Groups) []Member {
-	if ns.members[k] == in {
+	old := ns.members[k]
+	if old == in {
 		return list
 	}
+	ns.moved[k.VNI] |= old ^ in
 	ns.members[k] = in
 	if in == 0 {
 		delete(ns.members, k)
@@ -197,7 +211,7 @@ func (ns *networks) OnResync() {
 // OnSynced ends a revision, or a resync.
 func (ns *networks) OnSynced(int64) {
 	ns.flush()
-	ns.judge()
+	defer ns.judge()
 	if ns.seen == nil {
 		return
 	}
@@ -232,6 +246,7 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 	if err := errors.Join(err, ns.datapath.SetMembers(strangers)); err != nil {
 		ns.log.Error("old mappings stay in the datapath", "err", err)
 	}
+	ns.tellMoves()
 }
 
 // Synced reports whether a network is loaded whole.

@@ -277,6 +277,12 @@ func (w *world) SetRules(id vnet.PortID, r *Ruleset) error {
 	return nil
 }
 
+func (w *world) Rejudge(id vnet.PortID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.act("rejudge %d", id)
+}
+
 func (w *world) SetLimits(id vnet.PortID, l vnet.Limits) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
