@@ -54,6 +54,10 @@ func TestSnapshotPool(t *testing.T) {
 		if n := count(w.acts, "save vm-23"); n != 1 {
 			t.Errorf("saved %d times", n)
 		}
+		in = w.move(ps, in) // its clock is right by now
+		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || w.slept[23] {
+			t.Errorf("a later swap: last status %+v, told that it slept: %t", s, w.slept[23])
+		}
 	})
 }
 

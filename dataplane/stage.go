@@ -47,7 +47,8 @@ func (p *port) stage(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return wait, nil
 	}
 	if p.staged == nil || p.staged.Epoch != next.Epoch {
-		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled(), Resumed: p.run.Resumed, Speaks: p.heard(&p.run)}
+		p.staged = &run{Epoch: next.Epoch, From: used(p.row), Pooled: p.pooled(), Speaks: p.heard(&p.run),
+			Resumed: p.run.Resumed && in.Current.Hold == vnet.HoldSnapshot} // a guest is told once, where it leaves the place in which it slept
 		p.staged.hop("stage")
 	}
 	p.staged.resumed = false
