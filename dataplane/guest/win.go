@@ -110,7 +110,9 @@ func (w *win) setName(h string) error {
 // password is drawn and told to nobody: Windows takes no hash of another system.
 func (w *win) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder != "" && s.Placeholder != d.User {
-		if _, err := w.powershell("Remove-LocalUser -Name $env:REPLUG_USER", "REPLUG_USER="+s.Placeholder); err != nil {
+		// One that is gone already, by its owner or a session that was cut off, is no error.
+		const remove = "if (Get-LocalUser | Where-Object Name -eq $env:REPLUG_USER) { Remove-LocalUser -Name $env:REPLUG_USER }"
+		if _, err := w.powershell(remove, "REPLUG_USER="+s.Placeholder); err != nil {
 			return fmt.Errorf("remove placeholder user %s: %w", s.Placeholder, err)
 		}
 		s.Placeholder = ""

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"replug/directory/vnet"
 )
@@ -69,7 +71,11 @@ func (f *fake) run(_ context.Context, env []string, name string, args ...string)
 			f.t.Errorf("password %q", p)
 		}
 		f.users[value("USER")] = true
-	case strings.HasPrefix(line, "Remove-LocalUser"):
+	case strings.Contains(line, "Remove-LocalUser"):
+		asks := strings.HasPrefix(line, "if (Get-LocalUser | Where-Object Name -eq $env:REPLUG_USER) {")
+		if !f.users[value("USER")] && !asks {
+			return "", errors.New("user was not found")
+		}
 		delete(f.users, value("USER"))
 	case strings.Contains(line, "Add-LocalGroupMember"):
 		f.admin[value("USER")] = true
@@ -98,7 +104,7 @@ func TestWindowsApply(t *testing.T) {
 	check(t, w.apply(&d, &s))
 	want := []string{
 		"powershell.exe Rename-Computer -NewName $env:REPLUG_NAME -Force",
-		"powershell.exe Remove-LocalUser -Name $env:REPLUG_USER",
+		"powershell.exe if (Get-LocalUser | Where-Object Name -eq $env:REPLUG_USER) { Remove-LocalUser -Name $env:REPLUG_USER }",
 		"powershell.exe New-LocalUser -Name $env:REPLUG_USER -PasswordNeverExpires -Password (ConvertTo-SecureString $env:REPLUG_PASSWORD -AsPlainText -Force)",
 		"powershell.exe if (-not (Get-LocalGroupMember -SID S-1-5-32-544 | Where-Object Name -like ('*\\' + $env:REPLUG_USER))) { Add-LocalGroupMember -SID S-1-5-32-544 -Member $env:REPLUG_USER }",
 		"icacls.exe " + w.disk.path("ProgramData/ssh/administrators_authorized_keys") + " /inheritance:r /grant *S-1-5-32-544:F /grant *S-1-5-18:F",
@@ -156,6 +162,50 @@ func TestWindowsRefuses(t *testing.T) {
 	if err := w.apply(&vnet.Document{User: "anna"}, &state{}); err == nil || !strings.Contains(err.Error(), "add user anna: access is denied") {
 		t.Errorf("a command that fails: %v", err)
 	}
+}
+
+// A placeholder that is gone already stops nothing, now or at the next document.
+func TestWindowsPlaceholderIsGone(t *testing.T) {
+	w, f := newWin(t)
+	s := state{Placeholder: "placeholder"}
+	if err := w.apply(&vnet.Document{User: "anna"}, &s); err != nil || !f.admin["anna"] || s.Placeholder != "" {
+		t.Errorf("%v, administrators %v, placeholder %q", err, f.admin, s.Placeholder)
+	}
+	f.users["placeholder"], f.fails, s.Placeholder = true, "Remove-LocalUser", "placeholder"
+	if err := w.apply(&vnet.Document{User: "anna"}, &s); err == nil || !f.users["placeholder"] || s.Placeholder == "" {
+		t.Errorf("one that can't be removed: %v, placeholder %q", err, s.Placeholder)
+	}
+}
+
+// The session that waits for the setup begins when that is done, and says so once.
+func TestWindowsSetupEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, f := newWin(t)
+		var said strings.Builder
+		w.log, f.image = newLogger(&said), "IMAGE_STATE_UNDEPLOYABLE"
+		var begun time.Time
+		go func() {
+			_, end, err := w.session(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			begun = time.Now()
+			end()
+		}()
+		start := time.Now()
+		time.Sleep(3*setupPoll + time.Millisecond)
+		synctest.Wait()
+		if !begun.IsZero() {
+			t.Error("the session began during setup")
+		}
+		f.image = "IMAGE_STATE_COMPLETE"
+		time.Sleep(setupPoll)
+		synctest.Wait()
+		if begun.Sub(start) != 4*setupPoll || strings.Count(said.String(), "waiting for the setup") != 1 {
+			t.Errorf("begun %s after the start, said %q", begun.Sub(start), said.String())
+		}
+	})
 }
 
 // Nothing is applied while Windows' setup runs: the session begins when it is done.
