@@ -25,6 +25,7 @@ type fake struct {
 	name  string
 	zone  string
 	image string
+	setUp time.Time // when the setup ends, if it does
 	fails string // a command with this in it fails
 	ran   []string
 }
@@ -53,6 +54,9 @@ func (f *fake) run(_ context.Context, env []string, name string, args ...string)
 	}
 	switch {
 	case name == "reg":
+		if !f.setUp.IsZero() && !time.Now().Before(f.setUp) {
+			return "\r\n    ImageState    REG_SZ    IMAGE_STATE_COMPLETE\r\n", nil
+		}
 		return "\r\n    ImageState    REG_SZ    " + f.image + "\r\n", nil
 	case name == "tzutil" && args[0] == "/g":
 		return f.zone, nil
@@ -182,28 +186,15 @@ func TestWindowsSetupEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, f := newWin(t)
 		var said strings.Builder
-		w.log, f.image = newLogger(&said), "IMAGE_STATE_UNDEPLOYABLE"
-		var begun time.Time
-		go func() {
-			_, end, err := w.session(t.Context())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			begun = time.Now()
-			end()
-		}()
 		start := time.Now()
-		time.Sleep(3*setupPoll + time.Millisecond)
-		synctest.Wait()
-		if !begun.IsZero() {
-			t.Error("the session began during setup")
+		w.log, f.image, f.setUp = newLogger(&said), "IMAGE_STATE_UNDEPLOYABLE", start.Add(3*setupPoll+time.Millisecond)
+		_, end, err := w.session(t.Context())
+		if err != nil {
+			t.Fatal(err)
 		}
-		f.image = "IMAGE_STATE_COMPLETE"
-		time.Sleep(setupPoll)
-		synctest.Wait()
-		if begun.Sub(start) != 4*setupPoll || strings.Count(said.String(), "waiting for the setup") != 1 {
-			t.Errorf("begun %s after the start, said %q", begun.Sub(start), said.String())
+		end()
+		if took := time.Since(start); took != 4*setupPoll || strings.Count(said.String(), "waiting for the setup") != 1 {
+			t.Errorf("begun %s after the start, said %q", took, said.String())
 		}
 	})
 }
