@@ -26,7 +26,7 @@ type fake struct {
 	zone  string
 	image string
 	setUp time.Time // when the setup ends, if it does
-	fails string // a command with this in it fails
+	fails string    // a command with this in it fails
 	ran   []string
 }
 
