@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -122,7 +123,7 @@ func (c *caller) watchSwap(ctx context.Context, cmd *cobra.Command, client pb.Sw
 	if c.output == "json" {
 		err = printJSON(cmd.OutOrStdout(), s)
 	} else {
-		receipt(c, cmd, s)
+		receipt(cmd.OutOrStdout(), s)
 	}
 	if err == nil && !s.Ok {
 		err = outcomeError{fmt.Errorf("swap %s ended %s: %s", s.Id, s.Phase, s.Error), exitError}
@@ -136,15 +137,33 @@ func side(p *pb.SidedPlace) string {
 	return p.GetNetwork() + " " + strings.Join(p.GetAddrs(), ",")
 }
 
-func receipt(c *caller, cmd *cobra.Command, s *pb.Swap) {
-	c.say(cmd, "%s: %s", s.Phase, path(s))
-	c.say(cmd, "  kept      MAC %s, PA %s, host %s", s.Mac, s.Pa, s.Host)
-	c.say(cmd, "  trigger   %s", dash(s.Rung))
+// receipt tells what a swap has come to, as far as it got.
+func receipt(w io.Writer, s *pb.Swap) {
+	fmt.Fprintf(w, "%s: %s\n", s.Phase, path(s))
+	fmt.Fprintf(w, "  kept      MAC %s, PA %s, host %s\n", s.Mac, s.Pa, s.Host)
+	fmt.Fprintf(w, "  rung      %s\n", dash(s.Rung))
 	if s.Blackout != nil {
-		c.say(cmd, "  blackout  %.1f ms, last frame before to first after, seen by the dataplane", ms(s.Blackout.AsDuration()))
+		fmt.Fprintf(w, "  blackout  %.1f ms, last frame before to first after, seen by the dataplane\n", ms(s.Blackout.AsDuration()))
 	}
 	if g := s.Guest; g != nil {
-		c.say(cmd, "  guest     %s %s, boot id %s", g.Hostname, strings.Join(g.Addrs, ","), g.BootId)
+		fmt.Fprintf(w, "  guest     %s %s, boot id %s\n", dash(g.Hostname), dash(strings.Join(g.Addrs, ",")), dash(g.BootId))
+	}
+	if g := s.Guest; g != nil && g.Error != "" {
+		fmt.Fprintf(w, "  it says   %s\n", g.Error)
+	}
+}
+
+// story is a swap from its begin: what happened when, and what came of it.
+func story(w io.Writer, s *pb.Swap) {
+	of := "VM " + s.Vm
+	if s.Vm == "" {
+		of = "port " + s.Port
+	}
+	fmt.Fprintf(w, "swap %s of %s, begun %s, proof: %s\n", s.Id, of, s.Started.AsTime().Format(time.RFC3339), s.Confirm)
+	timelineTo(w).show(s.Timeline)
+	receipt(w, s)
+	if s.Error != "" {
+		fmt.Fprintf(w, "  error     %s\n", s.Error)
 	}
 }
 
@@ -161,15 +180,30 @@ func swapCommand(c *caller) *cobra.Command {
 			})
 		}}
 	return noun("swap", "Swaps: running and of the last day", "  replug swap watch s-7", ls, watch,
-		swapVerb(c, "show", "Show one swap", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
-			return client.GetSwap(ctx, &pb.GetSwapRequest{Id: id})
-		}),
+		swapShow(c),
 		swapVerb(c, "confirm", "Say that the swap is good (confirm: caller)", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
 			return client.ConfirmSwap(ctx, &pb.ConfirmSwapRequest{RequestId: c.id(), Id: id})
 		}),
 		swapVerb(c, "cancel", "Undo a swap that is not committed", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
 			return client.CancelSwap(ctx, &pb.CancelSwapRequest{RequestId: c.id(), Id: id})
 		}))
+}
+
+func swapShow(c *caller) *cobra.Command {
+	return &cobra.Command{Use: "show SWAP", Short: "Show one swap, its timeline and what came of it", Args: exact(1, "a SWAP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				s, err := pb.NewSwapsClient(conn).GetSwap(ctx, &pb.GetSwapRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				if c.output == "json" {
+					return printJSON(cmd.OutOrStdout(), s)
+				}
+				story(cmd.OutOrStdout(), s)
+				return nil
+			})
+		}}
 }
 
 func swapVerb(c *caller, verb, short string, f func(context.Context, pb.SwapsClient, string) (*pb.Swap, error)) *cobra.Command {
@@ -181,13 +215,13 @@ func swapVerb(c *caller, verb, short string, f func(context.Context, pb.SwapsCli
 }
 
 func swaps(ss ...*pb.Swap) *table {
-	t := &table{head: []string{"SWAP", "PHASE", "PORT", "HOST", "BEFORE", "AFTER", "BLACKOUT", "ERROR"}}
+	t := &table{head: []string{"SWAP", "PHASE", "PORT", "HOST", "BEFORE", "AFTER", "RUNG", "BLACKOUT", "ERROR"}}
 	for _, s := range ss {
 		blackout := ""
 		if s.Blackout != nil {
 			blackout = fmt.Sprintf("%.1f ms", ms(s.Blackout.AsDuration()))
 		}
-		t.add(s.Id, s.Phase, s.Port, s.Host, side(s.Before), side(s.After), blackout, s.Error)
+		t.add(s.Id, s.Phase, s.Port, s.Host, side(s.Before), side(s.After), s.Rung, blackout, s.Error)
 	}
 	return t
 }

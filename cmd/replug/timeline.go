@@ -19,12 +19,13 @@ type timeline struct {
 }
 
 func newTimeline(cmd *cobra.Command, visible bool) *timeline {
-	w := io.Discard
-	if visible {
-		w = cmd.OutOrStdout()
+	if !visible {
+		return timelineTo(io.Discard)
 	}
-	return &timeline{w: w, shown: make(map[string]bool)}
+	return timelineTo(cmd.OutOrStdout())
 }
+
+func timelineTo(w io.Writer) *timeline { return &timeline{w: w, shown: make(map[string]bool)} }
 
 func (l *timeline) show(hops []*pb.Hop) {
 	for _, h := range hops {
@@ -36,7 +37,7 @@ func (l *timeline) show(hops []*pb.Hop) {
 		if l.begin.IsZero() {
 			l.begin = h.At.AsTime()
 		}
-		fmt.Fprintf(l.w, "%10.1f ms  %-12s %s\n", ms(h.At.AsTime().Sub(l.begin)), h.Name, h.By)
+		fmt.Fprintf(l.w, "%10.1f ms  %-24s %s\n", ms(h.At.AsTime().Sub(l.begin)), h.Name, h.By)
 	}
 }
 

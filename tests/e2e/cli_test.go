@@ -238,7 +238,7 @@ func TestWaitShowsTheTimeline(t *testing.T) {
 	if len(slices.Compact(slices.Sorted(slices.Values(names)))) != len(names) {
 		t.Errorf("a hop is printed twice: %v", names)
 	}
-	for _, words := range []string{`kept +MAC`, `trigger +bounce`} {
+	for _, words := range []string{`kept +MAC`, `rung +bounce`} {
 		if !regexp.MustCompile(words).MatchString(out) {
 			t.Errorf("the receipt doesn't say %q:\n%s", words, out)
 		}
