@@ -51,6 +51,9 @@ type serviceTable struct {
 	used  map[uint32]bool
 	next  uint32
 	flips uint64
+	// lone are the numbers that an earlier process gave to backends that are in no
+	// table (drained, dead), until their services are named again: flows still have them.
+	lone map[backendKey][]uint32
 }
 
 type serviceRow struct {
@@ -139,7 +142,7 @@ func (d *Datapath) placeService(s Service, old serviceRow) (serviceRow, error) {
 		index, known := old.backends[k]
 		if !known {
 			var err error
-			if index, err = d.services.number(); err != nil {
+			if index, err = d.services.number(k); err != nil {
 				return row, err
 			}
 		}
@@ -229,9 +232,13 @@ func mix64(z uint64) uint64 {
 	return z ^ z>>31
 }
 
-// number finds an index of backends that nobody uses.
-func (t *serviceTable) number() (uint32, error) {
+// number finds an index of backends for k that nobody uses, or that k has had.
+func (t *serviceTable) number(k backendKey) (uint32, error) {
 	const most = 65536
+	if had := t.lone[k]; len(had) > 0 {
+		t.lone[k] = had[1:]
+		return had[0], nil
+	}
 	for range most {
 		t.next = t.next%(most-1) + 1
 		if !t.used[t.next] {
@@ -269,11 +276,28 @@ func (d *Datapath) retireService(old, row serviceRow) error {
 	return errors.Join(errs...)
 }
 
+// ForgetBackends gives the numbers back that backends of an earlier process had and
+// no service has named since: whoever still has a flow to one is reset.
+func (d *Datapath) ForgetBackends() error {
+	t := &d.services
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, numbers := range t.lone {
+		for _, n := range numbers {
+			errs = append(errs, d.objs.Backends.Put(n, datapathBackend{}))
+			delete(t.used, n)
+		}
+	}
+	t.lone = nil
+	return errors.Join(errs...)
+}
+
 // readServices learns what an earlier process has put in force. Their backends
 // are known again when the directory names the services.
 func (d *Datapath) readServices() error {
 	t := &d.services
-	*t = serviceTable{rows: map[ServiceKey]serviceRow{}, used: map[uint32]bool{}, slots: ruleSpace{size: d.objs.ServiceSlots.MaxEntries()}}
+	*t = serviceTable{rows: map[ServiceKey]serviceRow{}, used: map[uint32]bool{}, slots: ruleSpace{size: d.objs.ServiceSlots.MaxEntries()}, lone: map[backendKey][]uint32{}}
 	numbers := map[uint32]backendKey{}
 	err := each(d.objs.Backends, func(i uint32, b datapathBackend) error {
 		if b.Flags != 0 {
@@ -285,7 +309,8 @@ func (d *Datapath) readServices() error {
 	if err != nil {
 		return err
 	}
-	return each(d.objs.Services, func(k datapathServiceKey, s datapathService) error {
+	tabled := map[uint32]bool{}
+	err = each(d.objs.Services, func(k datapathServiceKey, s datapathService) error {
 		row := serviceRow{table: datapathRuleList{Base: s.Base, Count: s.Mask + 1}, backends: map[backendKey]uint32{}}
 		t.slots.occupy(row.table)
 		for i := range row.table.Count {
@@ -294,12 +319,18 @@ func (d *Datapath) readServices() error {
 				return fmt.Errorf("read the table of a service: %w", err)
 			}
 			if b, ok := numbers[n]; ok {
-				row.backends[b] = n
+				row.backends[b], tabled[n] = n, true
 			}
 		}
 		t.rows[k.service()] = row
 		return nil
 	})
+	for n, k := range numbers {
+		if !tabled[n] {
+			t.lone[k] = append(t.lone[k], n)
+		}
+	}
+	return err
 }
 
 func (k ServiceKey) key() datapathServiceKey {

@@ -114,6 +114,7 @@ func TestServices(t *testing.T) {
 	}
 	spread(t, a)
 	servicesReadBack(t, a)
+	drainingReadBack(t, a)
 }
 
 type serviceCase struct {
@@ -382,17 +383,46 @@ func spread(t *testing.T, a *host) {
 	}
 }
 
+// drainingReadBack: a backend that gets no new flows keeps its old ones over a
+// restart, and they are reset when it dies or goes after that.
+func drainingReadBack(t *testing.T, a *host) {
+	for i, end := range []func(*Service){
+		func(s *Service) { s.Backends[0].Dead = true },
+		func(s *Service) { s.Backends = s.Backends[1:] },
+	} {
+		s := serviceOf(0, protoUDP, Backend{CA: caB, Port: 7951, Weight: 3})
+		a.must(a.dp.SetService(s))
+		flow := redA.frame(udpOf(caA, vips[0], uint16(37029+i), 8453, text(19)))
+		a.send(redA, flow)
+		s.Backends = []Backend{{CA: caB, Port: 7951, Weight: 3, Draining: true}, {CA: caA2, Port: 7951, Weight: 3}}
+		a.must(a.dp.SetService(s))
+		a.must(a.reload(func(*Options) {}))
+		a.must(errors.Join(a.dp.SetService(s), a.dp.ForgetBackends()))
+		if v, _ := a.send(redA, flow); v != actRedirect {
+			t.Errorf("a drained backend's flow after a restart: verdict %d; %v", int32(v), a.drops())
+		}
+		end(&s)
+		a.must(a.dp.SetService(s))
+		before := a.drops()
+		a.send(redA, flow)
+		a.counted("a flow whose drained backend has ended after a restart", before, "dead_backend")
+		a.must(errors.Join(a.dp.SetService(s), a.reload(func(*Options) {}), a.dp.DeleteService(s.ServiceKey), a.dp.ForgetBackends()))
+		a.must(each(a.dp.objs.Backends, func(n uint32, b datapathBackend) error {
+			if b.Flags != 0 {
+				t.Errorf("backend %d is left: %+v", n, b)
+			}
+			return nil
+		}))
+	}
+}
+
 // servicesReadBack: a restarted agent finds the services, their flows go on, and
 // what it takes out is gone.
 func servicesReadBack(t *testing.T, a *host) {
 	flow := redA.frame(udpOf(caA, vips[0], 30017, 8453, text(19)))
 	_, before := a.send(redA, flow)
 	keys := a.dp.Services()
-	a.must(a.dp.Close())
-	dp, err := Load(a.options)
-	a.must(err)
-	a.dp = dp
-	t.Cleanup(func() { a.must(dp.Close()) })
+	a.must(a.reload(func(*Options) {}))
 	again := a.dp.Services()
 	byPort := func(x, y ServiceKey) int { return x.VIP.Compare(y.VIP)*1000 + int(x.Protocol) - int(y.Protocol) }
 	slices.SortFunc(keys, byPort)

@@ -106,6 +106,8 @@ func (m *maps) SetService(s vnet.Service) error {
 
 func (m *maps) DeleteService(k ServiceKey) error { return m.bpf.DeleteService(serviceKey(k)) }
 
+func (m *maps) ForgetBackends() error { return m.bpf.ForgetBackends() }
+
 func (m *maps) Services() ([]ServiceKey, error) {
 	var all []ServiceKey
 	for _, k := range m.bpf.Services() {

@@ -104,6 +104,8 @@ type Directory interface {
 	SetService(vnet.Service) error
 	DeleteService(ServiceKey) error // an absent one is no error
 	Services() ([]ServiceKey, error)
+	// ForgetBackends frees those of an earlier session that no service has named.
+	ForgetBackends() error
 }
 
 // A Member is who has an address, and the groups it is in; none deletes it.

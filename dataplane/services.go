@@ -117,6 +117,7 @@ func (ss *services) sweep() {
 			err = errors.Join(err, ss.datapath.DeleteService(k))
 		}
 	}
+	err = errors.Join(err, ss.datapath.ForgetBackends())
 	if err != nil {
 		ss.log.Error("old services stay in the datapath", "err", err)
 	}

@@ -29,6 +29,7 @@ type table struct {
 	services map[ServiceKey]vnet.Service
 	full     error
 	writes   int
+	forgot   int
 }
 
 func newTable() *table {
@@ -55,6 +56,8 @@ func (f *table) EachMember(each func(Member)) error {
 
 func (f *table) SetService(s vnet.Service) error  { f.services[keyOf(&s)] = s; return f.full }
 func (f *table) DeleteService(k ServiceKey) error { delete(f.services, k); return nil }
+
+func (f *table) ForgetBackends() error { f.forgot++; return nil }
 
 func (f *table) Services() (all []ServiceKey, err error) {
 	for k := range f.services {
