@@ -62,6 +62,8 @@ int from_host(struct __sk_buff *skb)
 	why = read_reply(&r);
 	if (!why)
 		why = send_reply(skb, &r, &verdict);
+	if (why && is_watched(p, r.port))
+		capture(skb, p, p->id, POINT_DROP, why);
 	count(p, why);
 	return verdict;
 }

@@ -151,6 +151,30 @@ func TestWatchDropsOfNIC(t *testing.T) {
 	}
 }
 
+// A reply of the metadata service that has nowhere to go is seen by whoever watches.
+func TestWatchDropsOfMetadata(t *testing.T) {
+	a := newA(t)
+	p, err := a.dp.Port(redA.id)
+	a.must(err)
+	captures, err := a.dp.Captures()
+	a.must(err)
+	defer captures.Close()
+	reply := func(epoch uint64) []byte {
+		packet := segment{sport: 80, dport: 40321, flags: flagACK, payload: text(37)}.of(imds, callerOf(redA.id, epoch))
+		return eth([6]byte{}, imdsMAC, etherIPv4, packet)
+	}
+	stale := reply(p.Epoch + 1)
+	drop := func() { a.run(a.dp.objs.FromHost, skb{Ifindex: 1}, stale) }
+	drop() // nobody looks yet
+	a.must(a.dp.WatchDrops(true))
+	a.run(a.dp.objs.FromHost, skb{Ifindex: 1}, reply(p.Epoch)) // is delivered
+	drop()
+	got, err := captures.Read()
+	if err != nil || got.Port != redA.id || got.Point != AtDrop || got.Drop.String() != "stale_epoch" || !bytes.Equal(got.Frame, stale) {
+		t.Errorf("copied %+v, %v", got, err)
+	}
+}
+
 // A trace tells the two ends of a service's translation, and which of them the VM is.
 func TestTraceOfService(t *testing.T) {
 	a := newA(t)
