@@ -84,7 +84,7 @@ struct packet {
 	__u8 quotes;		/* quoted is filled in; bytes of its IP header, with what extends it, or 0 */
 	__u8 climbs;		/* it must go up the VXLAN device */
 	__u8 here;		/* next is on this host */
-	__u8 options_len;	/* of a SYN's options */
+	__u8 options_len;	/* of TCP's options; those of a SYN are in options */
 	__u8 pad;
 	__u8 options[40];
 };

@@ -35,27 +35,39 @@ static __always_inline bool spend(const struct packet *p, __u32 id, enum bucket 
 	return p->trace || spend_at(id, kind, bpf_ktime_get_ns(), interval, burst);
 }
 
-/* Whether a frame of len bytes, which become so many packets on a wire, keeps to the rate. */
-static __always_inline bool keeps(const struct rate *r, __u32 id, enum bucket bytes,
-				  enum bucket packets, __u32 len, __u32 segments)
+static __always_inline __u32 l4_header(const struct packet *p)
 {
-	__u64 now = bpf_ktime_get_ns();
-
-	if (r->packet_cost &&
-	    !spend_at(id, packets, now, r->packet_cost * segments >> 16, r->packet_burst))
-		return false;
-	return !r->byte_cost || spend_at(id, bytes, now, r->byte_cost * len >> 16, r->byte_burst);
+	return p->proto == IPPROTO_TCP ? sizeof(struct tcphdr) + p->options_len
+				       : sizeof(struct udphdr);
 }
 
 /* How many packets a frame is on a wire: each has p->gso bytes behind its headers. */
 static __always_inline __u32 segments_of(const struct packet *p)
 {
-	__u32 header = p->proto == IPPROTO_TCP ? sizeof(struct tcphdr) + p->options_len
-					       : sizeof(struct udphdr);
+	__u32 header = l4_header(p);
 
 	if (!p->gso || p->payload <= header)
 		return 1;
 	return (p->payload - header + p->gso - 1) / p->gso;
+}
+
+/* How many bytes they are there, with the Ethernet header: all but the first repeat theirs. */
+static __always_inline __u32 wire_bytes(const struct packet *p, __u32 segments)
+{
+	return p->len + (segments - 1) * (ETH_HLEN + p->header + l4_header(p));
+}
+
+/* Whether a frame, as what it becomes on a wire, keeps to the rate. */
+static __always_inline bool keeps(const struct rate *r, __u32 id, enum bucket bytes,
+				  enum bucket packets, const struct packet *p)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 segments = segments_of(p);
+
+	if (r->packet_cost &&
+	    !spend_at(id, packets, now, r->packet_cost * segments >> 16, r->packet_burst))
+		return false;
+	return !r->byte_cost || spend_at(id, bytes, now, r->byte_cost * wire_bytes(p, segments) >> 16, r->byte_burst);
 }
 
 static __always_inline enum drop_reason check_rate_from(const struct packet *p, __u32 id,
@@ -66,7 +78,7 @@ static __always_inline enum drop_reason check_rate_from(const struct packet *p, 
 	if (!(port->flags & PORT_LIMITED) || p->trace)
 		return DROP_NONE;
 	l = bpf_map_lookup_elem(&port_limits, &id);
-	if (!l || keeps(&l->from, id, BUCKET_FROM_BYTES, BUCKET_FROM_PACKETS, p->len, segments_of(p)))
+	if (!l || keeps(&l->from, id, BUCKET_FROM_BYTES, BUCKET_FROM_PACKETS, p))
 		return DROP_NONE;
 	return DROP_RATE_FROM;
 }
@@ -79,7 +91,7 @@ static __always_inline enum drop_reason check_rate_to(const struct packet *p, __
 	if (!(port->flags & PORT_LIMITED) || p->trace)
 		return DROP_NONE;
 	l = bpf_map_lookup_elem(&port_limits, &id);
-	if (!l || keeps(&l->to, id, BUCKET_TO_BYTES, BUCKET_TO_PACKETS, p->len, segments_of(p)))
+	if (!l || keeps(&l->to, id, BUCKET_TO_BYTES, BUCKET_TO_PACKETS, p))
 		return DROP_NONE;
 	return DROP_RATE_TO;
 }
