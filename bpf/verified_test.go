@@ -68,6 +68,30 @@ func TestVerifierCost(t *testing.T) {
 
 func grown(was, is uint32) bool { return is > was+was*growth/100 }
 
+// What the constants leave out of a program the verifier never sees: the programs
+// of an IPv6 underlay, and of kernels with the flag that takes a tunnel's headers
+// off merged frames, which this one may not have.
+func TestVerifierOfEveryConfig(t *testing.T) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	v4 := Options{Uplink: 3, IMDS: 5, IMDSMAC: imdsMAC, GatewayMAC: gatewayMAC, HostAddress: hostA, PAPrefix: prefixA, UnderlayMTU: 1550}
+	v6 := v4
+	v6.HostAddress, v6.PAPrefix, v6.UnderlayMTU = hostA6, prefixA6, 1570
+	for _, o := range []Options{v4, v6} {
+		for _, flags := range []uint64{0, 1 << 8} {
+			o.DecapFlags = flags
+			spec, err := specOf(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name := range spec.Programs {
+				verify(t, spec, name)
+			}
+		}
+	}
+}
+
 // verify loads one program by itself, so that a verifier that refuses it says
 // all that it has to say.
 func verify(t *testing.T, spec *ebpf.CollectionSpec, name string) cost {
