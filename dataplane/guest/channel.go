@@ -26,6 +26,7 @@ type channel struct {
 	port  io.ReadWriteCloser // nil: not open
 	hello string             // what was last said; answers are to it
 	heard bool               // the host has answered it
+	asked int                // reports since then that are not answered
 	gone  chan struct{}      // closed and replaced when a report has been answered
 }
 
@@ -102,7 +103,7 @@ func (c *channel) open(port io.ReadWriteCloser) {
 // greet says who is to be answered from now on.
 func (c *channel) greet() error {
 	c.mu.Lock()
-	c.hello, c.heard = rand.Text()[:12], false
+	c.hello, c.heard, c.asked = rand.Text()[:12], false, 0
 	hello := c.hello
 	c.mu.Unlock()
 	return c.say(vnet.FromGuest{Hello: hello})
@@ -151,10 +152,15 @@ func (c *channel) hear(m *vnet.ToGuest) error {
 	return nil
 }
 
-// answered ends the wait for a report's fate. One that is to come again goes to IMDS.
+// answered ends the wait for a report's fate. One that is to come again goes to IMDS. An
+// answer to an earlier one, of the same epoch perhaps, says nothing of the last.
 func (c *channel) answered(r *vnet.ReportAnswer) {
+	c.mu.Lock()
+	c.asked--
+	earlier := c.asked > 0
+	c.mu.Unlock()
 	switch {
-	case r.Again:
+	case r.Again, earlier:
 	case r.Error != "":
 		c.agent.settled(r.Epoch, "report for epoch %s is refused: %s", r.Epoch, r.Error)
 	default:
@@ -183,6 +189,9 @@ func (c *channel) reports(ended <-chan struct{}) {
 		case <-c.wake:
 		}
 		if r, _ := c.agent.due(); r != nil && c.live() {
+			c.mu.Lock()
+			c.asked++
+			c.mu.Unlock()
 			if err := c.say(vnet.FromGuest{Report: r}); err != nil {
 				return // the reader hears of it as well
 			}

@@ -136,6 +136,29 @@ func TestReportFallsBackToIMDS(t *testing.T) {
 	}
 }
 
+// The late answer to a first report is not taken for one to what went wrong in the
+// commands since: that is of the same epoch.
+func TestLateAnswerIsToTheFirstReport(t *testing.T) {
+	w := newWorld(t)
+	p := w.channel()
+	d := bought
+	d.RunOnce = []vnet.Command{{ID: "app", Command: "exit 3"}}
+	p.say(vnet.ToGuest{To: p.to, Config: &d})
+	if r := p.hear().Report; r == nil || r.Error != "" {
+		t.Fatalf("first report %+v", r)
+	}
+	if r := next(t, w.reports, "first report by IMDS"); r.Error != "" {
+		t.Errorf("first report by IMDS %+v", r)
+	}
+	if r := p.hear().Report; r == nil || r.Error == "" {
+		t.Fatalf("second report %+v", r)
+	}
+	p.say(vnet.ToGuest{To: p.to, Answer: &vnet.ReportAnswer{Epoch: d.Epoch}})
+	if r := next(t, w.reports, "second report by IMDS"); !r.OK || r.Error != "command app: exit status 3:" {
+		t.Errorf("second report by IMDS %+v", r)
+	}
+}
+
 // What a client leaves of the old network goes: the host has named what is to be.
 func TestOldAddressIsRemoved(t *testing.T) {
 	w := newWorld(t)
