@@ -181,9 +181,18 @@ func measured(ctx context.Context, t *testing.T, prefix string, n *lab.Node, por
 // metrics reads a program's metrics, by name with labels.
 func metrics(ctx context.Context, t *testing.T, n *lab.Node, port int) map[string]float64 {
 	t.Helper()
-	out, err := n.Run(ctx, "busybox", "wget", "-qO-", fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+	all, err := scrape(ctx, n, port)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return all
+}
+
+// scrape reads a program's metrics.
+func scrape(ctx context.Context, n *lab.Node, port int) (map[string]float64, error) {
+	out, err := n.Run(ctx, "busybox", "wget", "-qO-", fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+	if err != nil {
+		return nil, err
 	}
 	all := make(map[string]float64)
 	for line := range strings.Lines(string(out)) {
@@ -192,7 +201,7 @@ func metrics(ctx context.Context, t *testing.T, n *lab.Node, port int) map[strin
 			all[name] = v
 		}
 	}
-	return all
+	return all, nil
 }
 
 func files(t *testing.T, p *lab.Proc) int {

@@ -79,11 +79,48 @@ func (w *world) network(ctx context.Context, moniker string) error {
 func (w *world) down() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	err := errors.Join(w.Close(), w.Lab.Down(ctx))
+	err := errors.Join(w.unexpected(ctx), w.Close(), w.Lab.Down(ctx))
 	if left := lab.Residue(w.Lab.Name()); len(left) > 0 {
 		err = errors.Join(err, fmt.Errorf("left behind: %q", left))
 	}
 	return err
+}
+
+// expected are the reasons for which frames may be dropped here: what each test
+// provokes, and what guests say by themselves when they come up or have moved.
+var expected = func() map[string]string {
+	all := map[string]string{}
+	for why, reasons := range map[string]string{
+		"a hostile guest":              "spoofed_mac spoofed_arp spoofed_ca spoofed_nd vlan bad_ip bad_l4 bad_arp bad_nd not_ip truncated fragment_tiny trap_rate trap_size imds_source imds_other rogue_dhcp rogue_ra broadcast multicast",
+		"a guest that comes up":        "ip_options nd_probe arp_probe arp_own link_scope no_port closed",
+		"a peer of a VM that has left": "no_mapping not_local no_route to_closed stale_epoch midstream",
+		"rules and groups":             "no_rule_in rule_in rule_out",
+		"services":                     "no_backend dead_backend",
+		"limits":                       "rate_from rate_to",
+		"the pool":                     "isolated",
+	} {
+		for r := range strings.FieldsSeq(reasons) {
+			all[r] = why
+		}
+	}
+	return all
+}()
+
+// unexpected returns an error if a host has dropped frames for any other reason.
+func (w *world) unexpected(ctx context.Context) error {
+	var errs []error
+	for h := 1; h <= 2; h++ {
+		all, err := scrape(ctx, w.Lab.Host(h), 9417)
+		errs = append(errs, err)
+		for name, n := range all {
+			why, ok := strings.CutPrefix(name, `replug_drops_total{reason="`)
+			why = strings.TrimSuffix(why, `"}`)
+			if ok && n > 0 && expected[why] == "" {
+				errs = append(errs, fmt.Errorf("host %d has dropped %.0f frames as %s, which no test provokes", h, n, why))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // within bounds a test's waits, and shows what the programs said if it fails.
