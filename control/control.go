@@ -55,6 +55,7 @@ type Config struct {
 	BootBudget   time.Duration // a VM that has not succeeded by then has failed
 	BootsPerHost int           // VMs that boot at once for the pool
 	Rest         time.Duration // of an address given back
+	Away         time.Duration // a host that was not here for so long gets no new flows of services
 	Session      time.Duration // an unreachable leader is replaced after it, whole seconds
 
 	OnLead  func(leads bool) // told when the leadership comes and goes; nil: nobody asks
@@ -81,6 +82,7 @@ func (c *Config) fill() error {
 	orDefault(&c.BootBudget, DefaultBootBudget)
 	orDefault(&c.BootsPerHost, DefaultBootsPerHost)
 	orDefault(&c.Rest, network.Rest)
+	orDefault(&c.Away, awayAfter)
 	orDefault(&c.Session, DefaultSession)
 	if c.Identify == nil {
 		c.Identify = pki.FromContext

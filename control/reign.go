@@ -139,6 +139,7 @@ func (r *reign) run(ctx context.Context) error {
 	g.Go(func() error { return r.swaps.Run(ctx) })
 	g.Go(func() error { return r.follow(ctx, "statuses", r.observe, statusPrefix) })
 	g.Go(func() error { return r.follow(ctx, "health", r.observeHealth, healthPrefix) })
+	g.Go(func() error { return r.follow(ctx, "away", r.awayStep(), store.Hosts, store.Services) })
 	g.Go(func() error { return r.follow(ctx, "vms", r.tidyVMs, store.VMs) })
 	g.Go(func() error { return r.follow(ctx, "claims", r.serveClaims, store.Claims) })
 	g.Go(func() error {

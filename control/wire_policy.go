@@ -133,7 +133,7 @@ func serviceTo(n *pb.Network, s *vnet.Service, names map[string]string) *pb.Serv
 	for _, b := range s.Backends {
 		weight := uint32(b.Weight)
 		out.Backends = append(out.Backends, &pb.Backend{
-			Member: cmp.Or(names[b.Member], b.Member), Ip: b.CA.String(), Port: uint32(b.Port), Weight: &weight, Draining: b.Draining, Dead: b.Dead,
+			Member: cmp.Or(names[b.Member], b.Member), Ip: b.CA.String(), Port: uint32(b.Port), Weight: &weight, Draining: b.Draining, Dead: b.Dead, Away: b.Away,
 		})
 	}
 	return out

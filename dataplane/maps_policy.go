@@ -96,12 +96,15 @@ func (m *maps) EachMember(f func(Member)) error {
 	})
 }
 
-func (m *maps) SetService(s vnet.Service) error {
-	out := bpf.Service{ServiceKey: serviceKey(keyOf(&s)), Affinity: s.Affinity}
+func (m *maps) SetService(s vnet.Service) error { return m.bpf.SetService(serviceRow(&s)) }
+
+// serviceRow translates a service.
+func serviceRow(s *vnet.Service) bpf.Service {
+	out := bpf.Service{ServiceKey: serviceKey(keyOf(s)), Affinity: s.Affinity}
 	for _, b := range s.Backends {
-		out.Backends = append(out.Backends, bpf.Backend{CA: b.CA.Addr, Port: b.Port, Weight: b.Weight, Draining: b.Draining, Dead: b.Dead})
+		out.Backends = append(out.Backends, bpf.Backend{CA: b.CA.Addr, Port: b.Port, Weight: b.Weight, Draining: b.Draining || b.Away, Dead: b.Dead})
 	}
-	return m.bpf.SetService(out)
+	return out
 }
 
 func (m *maps) DeleteService(k ServiceKey) error { return m.bpf.DeleteService(serviceKey(k)) }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"replug/bpf"
 	"replug/directory/vnet"
 )
 
@@ -66,6 +67,17 @@ func TestServices(t *testing.T) {
 	is("what an earlier session left", "10.17.34.95")
 	ns.OnNetworkGone(blue)
 	is("network gone")
+}
+
+// A backend whose host is away keeps its flows and gets no new ones.
+func TestBackendStates(t *testing.T) {
+	s := service(blue, "www", "10.17.34.95", 443)
+	s.Backends = []vnet.Backend{{Weight: 7}, {Weight: 7, Draining: true}, {Weight: 7, Away: true}, {Weight: 7, Dead: true}}
+	for i, want := range []bpf.Backend{{Weight: 7}, {Weight: 7, Draining: true}, {Weight: 7, Draining: true}, {Weight: 7, Dead: true}} {
+		if got := serviceRow(&s).Backends[i]; got != want {
+			t.Errorf("%+v became %+v, want %+v", s.Backends[i], got, want)
+		}
+	}
 }
 
 // Who is in which groups follows the mappings, also over a restart.

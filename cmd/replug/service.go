@@ -210,6 +210,8 @@ func backends(s *pb.Service) *table {
 		switch {
 		case b.Dead:
 			state = "dead"
+		case b.Away:
+			state = "away" // its host
 		case b.Draining:
 			state = "draining"
 		case s.Check == nil:

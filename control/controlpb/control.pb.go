@@ -2447,6 +2447,7 @@ type Backend struct {
 	Weight        *uint32                `protobuf:"varint,4,opt,name=weight,proto3,oneof" json:"weight,omitempty"` // 100 unless told; 0: no new flows
 	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`   // keeps its flows, gets no new ones
 	Dead          bool                   `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`           // its check fails
+	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"`           // its host was not heard of for a while: no new flows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2519,6 +2520,13 @@ func (x *Backend) GetDraining() bool {
 func (x *Backend) GetDead() bool {
 	if x != nil {
 		return x.Dead
+	}
+	return false
+}
+
+func (x *Backend) GetAway() bool {
+	if x != nil {
+		return x.Away
 	}
 	return false
 }
@@ -7583,14 +7591,15 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
 	"\x04rise\x18\x04 \x01(\x05R\x04rise\x12\x12\n" +
-	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\x9d\x01\n" +
+	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\xb1\x01\n" +
 	"\aBackend\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
 	"\x06weight\x18\x04 \x01(\rH\x00R\x06weight\x88\x01\x01\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
-	"\x04dead\x18\x06 \x01(\bR\x04deadB\t\n" +
+	"\x04dead\x18\x06 \x01(\bR\x04dead\x12\x12\n" +
+	"\x04away\x18\a \x01(\bR\x04awayB\t\n" +
 	"\a_weight\"k\n" +
 	"\x14CreateServiceRequest\x12\x1d\n" +
 	"\n" +

@@ -64,7 +64,7 @@ func (m *Manager) Join(ctx context.Context, v vnet.VNI, port string, cas []vnet.
 			continue
 		}
 		b := seat.Backend
-		b.Member, b.CA, b.Port, b.Dead = port, cas[at], cmp.Or(b.Port, s.Port), false
+		b.Member, b.CA, b.Port, b.Dead, b.Away = port, cas[at], cmp.Or(b.Port, s.Port), false, false
 		if s.Protocol == vnet.SCTP {
 			b.Port = s.Port
 		}

@@ -101,7 +101,7 @@ func (m *Manager) Set(ctx context.Context, v vnet.VNI, name string, affinity boo
 	return m.edit(ctx, v, name, func(s *vnet.Service) error {
 		s.Affinity, s.Check = affinity, check
 		for i := range s.Backends {
-			s.Backends[i].Dead = false
+			s.Backends[i].Dead, s.Backends[i].Away = false, false
 		}
 		return nil
 	})
@@ -119,7 +119,7 @@ func (m *Manager) SetBackend(ctx context.Context, v vnet.VNI, name string, b vne
 			return nil
 		}
 		if old := s.Backends[i]; old.CA == b.CA && old.Port == b.Port {
-			b.Dead = old.Dead
+			b.Dead, b.Away = old.Dead, old.Away
 		}
 		s.Backends[i] = b
 		return nil

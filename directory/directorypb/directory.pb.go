@@ -1690,6 +1690,7 @@ type Backend struct {
 	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
 	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`
 	Dead          bool                   `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`
+	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"` // its host was not heard of for a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1762,6 +1763,13 @@ func (x *Backend) GetDraining() bool {
 func (x *Backend) GetDead() bool {
 	if x != nil {
 		return x.Dead
+	}
+	return false
+}
+
+func (x *Backend) GetAway() bool {
+	if x != nil {
+		return x.Away
 	}
 	return false
 }
@@ -3378,14 +3386,15 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
 	"\x04rise\x18\x04 \x01(\x05R\x04rise\x12\x12\n" +
-	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\x8d\x01\n" +
+	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\xa1\x01\n" +
 	"\aBackend\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\tR\x02ca\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
 	"\x06weight\x18\x04 \x01(\rR\x06weight\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
-	"\x04dead\x18\x06 \x01(\bR\x04dead\"1\n" +
+	"\x04dead\x18\x06 \x01(\bR\x04dead\x12\x12\n" +
+	"\x04away\x18\a \x01(\bR\x04away\"1\n" +
 	"\tPolicyKey\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"H\n" +

@@ -145,6 +145,7 @@ type Backend struct {
 	Weight   uint16 `json:"weight"`             // 1 to MaxWeight; 0: no new flows, as when drained
 	Draining bool   `json:"draining,omitempty"` // keeps its flows, gets no new ones
 	Dead     bool   `json:"dead,omitempty"`     // failed its check: flows are reset, none is sent there
+	Away     bool   `json:"away,omitempty"`     // its host was not heard of for a while: as if draining
 }
 
 // A Check is how a host finds out whether a backend of its own lives: a TCP

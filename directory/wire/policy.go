@@ -75,7 +75,7 @@ func FromService(s *vnet.Service) *directorypb.Service {
 		Affinity: s.Affinity, Check: fromCheck(s.Check),
 		Backends: each(s.Backends, func(b vnet.Backend) *directorypb.Backend {
 			return &directorypb.Backend{Member: b.Member, Ca: b.CA.String(), Port: uint32(b.Port), Weight: uint32(b.Weight),
-				Draining: b.Draining, Dead: b.Dead}
+				Draining: b.Draining, Dead: b.Dead, Away: b.Away}
 		}),
 	}
 }
@@ -91,7 +91,7 @@ func ToService(m *directorypb.Service) (vnet.Service, error) {
 			return vnet.Backend{
 				Member: b.GetMember(), CA: r.ca("service.backends.ca", b.GetCa()), Port: r.u16("service.backends.port", b.GetPort()),
 				Weight:   uint16(r.atMost("service.backends.weight", b.GetWeight(), vnet.MaxWeight)),
-				Draining: b.GetDraining(), Dead: b.GetDead(),
+				Draining: b.GetDraining(), Dead: b.GetDead(), Away: b.GetAway(),
 			}
 		}),
 	}

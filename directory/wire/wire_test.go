@@ -142,7 +142,7 @@ func anyService(t *rapid.T) vnet.Service {
 		}), true).Draw(t, "check"),
 		Backends: list(t, rapid.Custom(func(t *rapid.T) vnet.Backend {
 			return vnet.Backend{Member: words.Draw(t, "member"), CA: vnet.CA{Addr: unicast.Draw(t, "ca")}, Port: rapid.Uint16().Draw(t, "port"),
-				Weight: rapid.Uint16Max(vnet.MaxWeight).Draw(t, "weight"), Draining: rapid.Bool().Draw(t, "draining"), Dead: rapid.Bool().Draw(t, "dead")}
+				Weight: rapid.Uint16Max(vnet.MaxWeight).Draw(t, "weight"), Draining: rapid.Bool().Draw(t, "draining"), Dead: rapid.Bool().Draw(t, "dead"), Away: rapid.Bool().Draw(t, "away")}
 		}), "backends"),
 	}
 }
