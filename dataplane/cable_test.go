@@ -118,9 +118,9 @@ func (c cableTaps) Delete(vnet.PortID) error { return nil }
 // cableLinks pull and plug the cable: the guest's carrier follows wire0.
 type cableLinks struct{ *cable }
 
-func (c cableLinks) Open(context.Context, vnet.Intent) (Link, error) { return c, nil }
-func (cableLinks) Close() error                                      { return nil }
-func (c cableLinks) Plug(ctx context.Context, in bool) error         { return c.Set(ctx, in) }
+func (c cableLinks) Open(context.Context, vnet.Intent, func()) (Link, error) { return c, nil }
+func (cableLinks) Close() error                                              { return nil }
+func (c cableLinks) Plug(ctx context.Context, in bool) error                 { return c.Set(ctx, in) }
 
 func (c cableLinks) Set(_ context.Context, up bool) error {
 	link, err := c.handle.LinkByName("wire0")

@@ -16,6 +16,7 @@ type events struct {
 	stirred moment    // the guest looked for a router or a lease
 	acks    [2]moment // a lease of the family was acknowledged
 	answers [2]moment // the guest answered for its CA of the family
+	reset   time.Time // the guest was reset
 	reports []offered
 }
 
@@ -46,6 +47,11 @@ func (p *port) acked(f family, epoch vnet.Epoch) {
 // answered says that the guest just answered for a CA of the epoch.
 func (p *port) answered(f family, epoch vnet.Epoch) {
 	p.event(func(e *events) { e.answers[f] = moment{time.Now(), epoch} })
+}
+
+// wasReset says that the guest was just reset.
+func (p *port) wasReset() {
+	p.event(func(e *events) { e.reset = time.Now() })
 }
 
 // offer hands in what the guest reports. It returns once that is on record: the

@@ -136,13 +136,14 @@ type worldLink struct {
 	id vnet.PortID
 }
 
-func (f *worldLinks) Open(_ context.Context, in vnet.Intent) (Link, error) {
+func (f *worldLinks) Open(_ context.Context, in vnet.Intent, reset func()) (Link, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.guests[in.ID] == nil || w.unmonitored {
 		return nil, errors.New("connection refused")
 	}
+	w.guests[in.ID].monitor = reset
 	return worldLink{w, in.ID}, nil
 }
 
@@ -209,6 +210,21 @@ func (g *guest) ask() {
 				g.ask6(p)
 			}
 		}
+	})
+}
+
+// reboot resets the guest, which then boots for so long before it asks for a lease.
+func (g *guest) reboot(boots time.Duration) {
+	g.w.mu.Lock()
+	g.ca, g.deaf = vnet.CA{}, true
+	says := g.monitor
+	g.w.mu.Unlock()
+	says()
+	time.AfterFunc(boots, func() {
+		g.w.mu.Lock()
+		defer g.w.mu.Unlock()
+		g.deaf = false
+		g.ask()
 	})
 }
 
@@ -379,7 +395,7 @@ func (f *worldNetworks) Use(vnet.PortID, ...*vnet.Place) error { return nil }
 // hanging links never answer.
 type hanging struct{}
 
-func (hanging) Open(ctx context.Context, _ vnet.Intent) (Link, error) {
+func (hanging) Open(ctx context.Context, _ vnet.Intent, _ func()) (Link, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }

@@ -110,6 +110,9 @@ func (r rung) String() string {
 // [port.askAgent]. It is not remembered: an agent that listens is asked.
 const agentRung = "agent"
 
+// bootRung is the name of what a guest that was reset on its way does by itself.
+const bootRung = "boot"
+
 // at returns the n-th rung; beyond the last, the last one with growing patience.
 func (l ladder) at(n int) rung {
 	last := len(l) - 1

@@ -88,7 +88,7 @@ type links struct {
 	mtu    uint16 // that the underlay leaves to guests
 }
 
-func (l links) Open(ctx context.Context, in vnet.Intent) (Link, error) {
+func (l links) Open(ctx context.Context, in vnet.Intent, reset func()) (Link, error) {
 	socket := in.Monitor
 	if in.Machine != nil && l.driver != nil {
 		s, err := l.driver.State(ctx, in.Machine.ID)
@@ -104,6 +104,11 @@ func (l links) Open(ctx context.Context, in vnet.Intent) (Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	go func() {
+		for range c.Resets() {
+			reset()
+		}
+	}()
 	if in.Machine == nil {
 		return &link{monitor: c, nic: nicOf(ctx, c, in.MAC)}, nil
 	}

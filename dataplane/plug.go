@@ -194,7 +194,7 @@ func (p *port) setLink(ctx context.Context, in *vnet.Intent, up bool) error {
 		}
 		p.closeLink()
 	}
-	link, err := p.links.Open(ctx, *in)
+	link, err := p.links.Open(ctx, *in, p.wasReset)
 	if err != nil {
 		return fmt.Errorf("%w (%w)", errMonitor, err)
 	}

@@ -131,10 +131,10 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 }
 
 // impatient says that time is up: true when there is a rung to climb. A guest
-// that boots into its first place has all the time it needs.
+// that boots has all the time it needs: the leader bounds it.
 func (p *port) impatient(in *vnet.Intent) bool {
 	switch {
-	case in.Current.Swap == "" || p.run.Boots:
+	case in.Current.Swap == "" || p.run.boots():
 		return false
 	case p.climbs(in):
 		return true
@@ -145,7 +145,7 @@ func (p *port) impatient(in *vnet.Intent) bool {
 
 // climbs reports whether the guest is bounced until it is seen.
 func (p *port) climbs(in *vnet.Intent) bool {
-	return bounced(&in.Current) && p.hasLink(in) && !p.run.Boots
+	return bounced(&in.Current) && p.hasLink(in) && !p.run.boots()
 }
 
 // fail reports once that the ladder has ended. It goes on all the same.
@@ -251,6 +251,8 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	r.Hops = append(r.Hops, vnet.Hop{Name: "seen", At: seen})
 	r.Blackout = blackout
 	switch {
+	case r.Reset:
+		r.Rung = bootRung
 	case r.Cuts > 0 || p.rung(in).kind == renew:
 		r.Rung = p.rung(in).String()
 		if p.teaches(in) {

@@ -180,8 +180,9 @@ type Link interface {
 }
 
 // Links opens the link of a port's VM. It fails when the monitor can't be reached.
+// As long as the link is open, reset is called when the guest was reset: it boots.
 type Links interface {
-	Open(ctx context.Context, in vnet.Intent) (Link, error)
+	Open(ctx context.Context, in vnet.Intent, reset func()) (Link, error)
 }
 
 // Documents is the metadata service, as far as a port drives it.

@@ -161,7 +161,7 @@ func (p *port) reachable(ctx context.Context, in *vnet.Intent) error {
 		return errNoMonitor
 	}
 	p.closeLink()
-	link, err := p.links.Open(ctx, *in)
+	link, err := p.links.Open(ctx, *in, p.wasReset)
 	if err != nil {
 		return fmt.Errorf("%w (%w)", errMonitor, err)
 	}

@@ -75,6 +75,7 @@ type run struct {
 	Guest    *vnet.GuestReport `json:"guest,omitempty"`
 	Blackout time.Duration     `json:"blackout,omitempty"`
 	Boots    bool              `json:"boots,omitempty"`   // the guest starts in this place: it asks by itself
+	Reset    bool              `json:"reset,omitempty"`   // the guest was reset on the way: so does it
 	Pooled   bool              `json:"pooled,omitempty"`  // the guest waits in the pool until it is seen here
 	Polls    bool              `json:"polls,omitempty"`   // and asks for its document all the time
 	Cuts     int               `json:"cuts,omitempty"`    // of the link so far
@@ -95,6 +96,7 @@ type run struct {
 	failed             bool
 	worked             time.Duration // of the guest's CPUs, when it was looked at
 	lookedAt, workedAt time.Time     // and when it was last seen to work
+	begun              time.Time     // by this session
 	owed               bool          // the link is not known to be up
 	told               int           // advertisements since the last event
 	tellAt             time.Time
@@ -129,6 +131,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 		p.again(&in)
 	}
 	p.recorded = false
+	p.heedReset(&in)
 	if err := p.refresh(&in); err != nil {
 		return 0, err
 	}
@@ -154,7 +157,7 @@ func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
 	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil,
-		Pooled: p.pooled(), Polls: p.docs.Polls(p.id), Speaks: p.heard(&old)}
+		Pooled: p.pooled(), Polls: p.docs.Polls(p.id), Speaks: p.heard(&old), begun: time.Now()}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have

@@ -86,6 +86,7 @@ type guest struct {
 	gone     bool          // it has stopped listening by the time it is told
 	reports  bool          // runs an agent
 	fails    bool          // reports failure
+	monitor  func()        // says that it was reset
 	bounced  int
 	reported vnet.Epoch
 }

@@ -52,6 +52,7 @@ type Event struct {
 type Client struct {
 	conn   net.Conn
 	events chan Event
+	resets chan struct{}
 	done   chan struct{}
 
 	mu      sync.Mutex // guards what follows, and writing
@@ -81,7 +82,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial monitor: %w", err)
 	}
-	c := &Client{conn: conn, events: make(chan Event, maxEvents), done: make(chan struct{}), waiting: map[string]chan message{}}
+	c := &Client{conn: conn, events: make(chan Event, maxEvents), resets: make(chan struct{}, 1), done: make(chan struct{}), waiting: map[string]chan message{}}
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 4096), maxMessage)
 	if err := greet(ctx, conn, lines); err != nil {
@@ -194,6 +195,7 @@ func (c *Client) forget(id string) {
 // read hands out what comes until the connection ends.
 func (c *Client) read(lines *bufio.Scanner) {
 	defer close(c.events)
+	defer close(c.resets)
 	defer close(c.done)
 	why := error(io.EOF)
 	for lines.Scan() {
@@ -213,6 +215,13 @@ func (c *Client) read(lines *bufio.Scanner) {
 }
 
 func (c *Client) deliver(m message) {
+	if m.Event == "RESET" {
+		select {
+		case c.resets <- struct{}{}:
+		default:
+		}
+		return
+	}
 	if m.Event != "" {
 		at := time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)
 		select {
@@ -237,9 +246,14 @@ func (c *Client) fail(why error) {
 	_ = c.conn.Close()
 }
 
-// Events returns what QEMU says unasked. An event that comes while 64 wait to be
-// taken is lost; the channel is closed when the client is dead.
+// Events returns what QEMU says unasked, but for resets. An event that comes while
+// 64 wait to be taken is lost; the channel is closed when the client is dead.
 func (c *Client) Events() <-chan Event { return c.events }
+
+// Resets says that the machine was reset, by its guest or from outside: it boots,
+// and the process stays. Several that come before one is taken are one. The channel
+// is closed when the client is dead.
+func (c *Client) Resets() <-chan struct{} { return c.resets }
 
 // Done is closed when the client is dead; [Client.Err] then says why.
 func (c *Client) Done() <-chan struct{} { return c.done }

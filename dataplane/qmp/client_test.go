@@ -205,6 +205,9 @@ func TestMonitorDies(t *testing.T) {
 			if _, open := <-client.Events(); open {
 				t.Error("events go on")
 			}
+			if _, open := <-client.Resets(); open {
+				t.Error("resets go on")
+			}
 			if err := client.SetLink(within(t, deadline), "nic7", true); !errors.Is(err, qmp.ErrClosed) {
 				t.Errorf("a call after death: %v", err)
 			}
@@ -245,6 +248,26 @@ func TestEventFlood(t *testing.T) {
 	}
 	if n := len(c.Events()); n != 64 {
 		t.Errorf("%d events wait, want 64", n)
+	}
+}
+
+// TestResets tells resets apart from other events, and that there was one is not
+// lost in a flood.
+func TestResets(t *testing.T) {
+	c := dial(t, monitor(t, greeting, func(c command) string {
+		reset := `{"event": "RESET", "data": {"guest": true, "reason": "guest-reset"}, "timestamp": {"seconds": 1777, "microseconds": 1}}` + "\r\n"
+		return strings.Repeat(`{"event": "RTC_CHANGE"}`+"\r\n", 65) + reset + reset + returns(c, "{}")
+	}))
+	if err := c.Powerdown(within(t, deadline)); err != nil {
+		t.Error(err)
+	}
+	if n := len(c.Resets()); n != 1 {
+		t.Errorf("%d resets wait, want 1", n)
+	}
+	for range 64 {
+		if e := <-c.Events(); e.Name != "RTC_CHANGE" {
+			t.Errorf("event %+v", e)
+		}
 	}
 }
 

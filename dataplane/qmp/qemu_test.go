@@ -64,6 +64,17 @@ func TestQEMU(t *testing.T) {
 	if err := c.SetLink(ctx, "nic8", false); !errors.As(err, &refused) || refused.Class != "DeviceNotFound" {
 		t.Errorf("a NIC that isn't there: %v", err)
 	}
+	if err := c.Execute(ctx, "system_reset", nil, nil); err != nil {
+		t.Errorf("reset: %v", err)
+	}
+	select {
+	case _, open := <-c.Resets():
+		if !open {
+			t.Error("the client is dead")
+		}
+	case <-time.After(deadline):
+		t.Error("a reset was not told")
+	}
 	if err := c.Quit(ctx); err != nil {
 		t.Errorf("quit: %v", err)
 	}

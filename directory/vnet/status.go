@@ -60,6 +60,10 @@ type Hop struct {
 	At   time.Time `json:"at"`
 }
 
+// HopReset is the hop of a guest that was reset in mid-swap. It boots, and asks for
+// its address when it is up: the swap waits for that as for any boot.
+const HopReset = "guest_reset"
+
 // A GuestReport is what the guest agent said. Partial and final are different
 // messages: a partial report never counts as the success of a final document.
 type GuestReport struct {
