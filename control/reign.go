@@ -74,7 +74,7 @@ func newReign(s *Server, fenced *store.Store) *reign {
 	r.pools = pool.New(fenced, fleet{r})
 	r.swaps = swap.New(swap.Options{
 		Store: fenced, Objects: objects{r}, Connected: r.connected, Era: c.Era,
-		OnEnd: r.swapEnded, Log: c.Log, Metrics: s.swaps,
+		OnEnd: r.swapEnded, Boot: c.BootBudget, Log: c.Log, Metrics: s.swaps,
 	})
 	return r
 }

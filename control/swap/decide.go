@@ -2,6 +2,7 @@ package swap
 
 import (
 	"fmt"
+	"slices"
 
 	"replug/directory/vnet"
 )
@@ -45,6 +46,11 @@ func (f *facts) reached(e vnet.Epoch, p vnet.StatusPhase) bool {
 func (f *facts) stopped(e vnet.Epoch) bool {
 	off := f.heard.Power == vnet.PowerOff || f.heard.Power == vnet.PowerAbsent
 	return off && f.reached(e, vnet.StatusFlipped)
+}
+
+// reset reports whether the guest was reset on its way in heard's epoch.
+func (f *facts) reset() bool {
+	return slices.ContainsFunc(f.heard.Hops, func(h vnet.Hop) bool { return h.Name == vnet.HopReset })
 }
 
 // seen reports whether the guest is proven to be at epoch e.
@@ -142,6 +148,10 @@ func guestFailed(s *vnet.Status) bool {
 // overdue says what was waited for in vain.
 func overdue(r *Record, f facts) string {
 	b := r.Budgets
+	boot := ""
+	if f.reset() {
+		boot = fmt.Sprintf(", nor within %s of its reset", b.Boot)
+	}
 	switch r.Phase {
 	case Reserved:
 		if !f.online {
@@ -152,16 +162,16 @@ func overdue(r *Record, f facts) string {
 		return fmt.Sprintf("the switch could not be written within %s (%s): nothing has changed; swap again", b.Stage, orElse(f.trouble, "too late"))
 	case Switched:
 		if !f.online {
-			return fmt.Sprintf("host %s was cut off and did not report the guest at %s within %s", r.Host, &r.After, b.Lease)
+			return fmt.Sprintf("host %s was cut off and did not report the guest at %s within %s%s", r.Host, &r.After, b.Lease, boot)
 		}
-		return fmt.Sprintf("the guest was not seen at %s within %s", &r.After, b.Lease)
+		return fmt.Sprintf("the guest was not seen at %s within %s%s", &r.After, b.Lease, boot)
 	case Leased, Published:
 		if r.Confirm == vnet.ConfirmCaller {
-			return fmt.Sprintf("the caller did not confirm within %s", b.Confirm)
+			return fmt.Sprintf("the caller did not confirm within %s%s", b.Confirm, boot)
 		}
-		return fmt.Sprintf("the guest did not report success within %s", b.Confirm)
+		return fmt.Sprintf("the guest did not report success within %s%s", b.Confirm, boot)
 	default:
-		return fmt.Sprintf("the guest was not seen at its old address within %s", b.Undo)
+		return fmt.Sprintf("the guest was not seen at its old address within %s%s", b.Undo, boot)
 	}
 }
 

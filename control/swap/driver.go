@@ -26,10 +26,12 @@ type driver struct {
 	rev    int64                  // of the record's row
 	intent store.Row[vnet.Intent] // Key "" when it has to be read
 	timer  *time.Timer
-	due    time.Time // when the budget is spent; zero: never
-	unsure bool      // the rows may have changed under us: read before writing
-	tries  int       // failures in a row
-	known  facts     // as of the last look at the table
+	due    time.Time  // when the budget is spent; zero: never
+	bootBy time.Time  // until then a guest that was reset may boot
+	booted vnet.Epoch // in which that was
+	unsure bool       // the rows may have changed under us: read before writing
+	tries  int        // failures in a row
+	known  facts      // as of the last look at the table
 
 	mu      sync.Mutex
 	rec     Record        // written by the driver's goroutine, which reads it without the lock
@@ -85,6 +87,7 @@ func (d *driver) next() (Phase, string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	before := d.known.heard
+	d.allowBoot()
 	d.facts.online = online
 	d.facts.late = !d.due.IsZero() && !time.Now().Before(d.due)
 	d.unsure = d.unsure || d.facts.stale
@@ -96,6 +99,19 @@ func (d *driver) next() (Phase, string) {
 		d.show(rec)
 	}
 	return decide(&d.rec, d.known)
+}
+
+// allowBoot gives a guest that was reset on its way, or on its way back, the time of
+// a boot from when this leader hears of it, once. The lock is held.
+func (d *driver) allowBoot() {
+	if d.booted == d.facts.heard.Epoch || !d.facts.reset() {
+		return
+	}
+	d.booted, d.bootBy = d.facts.heard.Epoch, time.Now().Add(d.rec.Budgets.Boot)
+	d.log.Info("guest was reset in mid-swap, and has the time of a boot", "budget", d.rec.Budgets.Boot)
+	if !d.due.IsZero() && d.bootBy.After(d.due) {
+		d.due = d.bootBy
+	}
 }
 
 // wait returns when there may be something new to decide, or pause is over.
@@ -224,6 +240,9 @@ func (d *driver) grant() {
 	d.due = time.Time{}
 	if b := budget(d.rec.Budgets); b > 0 {
 		d.due = time.Now().Add(b)
+		if d.booted == d.rec.bound() && d.bootBy.After(d.due) {
+			d.due = d.bootBy
+		}
 	}
 }
 

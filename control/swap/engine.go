@@ -22,6 +22,7 @@ type Options struct {
 	OnEnd     func(Record)           // after the last write, also for two swaps at once; a hint only: not called again after a crash
 	Log       *slog.Logger
 	Metrics   *Metrics      // nil: none
+	Boot      time.Duration // what a guest that is reset in mid-swap has to boot; 0: as in [DefaultBudgets]
 	Kept      int           // ended records kept at most; 0: 1000
 	KeptFor   time.Duration // and how long; 0: 24 h
 }
@@ -50,6 +51,9 @@ func New(o Options) *Engine {
 	}
 	if o.Connected == nil {
 		o.Connected = func(string) bool { return true }
+	}
+	if o.Boot == 0 {
+		o.Boot = DefaultBudgets.Boot
 	}
 	if o.Kept == 0 {
 		o.Kept = 1000

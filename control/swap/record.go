@@ -42,10 +42,11 @@ type Budgets struct {
 	Lease   time.Duration `json:"lease"`   // from the switch until the guest is seen on its new CA
 	Confirm time.Duration `json:"confirm"` // from there until confirmed
 	Undo    time.Duration `json:"undo"`    // from undoing until the guest is seen on its old CA
+	Boot    time.Duration `json:"boot"`    // for all that, from when the guest was reset on its way; the engine's
 }
 
 // DefaultBudgets are taken where a request has none.
-var DefaultBudgets = Budgets{Stage: 5 * time.Second, Lease: 25 * time.Second, Confirm: 30 * time.Second, Undo: 30 * time.Second}
+var DefaultBudgets = Budgets{Stage: 5 * time.Second, Lease: 25 * time.Second, Confirm: 30 * time.Second, Undo: 30 * time.Second, Boot: 5 * time.Minute}
 
 // DefaultDrain is how long a flip waits for old connections to end, where a
 // request says nothing.
@@ -207,6 +208,14 @@ func (r *Record) places() []*vnet.Place {
 		all = append(all, r.Back)
 	}
 	return all
+}
+
+// bound is the epoch that the swap leads to now.
+func (r *Record) bound() vnet.Epoch {
+	if r.Back != nil {
+		return r.Back.Epoch
+	}
+	return r.After.Epoch
 }
 
 // at returns p as the place that swap r leads to under an epoch.

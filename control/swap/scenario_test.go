@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write what the scenarios print into the
 // A scenario is a text file: a command a line, what it leads to indented below it.
 //
 //	start to=blue ca=10.0.0.20 [confirm=guest] [claim=cl-7]
-//	host PHASE [off] [error=...] [late] [early] [guest=failed|partial]
+//	host PHASE [off] [error=...] [late] [early] [guest=failed|partial] [reset]
 //	again                 the host's last status once more
 //	confirm, cancel, delete
 //	cut, heal             the host's stream
@@ -185,6 +185,9 @@ func (w *world) hostSays(args string) {
 		}
 		if _, ok := f["early"]; ok {
 			s.Epoch--
+		}
+		if _, ok := f["reset"]; ok {
+			s.Hops = []vnet.Hop{{Name: "flip", At: time.Now()}, {Name: vnet.HopReset, At: time.Now()}}
 		}
 		s.Error = strings.ReplaceAll(f["error"], "_", " ")
 		if k := f["guest"]; k != "" {

@@ -136,6 +136,7 @@ func (e *Engine) plan(ctx context.Context, q *Request) (*change, error) {
 		return nil, err
 	}
 	r.fill(q)
+	r.Budgets.Boot = e.Boot
 	r.Before = intent.Value.Current
 	r.After = r.at(r.After, e.after(last), false)
 	r.Started = e.now().UTC().Round(0)

@@ -245,7 +245,8 @@ func (d *directory) drop(in vnet.Intent) {
 	d.send(in.Host, &directorypb.ToHost{Message: &directorypb.ToHost_IntentGone{IntentGone: in.Port}}, d.synced())
 }
 
-// await returns the first status of a port's epoch with one of the phases.
+// await returns the first status of a port's epoch with one of the phases. A failure
+// ends the test, as it ends a swap, unless it is one of them.
 func (d *directory) await(ctx context.Context, t *testing.T, port string, e vnet.Epoch, phases ...vnet.StatusPhase) vnet.Status {
 	t.Helper()
 	for {
@@ -254,6 +255,10 @@ func (d *directory) await(ctx context.Context, t *testing.T, port string, e vnet
 			if s.Port == port && s.Epoch == e && slices.Contains(phases, s.Phase) {
 				d.mu.Unlock()
 				return s
+			}
+			if s.Port == port && s.Epoch == e && s.Phase == vnet.StatusFailed {
+				d.mu.Unlock()
+				t.Fatalf("port %s, epoch %s: failed, want %v: %+v", port, e, phases, s)
 			}
 		}
 		changed, got := d.changed, fmt.Sprint(d.statuses)
