@@ -154,7 +154,7 @@ func TestLateAnswerIsToTheFirstReport(t *testing.T) {
 		t.Fatalf("second report %+v", r)
 	}
 	p.say(vnet.ToGuest{To: p.to, Answer: &vnet.ReportAnswer{Epoch: d.Epoch}})
-	if r := next(t, w.reports, "second report by IMDS"); !r.OK || r.Error != "command app: exit status 3:" {
+	if r := next(t, w.reports, "second report by IMDS"); !r.OK || r.Error != "command app: exit status 3" {
 		t.Errorf("second report by IMDS %+v", r)
 	}
 }

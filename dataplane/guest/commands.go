@@ -129,7 +129,7 @@ func (m files) runCommand(ctx context.Context, id string, s *state, cmd *exec.Cm
 	case err := <-ended:
 		why := ""
 		if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
-			why = strings.TrimSpace(err.Error() + ": " + said.String())
+			why = strings.TrimSuffix(err.Error()+": "+strings.TrimSpace(said.String()), ": ")
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -158,6 +158,18 @@ func (d *directory) hear(rpc directorypb.Directory_AttachServer, host string, se
 	}
 }
 
+// last is what was said last of a port.
+func (d *directory) last(port string) vnet.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range slices.Backward(d.statuses) {
+		if s.Port == port {
+			return s
+		}
+	}
+	return vnet.Status{}
+}
+
 // snapshot is everything, in the order of the protocol. d is locked.
 func (d *directory) snapshot(host string) []*directorypb.ToHost {
 	out := []*directorypb.ToHost{{Message: &directorypb.ToHost_Welcome{Welcome: &directorypb.Welcome{

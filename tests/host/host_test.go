@@ -177,7 +177,7 @@ func place(name vnet.Moniker, vni vnet.VNI, ca string, counter uint64) vnet.Plac
 		Epoch: vnet.NewEpoch(3, counter), Tenant: "acme", Network: name, VNI: vni,
 		Addrs:    []vnet.Addr{{CA: vnet.CA{Addr: addr(ca)}, Bits: 24, Gateway: addr("10.17.34.254")}},
 		DHCP:     vnet.DHCP{Lease: 24 * time.Hour},
-		Document: &vnet.Document{Instance: "vm-" + string(name), Hostname: "in-" + string(name)},
+		Document: &vnet.Document{Instance: "vm-23", Hostname: "in-" + string(name)},
 	}
 }
 
@@ -222,13 +222,23 @@ func TestSwapOverTwoHosts(t *testing.T) {
 	w.pings(web, "10.17.34.77")
 	w.pings(peerRed, "10.17.34.51")
 
-	prepare, change := to(in, place("blue", blue, "10.17.34.62", 8), vnet.TriggerBounce)
+	next := place("blue", blue, "10.17.34.62", 8)
+	next.Document.RunOnce = []vnet.Command{{ID: "app", Command: "sleep 1; exit 3"}}
+	prepare, change := to(in, next, vnet.TriggerBounce)
 	w.dir.put(prepare)
 	w.dir.await(w.ctx, t, in.Port, prepare.Next.Epoch, vnet.StatusPrepared)
 	w.dir.put(change)
 	s := w.dir.await(w.ctx, t, in.Port, change.Current.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
-	if s.Phase != vnet.StatusConfirmed || s.Guest == nil || s.Guest.Hostname != "in-blue" {
+	if s.Phase != vnet.StatusConfirmed || s.Guest == nil || s.Guest.Hostname != "in-blue" || s.Guest.Error != "" {
 		t.Fatalf("swap: %+v", s)
+	}
+	if err := lab.Until(w.ctx, "the guest reports on its command", func() error {
+		if s = w.dir.last(in.Port); s.Phase != vnet.StatusConfirmed || s.Guest == nil || !s.Guest.OK || s.Guest.Error != "command app: exit status 3" {
+			return fmt.Errorf("last status %+v", s)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	t.Logf("bounce: %s", timeline(s))
 	if addrs, _ := web.Addrs(); len(addrs) != 1 || addrs[0].String() != "10.17.34.62/24" {
