@@ -139,7 +139,7 @@ func (r *FlowEventReader) SetDeadline(t time.Time) { r.ring.SetDeadline(t) }
 // Close ends a Read that waits.
 func (r *FlowEventReader) Close() error { return r.ring.Close() }
 
-// FlowEventsLost counts the events for which the ring had no room.
+// FlowEventsLost counts the events for which the ring had no room, or their port no share.
 func (d *Datapath) FlowEventsLost() (uint64, error) {
 	l, err := d.losses()
 	return l.FlowEvents, err

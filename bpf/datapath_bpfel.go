@@ -656,6 +656,7 @@ const (
 	datapathMapBuckets         = "buckets"
 	datapathMapCaptures        = "captures"
 	datapathMapContract        = "contract"
+	datapathMapDeniedBuckets   = "denied_buckets"
 	datapathMapDirectory       = "directory"
 	datapathMapDropWatch       = "drop_watch"
 	datapathMapDrops           = "drops"
@@ -754,39 +755,40 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	Backends     *ebpf.MapSpec `ebpf:"backends"`
-	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
-	Captures     *ebpf.MapSpec `ebpf:"captures"`
-	Contract     *ebpf.MapSpec `ebpf:"contract"`
-	Directory    *ebpf.MapSpec `ebpf:"directory"`
-	DropWatch    *ebpf.MapSpec `ebpf:"drop_watch"`
-	Drops        *ebpf.MapSpec `ebpf:"drops"`
-	FlowBudgets  *ebpf.MapSpec `ebpf:"flow_budgets"`
-	FlowEvents   *ebpf.MapSpec `ebpf:"flow_events"`
-	Flows        *ebpf.MapSpec `ebpf:"flows"`
-	Flows4       *ebpf.MapSpec `ebpf:"flows4"`
-	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
-	Hosts        *ebpf.MapSpec `ebpf:"hosts"`
-	Locals       *ebpf.MapSpec `ebpf:"locals"`
-	Losses       *ebpf.MapSpec `ebpf:"losses"`
-	Mappings     *ebpf.MapSpec `ebpf:"mappings"`
-	Members      *ebpf.MapSpec `ebpf:"members"`
-	NextHops     *ebpf.MapSpec `ebpf:"next_hops"`
-	Packets      *ebpf.MapSpec `ebpf:"packets"`
-	Peers        *ebpf.MapSpec `ebpf:"peers"`
-	PortCounters *ebpf.MapSpec `ebpf:"port_counters"`
-	PortLimits   *ebpf.MapSpec `ebpf:"port_limits"`
-	PortTimes    *ebpf.MapSpec `ebpf:"port_times"`
-	Ports        *ebpf.MapSpec `ebpf:"ports"`
-	Routes       *ebpf.MapSpec `ebpf:"routes"`
-	Rules        *ebpf.MapSpec `ebpf:"rules"`
-	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
-	Services     *ebpf.MapSpec `ebpf:"services"`
-	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
-	Swept        *ebpf.MapSpec `ebpf:"swept"`
-	Taps         *ebpf.MapSpec `ebpf:"taps"`
-	Traced       *ebpf.MapSpec `ebpf:"traced"`
-	Traps        *ebpf.MapSpec `ebpf:"traps"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Buckets       *ebpf.MapSpec `ebpf:"buckets"`
+	Captures      *ebpf.MapSpec `ebpf:"captures"`
+	Contract      *ebpf.MapSpec `ebpf:"contract"`
+	DeniedBuckets *ebpf.MapSpec `ebpf:"denied_buckets"`
+	Directory     *ebpf.MapSpec `ebpf:"directory"`
+	DropWatch     *ebpf.MapSpec `ebpf:"drop_watch"`
+	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	FlowBudgets   *ebpf.MapSpec `ebpf:"flow_budgets"`
+	FlowEvents    *ebpf.MapSpec `ebpf:"flow_events"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	Flows4        *ebpf.MapSpec `ebpf:"flows4"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	Hosts         *ebpf.MapSpec `ebpf:"hosts"`
+	Locals        *ebpf.MapSpec `ebpf:"locals"`
+	Losses        *ebpf.MapSpec `ebpf:"losses"`
+	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
+	Members       *ebpf.MapSpec `ebpf:"members"`
+	NextHops      *ebpf.MapSpec `ebpf:"next_hops"`
+	Packets       *ebpf.MapSpec `ebpf:"packets"`
+	Peers         *ebpf.MapSpec `ebpf:"peers"`
+	PortCounters  *ebpf.MapSpec `ebpf:"port_counters"`
+	PortLimits    *ebpf.MapSpec `ebpf:"port_limits"`
+	PortTimes     *ebpf.MapSpec `ebpf:"port_times"`
+	Ports         *ebpf.MapSpec `ebpf:"ports"`
+	Routes        *ebpf.MapSpec `ebpf:"routes"`
+	Rules         *ebpf.MapSpec `ebpf:"rules"`
+	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
+	Services      *ebpf.MapSpec `ebpf:"services"`
+	Shortcuts     *ebpf.MapSpec `ebpf:"shortcuts"`
+	Swept         *ebpf.MapSpec `ebpf:"swept"`
+	Taps          *ebpf.MapSpec `ebpf:"taps"`
+	Traced        *ebpf.MapSpec `ebpf:"traced"`
+	Traps         *ebpf.MapSpec `ebpf:"traps"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -820,39 +822,40 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	Backends     *ebpf.Map `ebpf:"backends"`
-	Buckets      *ebpf.Map `ebpf:"buckets"`
-	Captures     *ebpf.Map `ebpf:"captures"`
-	Contract     *ebpf.Map `ebpf:"contract"`
-	Directory    *ebpf.Map `ebpf:"directory"`
-	DropWatch    *ebpf.Map `ebpf:"drop_watch"`
-	Drops        *ebpf.Map `ebpf:"drops"`
-	FlowBudgets  *ebpf.Map `ebpf:"flow_budgets"`
-	FlowEvents   *ebpf.Map `ebpf:"flow_events"`
-	Flows        *ebpf.Map `ebpf:"flows"`
-	Flows4       *ebpf.Map `ebpf:"flows4"`
-	Fragments    *ebpf.Map `ebpf:"fragments"`
-	Hosts        *ebpf.Map `ebpf:"hosts"`
-	Locals       *ebpf.Map `ebpf:"locals"`
-	Losses       *ebpf.Map `ebpf:"losses"`
-	Mappings     *ebpf.Map `ebpf:"mappings"`
-	Members      *ebpf.Map `ebpf:"members"`
-	NextHops     *ebpf.Map `ebpf:"next_hops"`
-	Packets      *ebpf.Map `ebpf:"packets"`
-	Peers        *ebpf.Map `ebpf:"peers"`
-	PortCounters *ebpf.Map `ebpf:"port_counters"`
-	PortLimits   *ebpf.Map `ebpf:"port_limits"`
-	PortTimes    *ebpf.Map `ebpf:"port_times"`
-	Ports        *ebpf.Map `ebpf:"ports"`
-	Routes       *ebpf.Map `ebpf:"routes"`
-	Rules        *ebpf.Map `ebpf:"rules"`
-	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
-	Services     *ebpf.Map `ebpf:"services"`
-	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
-	Swept        *ebpf.Map `ebpf:"swept"`
-	Taps         *ebpf.Map `ebpf:"taps"`
-	Traced       *ebpf.Map `ebpf:"traced"`
-	Traps        *ebpf.Map `ebpf:"traps"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	Buckets       *ebpf.Map `ebpf:"buckets"`
+	Captures      *ebpf.Map `ebpf:"captures"`
+	Contract      *ebpf.Map `ebpf:"contract"`
+	DeniedBuckets *ebpf.Map `ebpf:"denied_buckets"`
+	Directory     *ebpf.Map `ebpf:"directory"`
+	DropWatch     *ebpf.Map `ebpf:"drop_watch"`
+	Drops         *ebpf.Map `ebpf:"drops"`
+	FlowBudgets   *ebpf.Map `ebpf:"flow_budgets"`
+	FlowEvents    *ebpf.Map `ebpf:"flow_events"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	Flows4        *ebpf.Map `ebpf:"flows4"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
+	Hosts         *ebpf.Map `ebpf:"hosts"`
+	Locals        *ebpf.Map `ebpf:"locals"`
+	Losses        *ebpf.Map `ebpf:"losses"`
+	Mappings      *ebpf.Map `ebpf:"mappings"`
+	Members       *ebpf.Map `ebpf:"members"`
+	NextHops      *ebpf.Map `ebpf:"next_hops"`
+	Packets       *ebpf.Map `ebpf:"packets"`
+	Peers         *ebpf.Map `ebpf:"peers"`
+	PortCounters  *ebpf.Map `ebpf:"port_counters"`
+	PortLimits    *ebpf.Map `ebpf:"port_limits"`
+	PortTimes     *ebpf.Map `ebpf:"port_times"`
+	Ports         *ebpf.Map `ebpf:"ports"`
+	Routes        *ebpf.Map `ebpf:"routes"`
+	Rules         *ebpf.Map `ebpf:"rules"`
+	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
+	Services      *ebpf.Map `ebpf:"services"`
+	Shortcuts     *ebpf.Map `ebpf:"shortcuts"`
+	Swept         *ebpf.Map `ebpf:"swept"`
+	Taps          *ebpf.Map `ebpf:"taps"`
+	Traced        *ebpf.Map `ebpf:"traced"`
+	Traps         *ebpf.Map `ebpf:"traps"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -861,6 +864,7 @@ func (m *datapathMaps) Close() error {
 		m.Buckets,
 		m.Captures,
 		m.Contract,
+		m.DeniedBuckets,
 		m.Directory,
 		m.DropWatch,
 		m.Drops,

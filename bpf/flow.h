@@ -76,20 +76,23 @@ static __always_inline struct flow *flow_of(const struct packet *p, bool inbound
 static __always_inline void tell_flow(const struct packet *p, const struct port *port, bool inbound,
 				      enum flow_event_kind kind, enum drop_reason why, __s32 rule)
 {
-	struct flow_event *e;
+	struct flow_event *e = NULL;
 	__u32 zero = 0;
 	struct lost *lost;
+	__u64 now;
 
 	if (!(port->flags & PORT_FLOW_LOG) || p->trace)
 		return;
-	e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
+	now = bpf_ktime_get_ns();
+	if (kind != FLOW_DENIED || spend_denied(p->key.port_id, now))
+		e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
 	if (!e) {
 		lost = bpf_map_lookup_elem(&losses, &zero);
 		if (lost)
 			lost->flow_events++;
 		return;
 	}
-	e->time = bpf_ktime_get_ns();
+	e->time = now;
 	e->epoch = port->epoch;
 	e->key = p->key;
 	e->kind = kind;

@@ -252,6 +252,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } buckets SEC(".maps");
 
+/*
+ * ... and when the next word about a flow that a logged port's rules refuse is due:
+ * all ports share the ring that takes them, and anybody can have frames refused.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, MAX_PORTS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} denied_buckets SEC(".maps");
+
 /* Frames for the host agent, struct trap each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

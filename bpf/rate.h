@@ -14,10 +14,9 @@
  * Takes cost ns from a bucket that may run burst ns ahead. Two CPUs that spend
  * at once may share a token; no lock is worth that.
  */
-static __always_inline bool spend_at(__u32 id, enum bucket kind, __u64 now, __u64 cost, __u64 burst)
+static __always_inline bool take_from(__u64 *due, __u64 now, __u64 cost, __u64 burst)
 {
-	__u32 slot = id * BUCKETS + kind;
-	__u64 *due = bpf_map_lookup_elem(&buckets, &slot), next;
+	__u64 next;
 
 	if (!due)
 		return false;
@@ -26,6 +25,19 @@ static __always_inline bool spend_at(__u32 id, enum bucket kind, __u64 now, __u6
 		return false;
 	*due = next + cost;
 	return true;
+}
+
+static __always_inline bool spend_at(__u32 id, enum bucket kind, __u64 now, __u64 cost, __u64 burst)
+{
+	__u32 slot = id * BUCKETS + kind;
+
+	return take_from(bpf_map_lookup_elem(&buckets, &slot), now, cost, burst);
+}
+
+/* Whether a logged port may tell of one more flow that was refused. */
+static __always_inline bool spend_denied(__u32 id, __u64 now)
+{
+	return take_from(bpf_map_lookup_elem(&denied_buckets, &id), now, DENIED_INTERVAL, DENIED_BURST);
 }
 
 /* A trace spends nothing: it goes where a frame in its turn would go. */

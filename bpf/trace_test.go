@@ -97,6 +97,36 @@ func TestCaptureAndFlowEvents(t *testing.T) {
 	}
 }
 
+// The ring of flow events is everybody's: a port that has frames refused without end
+// fills no more of it than its share, and what it doesn't tell is counted.
+func TestDeniedFlowsAreBounded(t *testing.T) {
+	b := newB(t)
+	b.must(b.dp.SetRules(redB.id, &RuleSet{}))
+	b.must(b.dp.SetPortFlags(redB.id, FlowLog, 0))
+	events, err := b.dp.FlowEvents()
+	b.must(err)
+	defer events.Close()
+	const frames = 2500
+	for port := range uint16(frames) {
+		b.receive(redA.wire(redB, udpOf(caA, caB, 20000+port, 7946, nil)))
+	}
+	b.must(b.dp.SetRules(redB.id, nil))
+	b.receive(redA.wire(redB, udpOf(caA, caB, 20000, 7946, nil))) // begins, whatever went before
+	denied := 0
+	for {
+		e, err := events.Read()
+		b.must(err)
+		if !e.Denied {
+			break
+		}
+		denied++
+	}
+	lost, err := b.dp.FlowEventsLost()
+	if err != nil || denied < 1000 || denied >= frames || uint64(denied)+lost != frames {
+		t.Errorf("told of %d of %d refused flows, %d lost, %v", denied, frames, lost, err)
+	}
+}
+
 // A frame that the port of the same host refuses is in the capture of either, and
 // whoever watches all drops can tell that it is one.
 func TestCaptureOfBothEnds(t *testing.T) {

@@ -228,6 +228,12 @@ enum flow_timeout {
 	SWEEP_STALE = 60,
 };
 
+/* Refused flows that a logged port tells of: 1,000 a second, and as many at once; ns. */
+enum denied_rate {
+	DENIED_INTERVAL = 1000000,
+	DENIED_BURST = 1000000000,
+};
+
 struct flow_count {
 	__u64 packets;		/* as on a wire */
 	__u64 bytes;		/* Ethernet */
