@@ -137,8 +137,8 @@ func (l *flowLogger) flush() {
 	defer l.mu.Unlock()
 	if err := l.out.Flush(); err != nil {
 		l.log.Error("flow records of a second are lost", "err", err)
-		l.lost.WithLabelValues(lostDisk).Inc()
 	}
+	l.lost.WithLabelValues(lostDisk).Add(float64(l.out.Lost()))
 	if n, err := l.events.FlowEventsLost(); err == nil && n > l.missed {
 		l.lost.WithLabelValues(lostRing).Add(float64(n - l.missed))
 		l.missed = n
@@ -166,7 +166,7 @@ func (l *flowLogger) take(e FlowEvent) {
 	}
 	err := l.out.Write(l.record(&e, at))
 	if err != nil {
-		l.lost.WithLabelValues(lostDisk).Inc()
+		l.lost.WithLabelValues(lostDisk).Add(float64(l.out.Lost()))
 		if !l.failed {
 			l.log.Error("flow records are lost until this is mended", "err", err)
 		}

@@ -62,13 +62,15 @@ type Log struct {
 	dir    string
 	limits Limits
 	files  map[vnet.VNI]*file
+	lost   int // records, see [Log.Lost]
 }
 
 type file struct {
-	f    *os.File
-	out  *bufio.Writer
-	size int64
-	idle bool // nothing was written since the last flush
+	f       *os.File
+	out     *bufio.Writer
+	size    int64
+	idle    bool // nothing was written since the last flush
+	pending int  // records since the last flush
 }
 
 // Open makes the directory, and removes what is too old in it.
@@ -100,6 +102,22 @@ func (l *Log) Expire(now time.Time) error {
 
 // Write adds a line to its network's file. It is on disk after the next Flush.
 func (l *Log) Write(r *Record) error {
+	err := l.write(r)
+	if err != nil {
+		l.lost++
+	}
+	return err
+}
+
+// Lost returns how many records could not be written since the last call; of those
+// that were buffered when a file broke some may be on disk all the same.
+func (l *Log) Lost() int {
+	n := l.lost
+	l.lost = 0
+	return n
+}
+
+func (l *Log) write(r *Record) error {
 	line, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("flow record: %w", err)
@@ -122,11 +140,13 @@ func (l *Log) Write(r *Record) error {
 	if err != nil {
 		return l.broken(r.VNI, err)
 	}
+	f.pending++
 	return nil
 }
 
 // broken lets go of a file that can't be written: the next record tries anew.
 func (l *Log) broken(v vnet.VNI, err error) error {
+	l.lost += l.files[v].pending
 	_ = l.files[v].f.Close() // the error that matters is known
 	delete(l.files, v)
 	return fmt.Errorf("write flow log %s: %w", l.path(v, 0), err)
@@ -158,6 +178,7 @@ func (l *Log) rotate(v vnet.VNI) error {
 	f := l.files[v]
 	delete(l.files, v)
 	if err := errors.Join(f.out.Flush(), f.f.Close()); err != nil {
+		l.lost += f.pending
 		return fmt.Errorf("close flow log: %w", err)
 	}
 	for n := l.limits.Files - 1; n > 0; n-- {
@@ -180,6 +201,7 @@ func (l *Log) Flush() error {
 			errs = append(errs, l.broken(v, err))
 			continue
 		}
+		f.pending = 0
 		if f.idle {
 			errs = append(errs, f.f.Close())
 			delete(l.files, v)

@@ -126,6 +126,27 @@ func TestDisk(t *testing.T) {
 	}
 }
 
+// What was buffered when a disk is full is counted with what comes after.
+func TestLostRecords(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("/dev/full", filepath.Join(dir, "10597059.jsonl")); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, dir, flowlog.Defaults)
+	for range 7 {
+		write(t, l, record(0xa1b2c3, 1))
+	}
+	if err := l.Flush(); err == nil {
+		t.Error("no error although the disk is full")
+	}
+	if n := l.Lost(); n != 7 {
+		t.Errorf("%d records are lost, want 7", n)
+	}
+	if n := l.Lost(); n != 0 {
+		t.Errorf("they are told twice: %d", n)
+	}
+}
+
 func open(t *testing.T, dir string, limits flowlog.Limits) *flowlog.Log {
 	t.Helper()
 	l, err := flowlog.Open(dir, limits)
