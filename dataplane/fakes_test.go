@@ -59,6 +59,10 @@ func (f *worldMachines) Start(_ context.Context, in vnet.Intent, _ uint16) (bool
 	if err := w.act("start %s", in.Machine.ID); err != nil {
 		return false, err
 	}
+	if w.saved[in.Machine.ID] && w.unreadable {
+		w.saved[in.Machine.ID] = false
+		return false, errors.New("QEMU did not start: its state can't be read")
+	}
 	if w.saved[in.Machine.ID] {
 		w.saved[in.Machine.ID], w.running[in.Machine.ID] = false, true
 		return true, nil

@@ -231,6 +231,8 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 	running := p.on(&in)
 	p.turned()
 	switch {
+	case p.lost(&in):
+		return powerCheck, nil
 	case p.rests(&in) && m.Power == vnet.PowerOn:
 		return p.rest(ctx, &in)
 	case running == (m.Power == vnet.PowerOn):

@@ -48,6 +48,15 @@ func (p *port) rest(ctx context.Context, in *vnet.Intent) (time.Duration, error)
 	return powerCheck, nil
 }
 
+// lost reports whether the machine was to rest, or did, and has no state to go on
+// from: it died, its state could not be read, or is of another QEMU. It is not
+// started: its guest would boot, and is not what its pool, or a claim, believes.
+func (p *port) lost(in *vnet.Intent) bool {
+	here := *in
+	here.Next = nil
+	return p.rests(&here) && in.Machine.Power == vnet.PowerOn && p.power == vnet.PowerOff
+}
+
 // asleep reports whether the guest is not there yet for its next place.
 func (p *port) asleep(in *vnet.Intent) bool {
 	return in.Machine != nil && in.Machine.Power == vnet.PowerOn && in.Current.Hold == vnet.HoldSnapshot && !p.on(in)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +93,37 @@ func TestSnapshotPoolRests(t *testing.T) {
 			t.Errorf("its state is gone: %+v, running %t", s, w.running["vm-23"])
 		}
 	})
+}
+
+// A saved VM that has no state to go on from is no claim's: neither is it started, nor
+// said to be prepared, whether the state was gone before or could not be read.
+func TestSnapshotIsLost(t *testing.T) {
+	for name, unreadable := range map[string]bool{"gone before": false, "can't be read": true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			in, _ := resting(w)
+			ps := w.begin()
+			ps.set(in)
+			settle(time.Minute)
+			w.mu.Lock()
+			starts := count(w.acts, "start vm-23")
+			w.saved["vm-23"], w.unreadable = unreadable, unreadable
+			w.mu.Unlock()
+			in = prepared(in)
+			ps.set(in)
+			settle(2 * time.Second) // less than a leader waits
+			if s := w.last(in.Next.Epoch); s.Phase != vnet.StatusRefused || !strings.Contains(s.Error, errLost.Error()) {
+				t.Errorf("%s: %+v", name, s)
+			}
+			in.Next = nil
+			ps.set(in)
+			settle(time.Minute)
+			s, n := w.last(in.Current.Epoch), count(w.acts, "start vm-23")
+			if s.Power != vnet.PowerOff || w.running["vm-23"] || n != starts && !unreadable || n > starts+1 {
+				t.Errorf("%s: started %d times more, %+v", name, n-starts, s)
+			}
+		})
+	}
 }
 
 func count(acts []string, act string) (n int) {

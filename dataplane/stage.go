@@ -21,6 +21,7 @@ var (
 	errMTU6      = fmt.Errorf("IPv6 needs %d bytes: raise the network's MTU or the underlay's, or take the IPv6 addresses away", leastMTU6)
 	errOnlyIPv4  = errors.New("cloud-init leaves the pool by an IPv4 lease: give the network IPv4 addresses too, or take an image with our agent")
 	errMappings  = errors.New("the network's mappings did not arrive in time: is the directory server busy? try again")
+	errLost      = errors.New("the VM has no saved state to go on from, and would boot: its host's log says why; delete it, its pool makes another one")
 	errRuleRoom  = errors.New("start this host's agent with a larger --max-rules, let the port enter groups with fewer rules, or use another host")
 	errMonitor   = errors.New("the VM's monitor can't be reached, so its link can't be bounced: check the VM, or swap with trigger none")
 	errNoMonitor = errors.New("the port has no monitor, so its link can't be bounced: attach it with one, or swap with trigger none")
@@ -68,6 +69,9 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 		return 0, fmt.Errorf("network %s: %w", next.Network, errOnlyIPv4)
 	}
 	if p.asleep(in) {
+		if p.lost(in) {
+			return 0, errLost
+		}
 		return wakes, nil
 	}
 	if err := p.device(in); err != nil {

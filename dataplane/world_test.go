@@ -44,6 +44,7 @@ type world struct {
 	slow        time.Duration // to list them
 	full        error
 	dies        bool // every machine, at once
+	unreadable  bool // every saved state: QEMU ends with it
 	unmonitored bool // every monitor is gone
 	statuses    []vnet.Status
 	acts        []string // in order

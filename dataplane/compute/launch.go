@@ -36,6 +36,7 @@ type record struct {
 	Machine vnet.Machine `json:"machine"`
 	NIC     NIC          `json:"nic"`
 	Accel   string       `json:"accel"`
+	Format  string       `json:"format,omitempty"` // who can read its state: see [QEMU.format]
 	PID     int          `json:"pid,omitempty"`
 	Start   uint64       `json:"start,omitempty"` // clock ticks after the host's boot
 	Boot    string       `json:"boot,omitempty"`  // the host's boot id
@@ -80,7 +81,7 @@ func find(dir string) *process {
 
 // launch runs QEMU in a session of its own and remembers it.
 func (q *QEMU) launch(ctx context.Context, l *launch) (*process, error) {
-	r := record{Machine: l.machine, NIC: l.nic, Accel: l.accel}
+	r := record{Machine: l.machine, NIC: l.nic, Accel: l.accel, Format: q.format()}
 	if err := r.write(l.dir); err != nil {
 		return nil, err
 	}

@@ -19,11 +19,14 @@ type QEMU struct {
 	c       Config
 	probing sync.Mutex
 	known   verdict // what a probe has found; guarded by probing
+	asking  sync.Mutex
+	program program // guarded by asking
 	watches sync.WaitGroup
 	stopAll context.CancelFunc // ends what runs beside
 
 	mu       sync.Mutex
 	machines map[string]*machine // those in use or running
+	told     map[string]string   // of whose state it was said that it can't be gone back to
 	closed   bool
 }
 
@@ -46,7 +49,7 @@ func New(ctx context.Context, c Config) (*QEMU, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("compute: %w", err)
 	}
-	q := &QEMU{c: c, machines: make(map[string]*machine)}
+	q := &QEMU{c: c, machines: make(map[string]*machine), told: make(map[string]string)}
 	if q.c.Probe == nil {
 		q.c.Probe = q.ProbeKVM
 	}
@@ -216,11 +219,13 @@ func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine
 	if l.accel, err = q.accel(ctx, im.kernel); err != nil {
 		return nil, false, err
 	}
-	if l.resume, err = unmark(l.dir); err != nil {
+	mark, err := unmark(l.dir)
+	if err != nil {
 		return nil, false, err
 	}
+	l.resume = mark != "" && q.readable(spec.ID, mark)
 	p, err := q.run(ctx, &l, m)
-	if err == nil && l.resume {
+	if err == nil && mark != "" {
 		q.forgetState(ctx, spec.ID)
 	}
 	return p, l.resume, err

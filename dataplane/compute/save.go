@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -18,7 +19,7 @@ const (
 
 // Save ends the machine and keeps its state: see [Driver]. The mark is written when
 // the state is whole and the guest no longer runs, and is gone before the guest runs
-// again: a state is never gone back to twice.
+// again: a state is never gone back to twice. It says which QEMU can read the state.
 func (q *QEMU) Save(ctx context.Context, id string) error {
 	if !word.MatchString(id) {
 		return fmt.Errorf("save machine %q: %w: its id is not a name", id, ErrSpec)
@@ -39,6 +40,10 @@ func (q *QEMU) Save(ctx context.Context, id string) error {
 }
 
 func (q *QEMU) save(ctx context.Context, id string, p *process) error {
+	r, err := readRecord(q.dir(id)) // the QEMU that runs, which may be of before an upgrade
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, saving)
 	defer cancel()
 	mon, err := q.c.Open(ctx, filepath.Join(q.dir(id), powerSocket))
@@ -51,7 +56,7 @@ func (q *QEMU) save(ctx context.Context, id string, p *process) error {
 	}
 	err = mon.Save(ctx, savedName)
 	if err == nil {
-		err = replace(filepath.Join(q.dir(id), savedFile), []byte(savedName))
+		err = replace(filepath.Join(q.dir(id), savedFile), []byte(r.Format))
 	}
 	if err != nil {
 		return errors.Join(err, mon.Cont(context.WithoutCancel(ctx)))
@@ -64,26 +69,44 @@ func (q *QEMU) save(ctx context.Context, id string, p *process) error {
 	return q.end(p)
 }
 
-// saved reports whether the machine's state rests.
+// saved reports whether the machine's state rests, and can be gone back to.
 func (q *QEMU) saved(id string) bool {
-	_, err := os.Stat(filepath.Join(q.dir(id), savedFile))
-	return err == nil
+	mark, err := readMark(q.dir(id))
+	return err == nil && mark != "" && q.readable(id, mark)
 }
 
-// unmark takes the mark away, before the guest runs again, and reports whether it
-// was there.
-func unmark(dir string) (bool, error) {
-	err := os.Remove(filepath.Join(dir, savedFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// readMark returns who can read the machine's state; "" if there is none.
+func readMark(dir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, savedFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", err
 	}
-	return err == nil, err
+	return orElse(strings.TrimSpace(string(b)), "an unknown QEMU"), nil
+}
+
+// unmark takes the mark away, before the guest runs again, and returns it.
+func unmark(dir string) (string, error) {
+	mark, err := readMark(dir)
+	if mark == "" {
+		return "", err
+	}
+	return mark, os.Remove(filepath.Join(dir, savedFile))
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
 }
 
 // wake lets a guest go on whose agent died before it could let QEMU go.
 func (q *QEMU) wake(ctx context.Context, id string) error {
-	marked, err := unmark(q.dir(id))
-	if !marked {
+	mark, err := unmark(q.dir(id))
+	if mark == "" || err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -1,9 +1,13 @@
 package compute
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -76,4 +80,79 @@ func TestSaveCutOff(t *testing.T) {
 		t.Errorf("%s, marked %t, %v", status, h.q.saved(m.ID), err)
 	}
 	mon.Close()
+}
+
+// A state that another QEMU has saved is none: its machine is off, and boots if it is
+// started all the same. So is one of another type of machine. S34.
+func TestSavedByAnotherQEMU(t *testing.T) {
+	var said bytes.Buffer
+	h := newHost(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&said, nil)) })
+	m, nic := spec("vm-93", "talks"), h.tap("tap93")
+	m.Disks = []vnet.Disk{{ID: "root-93", OS: true, Size: 3 << 20}}
+	s, err := h.q.Ensure(t.Context(), m, nic)
+	check(t, err)
+	h.said(s, "hello from the disk")
+	check(t, h.q.Save(t.Context(), m.ID))
+	h.exit()
+	mark := filepath.Join(s.Dir, savedFile)
+	ours, err := os.ReadFile(mark)
+	check(t, err)
+	if !regexp.MustCompile(`^QEMU \d+\.\d+, machine q35\n$`).Match(ours) {
+		t.Errorf("marked with %q", ours)
+	}
+	for _, other := range []string{"QEMU 6.1, machine q35\n", "QEMU 7.2, machine pc-q35-7.1\n", ""} {
+		check(t, os.WriteFile(mark, []byte(other), 0o600))
+		for range 2 {
+			if s, err := h.q.State(t.Context(), m.ID); err != nil || s.Saved || s.Power != vnet.PowerOff {
+				t.Errorf("marked with %q: %+v, %v", other, s, err)
+			}
+		}
+		if n := strings.Count(said.String(), "is of another QEMU"); n != 1 {
+			t.Errorf("marked with %q: said %d times:\n%s", other, n, said.String())
+		}
+		said.Reset()
+	}
+	check(t, os.WriteFile(mark, ours, 0o600))
+	if s, err := h.q.State(t.Context(), m.ID); err != nil || !s.Saved {
+		t.Errorf("marked as it was: %+v, %v", s, err)
+	}
+	check(t, os.WriteFile(mark, []byte("QEMU 6.1, machine q35\n"), 0o600))
+	s, err = h.q.Ensure(t.Context(), m, nic)
+	check(t, err)
+	h.said(s, "hello from the disk")
+	if s.Resumed {
+		t.Error("went on from another QEMU's state")
+	}
+}
+
+// What is installed may be newer than the QEMU that runs: the state is the latter's.
+func TestSavedAfterAnUpgrade(t *testing.T) {
+	bin := t.TempDir()
+	program := filepath.Join(bin, "qemu")
+	real, err := exec.LookPath("qemu-system-x86_64")
+	check(t, err)
+	install := func(version string) {
+		script := "#!/bin/sh\n[ \"$1\" = --version ] && { echo QEMU emulator version " + version + "; exit; }\nexec " + real + " \"$@\"\n"
+		check(t, os.WriteFile(program+".new", []byte(script), 0o755))
+		check(t, os.Rename(program+".new", program))
+	}
+	install("7.2.22")
+	h := newHost(t, func(c *Config) { c.QEMU = program })
+	m, nic := spec("vm-93", "babbles"), h.tap("tap93")
+	m.Disks = []vnet.Disk{{ID: "root-93", OS: true, Size: 3 << 20}}
+	s, err := h.q.Ensure(t.Context(), m, nic)
+	check(t, err)
+	install("8.2.0")
+	check(t, h.q.Save(t.Context(), m.ID))
+	for version, saved := range map[string]bool{"8.2.0": false, "7.2.23": true} {
+		install(version)
+		if s, err = h.q.State(t.Context(), m.ID); err != nil || s.Saved != saved {
+			t.Errorf("with %s installed: %+v, %v", version, s, err)
+		}
+	}
+	check(t, os.Remove(program))
+	if s, err = h.q.State(t.Context(), m.ID); err != nil || !s.Saved {
+		t.Errorf("while it is being replaced: %+v, %v", s, err)
+	}
+	install("7.2.23")
 }

@@ -97,5 +97,8 @@ func (q *QEMU) Delete(ctx context.Context, id string) error {
 	if err := os.RemoveAll(q.dir(id)); err != nil {
 		return fmt.Errorf("delete machine %s: %w", id, err)
 	}
+	q.mu.Lock()
+	delete(q.told, id)
+	q.mu.Unlock()
 	return nil
 }
