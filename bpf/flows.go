@@ -207,6 +207,22 @@ func (d *Datapath) Connections(port uint16, epoch uint64) ([]Flow, error) {
 	return open, err
 }
 
+// ServiceOf returns by which service the guest behind a tap speaks to a backend: the
+// end of its TCP connection that it knows; false if it speaks to the backend itself.
+func (d *Datapath) ServiceOf(ifindex int, guest, backend netip.AddrPort) (netip.AddrPort, bool) {
+	var id uint32
+	if d.objs.Taps.Lookup(uint32(ifindex), &id) != nil {
+		return netip.AddrPort{}, false
+	}
+	v, err := d.flowRow(datapathFlowKey{Remote: as16(backend.Addr()), Local: as16(guest.Addr()), Rport: swap16(backend.Port()),
+		Lport: swap16(guest.Port()), PortId: uint16(id), Proto: 6})
+	row, err2 := d.activeRow(uint16(id))
+	if err != nil || err2 != nil || v.Epoch != row.Epoch || v.Flags&uint8(datapathFlowFlagFLOW_BACKEND) == 0 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(v.Nat.ip(), swap16(v.NatPort)), true
+}
+
 // A tickClock turns the datapath's ticks into time.
 type tickClock struct {
 	now    uint32

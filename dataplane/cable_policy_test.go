@@ -323,12 +323,21 @@ func TestPeersOfRealGuests(t *testing.T) {
 
 // Both kernels believe the resets: the numbers are right, whoever connected.
 func TestResetOfRealConnections(t *testing.T) {
+	for name, to := range map[string]string{"to the guest": "10.17.34.51:443", "by a service": "10.17.34.90:8443"} {
+		t.Run(name, func(t *testing.T) { resetOfReal(t, to) })
+	}
+}
+
+func resetOfReal(t *testing.T, to string) {
 	in := intent()
 	in.Current.Document, in.Monitor = nil, ""
 	c, n := settledCable(t, in)
 	c.way = Way{VNI: red, MAC: neighbourMAC, Ifindex: n.ifindex}
+	s := service(red, "www", "10.17.34.90", 8443)
+	s.Backends = []vnet.Backend{{Member: in.Port, CA: in.Current.Addrs[0].CA, Port: 443, Weight: 1}}
+	must(t, c.maps.SetService(s))
 	l := c.serve("443")
-	theirs, err := n.dial("443")
+	theirs, err := n.dialTo(to)
 	must(t, err)
 	ours, err := l.Accept()
 	must(t, err)

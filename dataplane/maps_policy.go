@@ -143,6 +143,10 @@ func (m *maps) Connections(id vnet.PortID, epoch vnet.Epoch) ([]Connection, erro
 	return slices.Clip(all), err
 }
 
+func (m *maps) ServiceOf(ifindex int, guest, backend netip.AddrPort) (netip.AddrPort, bool) {
+	return m.bpf.ServiceOf(ifindex, guest, backend)
+}
+
 func (m *maps) Sweep(ended func(FlowEvent)) (Swept, error) {
 	s, err := m.bpf.Sweep(nil, func(f bpf.Flow) {
 		if f.Answers {

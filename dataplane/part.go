@@ -187,6 +187,10 @@ func (p *port) reset(place *vnet.Place, ifindex int, mac vnet.MAC, pa vnet.PA, w
 			p.log.Debug("guest did not hear of a reset", "err", err)
 		}
 		if w, ok := p.wayTo(place, c.Peer.Addr(), ways); ok {
+			// Into a tap nothing translates: who came by a service knows only that.
+			if service, ok := p.datapath.ServiceOf(w.Ifindex, c.Peer, c.Local); ok && w.Ifindex != 0 {
+				c.Local = service
+			}
 			if err := p.resetter.Peer(pa, w, c); err != nil {
 				p.log.Debug("peer did not hear of a reset", "err", err)
 			}

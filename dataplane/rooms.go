@@ -69,6 +69,8 @@ type Datapath interface {
 	SetLimits(vnet.PortID, vnet.Limits) error
 	// Connections lists the open TCP connections that the port has in an epoch.
 	Connections(vnet.PortID, vnet.Epoch) ([]Connection, error)
+	// ServiceOf returns by which service the guest behind a tap speaks to a backend.
+	ServiceOf(ifindex int, guest, backend netip.AddrPort) (netip.AddrPort, bool)
 	// SetDraining lets the port begin no new flows, or lets it again.
 	SetDraining(id vnet.PortID, on bool) error
 

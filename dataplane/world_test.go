@@ -295,6 +295,10 @@ func (w *world) SetLimits(id vnet.PortID, l vnet.Limits) error {
 	return nil
 }
 
+func (w *world) ServiceOf(int, netip.AddrPort, netip.AddrPort) (netip.AddrPort, bool) {
+	return netip.AddrPort{}, false
+}
+
 func (w *world) Connections(_ vnet.PortID, e vnet.Epoch) ([]Connection, error) {
 	w.mu.Lock()
 	slow := w.slow
