@@ -94,7 +94,7 @@ func TestArgs(t *testing.T) {
 	m := spec("vm-93", "deb")
 	m.CPUs, m.Memory, m.Disks = 3, 517, []vnet.Disk{{ID: "root-93", OS: true}, {ID: "data-7-with-a-long-name", Size: 5 << 20}}
 	l := launch{machine: m, nic: NIC{"tap93", vnet.PortMAC(0x1a2b3c4d), 1432}, dir: "/d/vms/vm-93", accel: accelTCG,
-		image: image{kernel: "/i/deb/vmlinuz", initrd: "/i/deb/initrd.img", disk: "/i/deb/disk.qcow2", cmdline: "console=ttyS0 quiet"}}
+		image: image{Kernel: "/i/deb/vmlinuz", Initrd: "/i/deb/initrd.img", Disk: "/i/deb/disk.qcow2", Cmdline: "console=ttyS0 quiet"}}
 	want := `-name vm-93 -nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi -cpu max -smp 3 -m 517` +
 		` -pidfile /d/vms/vm-93/qemu.pid -uuid ` + m.UUID + ` -smbios type=1,manufacturer=Replug,product=Replug VM,serial=vm-93,uuid=` + m.UUID +
 		` -sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny,elevateprivileges=deny` +

@@ -38,13 +38,13 @@ func (c *Config) args(l *launch) []string {
 		"-pidfile", filepath.Join(l.dir, pidFile)}
 	a = append(a, smbios(m)...)
 	a = append(a, c.leastPrivilege(l)...)
-	if l.image.kernel != "" {
-		a = append(a, "-kernel", l.image.kernel)
-		if l.image.cmdline != "" {
-			a = append(a, "-append", l.image.cmdline)
+	if l.image.Kernel != "" {
+		a = append(a, "-kernel", l.image.Kernel)
+		if l.image.Cmdline != "" {
+			a = append(a, "-append", l.image.Cmdline)
 		}
-		if l.image.initrd != "" {
-			a = append(a, "-initrd", l.image.initrd)
+		if l.image.Initrd != "" {
+			a = append(a, "-initrd", l.image.Initrd)
 		}
 	}
 	for i, d := range disks(m, l.image) {

@@ -4,6 +4,7 @@
 //	<dir>/vms/<id>/machine.json   what was asked for, and which process runs it
 //	               os.qcow2       overlay of the image's disk
 //	               <disk>.qcow2   data disks
+//	               vmlinuz, initrd.img  of the image, as they were at the first start
 //	               console.log    serial port 0
 //	               qmp.sock       monitor, for whoever moves the NIC's link
 //	               power.sock     monitor, for this package

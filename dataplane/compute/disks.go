@@ -17,11 +17,14 @@ import (
 	"replug/directory/vnet"
 )
 
-// An image is a directory of the repository. Without a kernel its disk boots.
+// An image is a directory of the repository. Without a kernel its disk boots. The
+// machines made of it have it in their records.
 type image struct {
-	kernel, initrd, disk string // files; "" if there is none
-	cmdline              string
-	personality          vnet.Personality
+	Kernel      string           `json:"kernel,omitempty"` // files; "" if there is none
+	Initrd      string           `json:"initrd,omitempty"`
+	Disk        string           `json:"disk,omitempty"`
+	Cmdline     string           `json:"cmdline,omitempty"`
+	Personality vnet.Personality `json:"-"` // a machine has its own
 }
 
 // about is image.json: what can't be told by looking.
@@ -58,7 +61,7 @@ func openImage(repository, name string) (image, error) {
 	if err != nil {
 		return im, fmt.Errorf("image %s: %w: %w (put it into %s)", name, ErrNoImage, err, repository)
 	}
-	for file, at := range map[string]*string{"vmlinuz": &im.kernel, "initrd.img": &im.initrd, "disk.qcow2": &im.disk} {
+	for file, at := range map[string]*string{"vmlinuz": &im.Kernel, "initrd.img": &im.Initrd, "disk.qcow2": &im.Disk} {
 		path, err := filepath.EvalSymlinks(filepath.Join(dir, file))
 		switch {
 		case err == nil:
@@ -67,19 +70,19 @@ func openImage(repository, name string) (image, error) {
 			return im, fmt.Errorf("image %s: %w: %w", name, ErrNoImage, err)
 		}
 	}
-	if im.kernel == "" && im.disk == "" {
+	if im.Kernel == "" && im.Disk == "" {
 		return im, fmt.Errorf("image %s: %w: it has neither vmlinuz nor disk.qcow2 in %s", name, ErrNoImage, dir)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return im, fmt.Errorf("image %s: %w: %w", name, ErrNoImage, err)
 	}
-	im.cmdline = strings.TrimSpace(string(b))
+	im.Cmdline = strings.TrimSpace(string(b))
 	var a about
 	if err := a.read(dir); err != nil {
 		return im, fmt.Errorf("image %s: %w: %w", name, ErrNoImage, err)
 	}
-	im.personality = a.Personality
+	im.Personality = a.Personality
 	return im, nil
 }
 
@@ -106,7 +109,7 @@ func (q *QEMU) Images() ([]Image, error) {
 			q.c.Log.Warn("image is not offered", "image", e.Name(), "why", err)
 			continue
 		}
-		all = append(all, Image{Name: e.Name(), Personality: im.personality})
+		all = append(all, Image{Name: e.Name(), Personality: im.Personality})
 	}
 	return all, nil
 }
@@ -122,10 +125,10 @@ func disks(m *vnet.Machine, im image) []vnet.Disk {
 			rest = append(rest, d)
 		}
 	}
-	if first == nil && im.disk != "" {
+	if first == nil && im.Disk != "" {
 		first = &vnet.Disk{ID: "os", OS: true}
 	}
-	if first == nil || im.disk == "" && first.Size == 0 {
+	if first == nil || im.Disk == "" && first.Size == 0 {
 		return rest
 	}
 	return append([]vnet.Disk{*first}, rest...)
@@ -168,11 +171,11 @@ func (q *QEMU) room(dir string) error {
 
 func (q *QEMU) makeDisk(ctx context.Context, file string, d vnet.Disk, im image) error {
 	args := []string{"create", "-q", "-f", "qcow2"}
-	if d.OS && im.disk != "" {
+	if d.OS && im.Disk != "" {
 		if err := q.fits(ctx, d, im); err != nil {
 			return err
 		}
-		args = append(args, "-F", "qcow2", "-b", im.disk)
+		args = append(args, "-F", "qcow2", "-b", im.Disk)
 	}
 	next := file + ".new"
 	defer os.Remove(next)
@@ -188,7 +191,7 @@ func (q *QEMU) makeDisk(ctx context.Context, file string, d vnet.Disk, im image)
 
 // fits refuses an OS disk smaller than its image: the guest would lose its end.
 func (q *QEMU) fits(ctx context.Context, d vnet.Disk, im image) error {
-	out, err := q.img(ctx, "info", "--output=json", "-f", "qcow2", im.disk)
+	out, err := q.img(ctx, "info", "--output=json", "-f", "qcow2", im.Disk)
 	if err != nil {
 		return err
 	}

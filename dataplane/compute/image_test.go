@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"replug/directory/vnet"
 )
 
@@ -30,5 +31,79 @@ func TestImages(t *testing.T) {
 	want := []Image{{"agent", ""}, {"appliance", vnet.PersonalityPlain}, {"debian", vnet.PersonalityCloudInit}, {"tiny", ""}}
 	if !slices.Equal(got, want) {
 		t.Errorf("offered %v, want %v", got, want)
+	}
+}
+
+// bootless is a QEMU that writes down what it was to boot, and boots the disk.
+const bootless = `#!/bin/sh
+rest=
+while [ $# -gt 0 ]; do
+	case $1 in
+	-kernel|-initrd) echo "$1 $(cat "$2")" >>$BOOTED; shift ;;
+	-append) echo "$1 $2" >>$BOOTED; shift ;;
+	*) rest="$rest '$1'" ;;
+	esac
+	shift
+done
+eval exec qemu-system-x86_64 "$rest"
+`
+
+// A machine boots what it was made of, whatever has become of its image: the name goes
+// to another directory, files are replaced, all but the disk is removed.
+func TestImageIsReplaced(t *testing.T) {
+	for _, store := range []string{"the same file system", "another one"} {
+		t.Run(store, func(t *testing.T) {
+			booted := filepath.Join(t.TempDir(), "booted")
+			t.Setenv("BOOTED", booted)
+			program := filepath.Join(t.TempDir(), "qemu")
+			check(t, os.WriteFile(program, []byte(bootless), 0o755))
+			h := newHost(t, func(c *Config) { c.QEMU = program })
+			if store == "another one" {
+				check(t, unix.Mount("tmpfs", h.q.dir(""), "tmpfs", 0, "size=256m"))
+				t.Cleanup(func() { _ = unix.Unmount(h.q.dir(""), unix.MNT_DETACH) })
+			}
+			disk, err := os.ReadFile(filepath.Join(h.c.Images, "talks", "disk.qcow2"))
+			check(t, err)
+			image := func(dir, word string) {
+				dir = filepath.Join(h.c.Images, dir)
+				check(t, os.MkdirAll(dir, 0o755))
+				for name, b := range map[string][]byte{"vmlinuz": []byte("kernel " + word), "initrd.img": []byte("initrd " + word), "cmdline": []byte("of=" + word + "\n"), "disk.qcow2": disk} {
+					check(t, os.WriteFile(filepath.Join(dir, name+".new"), b, 0o644))
+					check(t, os.Rename(filepath.Join(dir, name+".new"), filepath.Join(dir, name)))
+				}
+			}
+			image("deb-12.1", "first")
+			name := filepath.Join(h.c.Images, "deb")
+			check(t, os.Symlink("deb-12.1", name))
+			nic := h.tap("tap93")
+			boots := func(id, word string) {
+				t.Helper()
+				_ = os.Remove(booted)
+				s, err := h.q.Ensure(t.Context(), spec(id, "deb"), nic)
+				check(t, err)
+				h.said(s, "hello from the disk")
+				b, err := os.ReadFile(booted)
+				check(t, err)
+				if got, want := string(b), "-kernel kernel "+word+"\n-append of="+word+"\n-initrd initrd "+word+"\n"; got != want {
+					t.Errorf("%s boots %q, want %q", id, got, want)
+				}
+				check(t, h.q.Stop(t.Context(), id, false))
+			}
+			boots("vm-93", "first")
+			image("deb-12.2", "second")
+			check(t, os.Remove(name))
+			check(t, os.Symlink("deb-12.2", name))
+			boots("vm-93", "first")
+			image("deb-12.1", "third")
+			boots("vm-93", "first")
+			boots("vm-94", "second")
+			check(t, h.q.Close())
+			h.open() // another agent
+			check(t, os.RemoveAll(filepath.Join(h.c.Images, "deb-12.2")))
+			for _, file := range []string{"vmlinuz", "initrd.img", "cmdline"} {
+				check(t, os.Remove(filepath.Join(h.c.Images, "deb-12.1", file)))
+			}
+			boots("vm-93", "first")
+		})
 	}
 }

@@ -35,6 +35,7 @@ const (
 type record struct {
 	Machine vnet.Machine `json:"machine"`
 	NIC     NIC          `json:"nic"`
+	Image   *image       `json:"image,omitempty"` // as it was at the machine's first start
 	Accel   string       `json:"accel"`
 	Format  string       `json:"format,omitempty"` // who can read its state: see [QEMU.format]
 	PID     int          `json:"pid,omitempty"`
@@ -81,7 +82,7 @@ func find(dir string) *process {
 
 // launch runs QEMU in a session of its own and remembers it.
 func (q *QEMU) launch(ctx context.Context, l *launch) (*process, error) {
-	r := record{Machine: l.machine, NIC: l.nic, Accel: l.accel, Format: q.format()}
+	r := record{Machine: l.machine, NIC: l.nic, Image: &l.image, Accel: l.accel, Format: q.format()}
 	if err := r.write(l.dir); err != nil {
 		return nil, err
 	}

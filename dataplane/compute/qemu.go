@@ -197,7 +197,7 @@ func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine
 	if _, err := exec.LookPath(q.c.QEMU); err != nil {
 		return nil, false, fmt.Errorf("%w: %w (install qemu-system-x86)", ErrNoQEMU, err)
 	}
-	im, err := openImage(q.c.Images, spec.Image)
+	im, kept, err := q.imageOf(&spec)
 	if err != nil {
 		return nil, false, err
 	}
@@ -213,10 +213,15 @@ func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine
 	if err := os.MkdirAll(l.dir, 0o750); err != nil {
 		return nil, false, full(err)
 	}
+	if !kept {
+		if err := l.image.keep(l.dir); err != nil {
+			return nil, false, err
+		}
+	}
 	if err := q.makeDisks(ctx, l.dir, &spec, im); err != nil {
 		return nil, false, err
 	}
-	if l.accel, err = q.accel(ctx, im.kernel); err != nil {
+	if l.accel, err = q.accel(ctx, im.Kernel); err != nil {
 		return nil, false, err
 	}
 	mark, err := unmark(l.dir)

@@ -250,10 +250,9 @@ func TestFailedStartKeepsDisks(t *testing.T) {
 		// QEMU makes a tap that is missing, if it may.
 		t.Log("QEMU made its tap")
 	}
-	bad := m
-	bad.Image = "gone"
 	check(t, h.q.Stop(t.Context(), m.ID, false))
-	if _, err := h.q.Ensure(t.Context(), bad, nic); !errors.Is(err, ErrNoImage) {
+	check(t, os.Remove(filepath.Join(h.c.Images, "talks", "disk.qcow2")))
+	if _, err := h.q.Ensure(t.Context(), m, nic); !errors.Is(err, ErrBoot) {
 		t.Errorf("Ensure: %v", err)
 	}
 	if h.inode(s.Dir, "os.qcow2") != inode {
