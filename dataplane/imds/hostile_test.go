@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -124,34 +125,48 @@ func TestSlow(t *testing.T) {
 	}
 }
 
-// TestHopLimit reads the time to live of the answer as the guest gets it.
+// TestHopLimit reads the hop limit of the answer as the guest gets it.
 func TestHopLimit(t *testing.T) {
-	s := serve(t)
-	conn := dial(t, s, "127.23.7.9")
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		t.Fatalf("raw socket: %v (needs root)", err)
-	}
-	defer unix.Close(fd)
-	tv := unix.NsecToTimeval(int64(deadline))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprint(conn, "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\n\r\n")
-	server := uint16(conn.RemoteAddr().(*net.TCPAddr).Port)
-	ttl := uint8(0)
-	for b := make([]byte, 4096); ttl == 0; {
-		n, err := unix.Read(fd, b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ip := b[:n]
-		if tcp := ip[int(ip[0]&15)*4:]; binary.BigEndian.Uint16(tcp) == server && bytes.Contains(tcp, []byte("HTTP/1.1 200")) {
-			ttl = ip[8]
-		}
-	}
-	if ttl != 1 {
-		t.Errorf("time to live %d, want 1", ttl)
+	for _, c := range []struct {
+		name, at, from           string
+		family, level, ask, told int
+	}{
+		{"IPv4", "127.0.0.1:0", "127.23.7.9", unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVTTL, unix.IP_TTL},
+		{"IPv6", "[::1]:0", "::1", unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, unix.IPV6_HOPLIMIT},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := serveAt(t, c.at)
+			conn := dial(t, s, c.from)
+			fd, err := unix.Socket(c.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+			if err != nil {
+				t.Fatalf("raw socket: %v (needs root)", err)
+			}
+			defer unix.Close(fd)
+			tv := unix.NsecToTimeval(int64(deadline))
+			if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv), unix.SetsockoptInt(fd, c.level, c.ask, 1)); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(conn, "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\n\r\n")
+			server := uint16(conn.RemoteAddr().(*net.TCPAddr).Port)
+			for b, oob := make([]byte, 4096), make([]byte, 256); ; {
+				n, m, _, _, err := unix.Recvmsg(fd, b, oob, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tcp := b[:n]
+				if c.family == unix.AF_INET { // of IPv6 a raw socket gets no header
+					tcp = tcp[int(b[0]&15)*4:]
+				}
+				if binary.BigEndian.Uint16(tcp) != server || !bytes.Contains(tcp, []byte("HTTP/1.1 200")) {
+					continue
+				}
+				hops, err := unix.ParseSocketControlMessage(oob[:m])
+				if err != nil || len(hops) != 1 || hops[0].Header.Type != int32(c.told) || binary.NativeEndian.Uint32(hops[0].Data) != 1 {
+					t.Errorf("hop limit %+v, %v, want 1", hops, err)
+				}
+				return
+			}
+		})
 	}
 }
 

@@ -43,9 +43,18 @@ type service struct {
 
 func serve(t *testing.T) *service {
 	t.Helper()
+	return serveAt(t, "127.0.0.1:0")
+}
+
+// serveAt takes everybody who comes over IPv6 for port 23.
+func serveAt(t *testing.T, address string) *service {
+	t.Helper()
 	s := &service{reports: make(chan vnet.GuestReport, 8), refused: map[string]int{}}
 	s.Server = imds.New(imds.Config{
 		Identify: func(a netip.AddrPort) (imds.Caller, bool) {
+			if a.Addr().Is6() {
+				return imds.Caller{Port: 23, Epoch: 7}, true
+			}
 			b := a.Addr().Unmap().As4()
 			return imds.Caller{Port: vnet.PortID(b[1]), Epoch: uint16(b[2])}, b[3] == 9
 		},
@@ -61,7 +70,7 @@ func serve(t *testing.T) *service {
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
-	ln, err := imds.Listen(t.Context(), "lo", "127.0.0.1:0")
+	ln, err := imds.Listen(t.Context(), "lo", address)
 	if err != nil {
 		t.Fatal(err)
 	}
