@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 )
 
@@ -51,11 +52,48 @@ func (o offloaded) each(t *testing.T, receive string) {
 	}
 }
 
-func talkBoth(t *testing.T, from, to *guest, family int, on bool) {
+// A served guest is the one backend of a service, by which others talk to it.
+type served struct{ *guest }
+
+func (s served) at(family int, _ uint16) netip.AddrPort {
+	return s.guest.at(family, 8453)
+}
+
+// What goes to a service and comes from it is translated in superpackets too, on
+// whatever way they come: the same talk, by the service's address.
+func TestOffloadsOfServices(t *testing.T) {
+	for name, lay := range map[string]wiring{"uncut": uncut, "copied": copied} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, fabric4(1550), lay)
+			hosts := []*machine{b.host(0), b.host(1)}
+			from := b.guest(hosts[0], redA, 1500, 1500, hosts...)
+			places := map[string]*guest{"same host": b.guest(hosts[0], redA2, 1500, 1500, hosts...), "cross host": b.guest(hosts[1], redB, 1500, 1500, hosts...)}
+			for place, to := range places {
+				for family, inner := range []string{"IPv4", "IPv6"} {
+					for _, proto := range []uint8{protoTCP, protoUDP} {
+						if err := hosts[0].dp.SetService(serviceOf(family, proto, Backend{CA: to.at(family, 0).Addr(), Port: 8453, Weight: 1})); err != nil {
+							t.Fatal(err)
+						}
+					}
+					for _, on := range []bool{true, false} {
+						from.offloads(on)
+						to.offloads(on)
+						t.Run(fmt.Sprintf("%s, offloads %t, %s", inner, on, place), func(t *testing.T) { talkBoth(t, from, served{to}, family, on) })
+					}
+				}
+			}
+			for _, h := range hosts {
+				h.onlyDropped("ip_options", "nd_probe")
+			}
+		})
+	}
+}
+
+func talkBoth(t *testing.T, from *guest, to talker, family int, on bool) {
 	before := overtaken(t, from) + overtaken(t, to)
 	c := connect(t, from, to, family)
 	if err := c.exchange([2][]byte{noise(2<<20, 3), noise(1<<20, 5)}); err != nil {
-		t.Errorf("TCP: %v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
+		t.Errorf("TCP: %v; drops %v", err, from.host.reasons())
 	}
 	if n := overtaken(t, from) + overtaken(t, to) - before; n != 0 {
 		t.Errorf("TCP: %d segments overtook others", n)
@@ -63,7 +101,7 @@ func talkBoth(t *testing.T, from, to *guest, family int, on bool) {
 	const bursts = 12
 	sent := from.sent()
 	if err := datagrams(from, to, family, bursts); err != nil {
-		t.Errorf("UDP: %v; drops %v and %v", err, from.host.reasons(), to.host.reasons())
+		t.Errorf("UDP: %v; drops %v", err, from.host.reasons())
 	}
 	frames := from.sent() - sent
 	if whole := frames < bursts*burstSegments/2; whole != (on && from.host.takesUSO()) {

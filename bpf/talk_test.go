@@ -27,6 +27,15 @@ type talker interface {
 	at(family int, port uint16) netip.AddrPort
 }
 
+// called is where others say that they want to talk to a room that listens at an
+// address: there, or at the service that it is behind.
+func called(to talker, listens string, family int) string {
+	if s, ok := to.(served); ok {
+		return netip.AddrPortFrom(vips[family], s.at(family, 0).Port()).String()
+	}
+	return listens
+}
+
 // A connection is one TCP connection, both of whose ends the test has.
 type connection struct{ from, to *net.TCPConn }
 
@@ -38,7 +47,7 @@ func connect(t *testing.T, from, to talker, family int) connection {
 	var c connection
 	from.in(func() error {
 		d := net.Dialer{Timeout: patience, Control: loseless}
-		conn, err := d.Dial("tcp", l.Addr().String())
+		conn, err := d.Dial("tcp", called(to, l.Addr().String(), family))
 		if err == nil {
 			c.from = conn.(*net.TCPConn)
 		}
@@ -171,7 +180,10 @@ func datagrams(from, to talker, family, bursts int) error {
 	})
 	defer in.Close()
 	from.in(func() (err error) {
-		out, err = net.DialUDP("udp", nil, in.LocalAddr().(*net.UDPAddr))
+		addr, err := net.ResolveUDPAddr("udp", called(to, in.LocalAddr().String(), family))
+		if err == nil {
+			out, err = net.DialUDP("udp", nil, addr)
+		}
 		return err
 	})
 	defer out.Close()
