@@ -1,6 +1,7 @@
 package guests
 
 import (
+	"net/netip"
 	"slices"
 
 	pb "replug/control/controlpb"
@@ -21,6 +22,25 @@ var Families = []Family{
 	{Name: "IPv6, DHCPv6", V6: true, red: v6(20, false), blue: v6(30, false)},
 	{Name: "IPv6, SLAAC", V6: true, SLAAC: true, red: v6(40, true), blue: v6(50, true)},
 	{Name: "dual stack", V4: true, V6: true, red: append(v4(60), v6(60, false)...), blue: append(v4(70), v6(70, false)...)},
+}
+
+// network are the subnets of a colour.
+func (f Family) network(colour string) []*pb.Subnet {
+	if colour == "red" {
+		return f.red
+	}
+	return f.blue
+}
+
+// dns are the name servers of a colour, one in each of its subnets.
+func (f Family) dns(colour string) (all []string) {
+	for _, n := range f.network(colour) {
+		a := netip.MustParsePrefix(n.Prefix).Addr().AsSlice()
+		a[len(a)-1] = 53
+		ip, _ := netip.AddrFromSlice(a)
+		all = append(all, ip.String())
+	}
+	return all
 }
 
 // letter tells the families' labs apart.

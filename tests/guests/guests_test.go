@@ -162,8 +162,11 @@ func line(t *testing.T, s *Subject, c Client, runs int) {
 	if c.Ought(s.Family) && !row.Follows {
 		t.Errorf("%s: %s does not follow; the agent said:\n%s", row.Family, row.Client, s.log(t.Context()))
 	}
+	if s.restart != "" {
+		t.Errorf("%s: %s: a network manager was restarted: %s; the agent said:\n%s", row.Family, row.Client, s.restart, s.log(t.Context()))
+	}
 	if row.OldAddressLeft && !c.mayKeep(s.Family) {
-		t.Errorf("%s: %s keeps its old address, %s; the agent said:\n%s", row.Family, row.Client, s.kept, s.log(t.Context()))
+		t.Errorf("%s: %s keeps something of its old network, %s; the agent said:\n%s", row.Family, row.Client, s.kept, s.log(t.Context()))
 	}
 }
 

@@ -23,6 +23,7 @@ type machine interface {
 	tap() string
 	monitor() string
 	log(ctx context.Context) string // of the agent
+	managers(ctx context.Context) (string, error)
 	reset(ctx context.Context, next net.HardwareAddr) (net.HardwareAddr, error)
 	stop(ctx context.Context) error
 }
@@ -67,6 +68,9 @@ func (r *room) stop(ctx context.Context) error                { return r.Stop(ct
 
 // reset does nothing: each client has a room of its own.
 func (r *room) reset(context.Context, net.HardwareAddr) (net.HardwareAddr, error) { return r.mac, nil }
+
+// managers returns nothing: nobody would restart them here.
+func (r *room) managers(context.Context) (string, error) { return "", nil }
 
 func (r *room) log(context.Context) string {
 	if r.proc == nil {
@@ -146,6 +150,13 @@ func (v *vm) addrs(ctx context.Context) ([]netip.Prefix, error) {
 	return all, nil
 }
 
+// managers returns the processes of the network managers, which nobody may restart:
+// other NICs and their owner's settings hang on them.
+func (v *vm) managers(ctx context.Context) (string, error) {
+	out, err := v.sh(ctx, "for u in systemd-networkd NetworkManager; do echo $u $(systemctl show -p MainPID --value $u); done")
+	return strings.Join(strings.Fields(out), " "), err
+}
+
 func (v *vm) log(ctx context.Context) string {
 	out, _ := v.sh(ctx, "cat /run/replug-guest.log")
 	return out
@@ -158,7 +169,7 @@ func (v *vm) reset(ctx context.Context, next net.HardwareAddr) (net.HardwareAddr
 ifdown --force eth0 2>/dev/null
 pkill -9 -x dhclient; pkill -9 -f '[u]dhcpc'; pkill -9 -x dhcpcd
 rm -rf /run/replug-guest.log /etc/systemd/network/10-eth0.network /etc/NetworkManager/system-connections/* /var/lib/NetworkManager/*lease* \
-	/var/lib/dhcp/* /var/lib/dhcpcd/*.lease* /run/systemd/netif /run/network/ifstate* /var/lib/replug-guest
+	/var/lib/dhcp/* /var/lib/dhcpcd/*.lease* /run/systemd/netif /run/NetworkManager/resolv.conf /run/network/ifstate* /var/lib/replug-guest
 : >/etc/resolv.conf; : >/etc/network/interfaces
 ip link set eth0 down
 ip link set eth0 address `+next.String()+`

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "replug/control/controlpb"
+	"replug/directory/vnet"
 	"replug/tests/cluster"
 	"replug/tests/lab"
 )
@@ -46,6 +48,7 @@ type World struct {
 	Family  Family
 	Image   string // of BuildImage
 	conn    *grpc.ClientConn
+	routers map[string]netip.Addr // of the networks, by colour; of IPv6
 	used    int
 }
 
@@ -55,16 +58,18 @@ func NewWorld(ctx context.Context, c *cluster.Cluster, f Family, image string) (
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Cluster: c, Family: f, Image: image, conn: conn}
+	w := &World{Cluster: c, Family: f, Image: image, conn: conn, routers: map[string]netip.Addr{}}
 	_, err = pb.NewTenantsClient(conn).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: "tenant", Name: tenant})
 	if err != nil {
 		return nil, err
 	}
-	for n, subnets := range map[string][]*pb.Subnet{w.network("red"): f.red, w.network("blue"): f.blue} {
-		if _, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network-" + n,
-			Network: &pb.Network{Moniker: n, Tenant: tenant, Subnets: subnets}}); err != nil {
-			return nil, fmt.Errorf("network %s: %w", n, err)
+	for _, colour := range []string{"red", "blue"} {
+		n, err := pb.NewNetworksClient(conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: "network-" + w.network(colour),
+			Network: &pb.Network{Moniker: w.network(colour), Tenant: tenant, Subnets: f.network(colour), Dns: f.dns(colour)}})
+		if err != nil {
+			return nil, fmt.Errorf("network %s: %w", w.network(colour), err)
 		}
+		w.routers[colour] = vnet.VNI(n.Vni).Gateway6()
 	}
 	return w, nil
 }
@@ -87,7 +92,8 @@ type Subject struct {
 	name, at string
 	now, old []netip.Addr
 	why      string // the last one did not follow
-	kept     string // what was left of which address
+	kept     string // what was left of the old network
+	restart  string // of a network manager, if there was one
 }
 
 // Room makes a cheap guest for one client, VM a machine for all of them.
@@ -161,6 +167,7 @@ func parse(all []string) (addrs []netip.Addr, err error) {
 // does not follow is tried once: its swap is undone.
 func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err error) {
 	row, s.why, s.kept = Row{Client: c.String(), Family: s.Family.Name, Follows: true}, "", ""
+	s.restart = ""
 	if s.mac, err = s.reset(ctx, s.newMAC()); err != nil {
 		return row, err
 	}
@@ -170,6 +177,10 @@ func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err err
 	defer func() { err = errors.Join(err, s.detach(context.WithoutCancel(ctx))) }()
 	if err := s.begin(ctx, c); err != nil {
 		return row, fmt.Errorf("%s: %w", c, err)
+	}
+	managers, err := s.managers(ctx)
+	if err != nil {
+		return row, err
 	}
 	var took []float64
 	rungs := map[string]int{}
@@ -194,6 +205,13 @@ func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err err
 		if wrong != "" {
 			row.OldAddressLeft, s.kept = true, sprint("after swap %d: %s", row.Runs, wrong)
 		}
+	}
+	after, err := s.managers(ctx)
+	if err != nil {
+		return row, err
+	}
+	if after != managers {
+		s.restart = sprint("%s before, %s after %d swaps", managers, after, row.Runs)
 	}
 	for rung, n := range rungs {
 		if n > rungs[row.Rung] {
@@ -272,8 +290,9 @@ func (s *Subject) swap(ctx context.Context) (*pb.Swap, float64, error) {
 	return swap, took, err
 }
 
-// left waits until the guest has its new addresses and none of the old ones, as long
-// as a client may need for that, and returns what is wrong then.
+// left waits until the guest has its new addresses and nothing of the old network, as
+// long as a client may need for that, and returns what is wrong then: an address, a
+// route to the old network or by its router, a name server.
 func (s *Subject) left(ctx context.Context) (wrong string, err error) {
 	for end := time.Now().Add(8 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		have, err := s.addrs(ctx)
@@ -286,6 +305,11 @@ func (s *Subject) left(ctx context.Context) (wrong string, err error) {
 				wrong = sprint("%s is there", p)
 			}
 		}
+		if wrong == "" {
+			if wrong, err = s.leftovers(ctx); err != nil {
+				return "", fmt.Errorf("look for what is left of the old network: %w", err)
+			}
+		}
 		if err := s.lacks(have, s.now); err != nil && wrong == "" {
 			wrong = err.Error()
 		}
@@ -293,6 +317,42 @@ func (s *Subject) left(ctx context.Context) (wrong string, err error) {
 			return wrong, nil
 		}
 	}
+}
+
+// settings prints what a guest has besides its addresses: routes of all tables, and
+// name servers wherever one of the clients writes them.
+const settings = `ip -4 route show table all dev eth0
+ip -6 route show table all dev eth0
+for f in /etc/resolv.conf /run/NetworkManager/resolv.conf /run/systemd/netif/links/*; do
+	[ ! -f $f ] || sed "s|^|$f: |" $f
+done`
+
+var addrForm = regexp.MustCompile(`[0-9a-fA-F]*[:.][0-9a-fA-F:.]+`)
+
+// formerly is the kernel's route to one address that the guest had by DHCPv6: it goes
+// with the address only if that had no lifetime (net/ipv6/addrconf.c, ipv6_del_addr).
+var formerly = regexp.MustCompile(`^[0-9a-f:]+ proto kernel .* expires `)
+
+// leftovers returns the first line of the guest's settings that is of the old network.
+func (s *Subject) leftovers(ctx context.Context) (string, error) {
+	out, err := s.sh(ctx, settings)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	old := map[string]string{"red": "blue", "blue": "red"}[s.at]
+	for line := range strings.Lines(out) {
+		if formerly.MatchString(line) {
+			continue
+		}
+		for _, word := range addrForm.FindAllString(line, -1) {
+			a, err := netip.ParseAddr(word)
+			of := func(n *pb.Subnet) bool { return netip.MustParsePrefix(n.Prefix).Contains(a) }
+			if err == nil && (a == s.routers[old] || slices.ContainsFunc(s.Family.network(old), of)) {
+				return "it has " + strings.TrimSpace(line), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // hops prints what happened in a swap, and when.
