@@ -30,6 +30,7 @@ type fakeHost struct {
 type manners struct {
 	refuse string                                    // answers each Next with a refusal
 	deaf   bool                                      // says nothing at all
+	resets bool                                      // its guests are reset as soon as they have flipped
 	upTo   func(vnet.Place) vnet.StatusPhase         // how far it gets in a place; nil: all the way
 	guest  func(vnet.Place, *vnet.GuestReport)       // changes what the guest says
 	hook   func(phase vnet.StatusPhase, port string) // called before a status is reported
@@ -154,6 +155,9 @@ func (h *fakeHost) flip(in vnet.Intent, p *fakePort) {
 	for phase := vnet.StatusFlipped; phase <= last && phase <= vnet.StatusConfirmed; phase++ {
 		s.Phase = phase
 		s.Hops = append(s.Hops, vnet.Hop{Name: phase.String(), At: time.Now()})
+		if h.manners.resets {
+			s.Hops = append(s.Hops, vnet.Hop{Name: vnet.HopReset, At: time.Now()})
+		}
 		if phase == vnet.StatusLeased {
 			s.Rung, s.Blackout = "bounce 20ms", 17*time.Millisecond
 		}

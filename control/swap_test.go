@@ -116,6 +116,24 @@ func TestSwapUndone(t *testing.T) {
 	}
 }
 
+// A guest that is reset in mid-swap has the boot budget of the server.
+func TestSwapOfAGuestThatIsReset(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.BootBudget = 700 * time.Millisecond })
+	w.furnish()
+	h := w.host("h7", 7)
+	w.vm("web-1", "red", "10.17.34.51")
+	h.behave(manners{resets: true, upTo: func(p vnet.Place) vnet.StatusPhase {
+		if p.Network == "blue" {
+			return vnet.StatusFlipped
+		}
+		return vnet.StatusConfirmed
+	}})
+	s := w.swapped(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", LeaseBudget: durationpb.New(200 * time.Millisecond)})
+	if s.Phase != "undone" || !strings.Contains(s.Error, "within 200ms, nor within 700ms of its reset") {
+		t.Errorf("swap %v", s)
+	}
+}
+
 // A host that is full ends a swap at staged, with no impact; a second swap, a
 // deleted network and a taken address wait for the first one's end.
 func TestSwapRefusedAndBusy(t *testing.T) {
