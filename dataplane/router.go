@@ -12,11 +12,15 @@ import (
 	"replug/directory/vnet"
 )
 
+// tellGaps are the times between the advertisements that follow an event and that
+// nobody has asked for. A guest that has seen its link come back listens only when
+// its link-local address is good, and systemd-networkd (252) asks up to 1.5 s after
+// that. RFC 4861, section 10, wants 3 s between two on a link of many hosts and
+// routers, RFC 6275, section 7.5, as little as 30 ms where a host has just arrived;
+// here one guest hears them.
+var tellGaps = []time.Duration{250 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second}
+
 const (
-	// tellGap is the least time between two advertisements that nobody asked for
-	// (RFC 4861, section 10), and tellFirst how many of them follow an event at it.
-	tellGap   = 3 * time.Second
-	tellFirst = 3
 	// Then they come at random within these bounds (the RFC's own), a third of
 	// their lifetime at most.
 	tellLeast = 200 * time.Second
@@ -107,11 +111,12 @@ func (p *port) tellRouter() time.Duration {
 	}
 	p.metrics.adverts.WithLabelValues("unsolicited").Add(float64(len(frames)))
 	r.told++
-	gap := tellGap
+	gap := forever
 	switch {
 	case len(frames) == 0:
-		gap = forever
-	case r.told >= tellFirst:
+	case r.told <= len(tellGaps):
+		gap = tellGaps[r.told-1]
+	default:
 		gap = tellLeast + rand.N(tellMost-tellLeast)
 	}
 	r.tellAt = time.Now().Add(gap)
