@@ -193,18 +193,29 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 }
 
 // theirs is how long clients are left alone first: at the agent's start they have just
-// asked; a metadata service that is silent may be slow; and dhcpcd has seen its link
-// itself, and told to renew on top of that it would begin once more.
-func theirs(clients []otherClient, why reason, start bool) time.Duration {
-	flap := why == (reason{})
+// asked; a metadata service that is silent may be slow; and who has seen the flap
+// begins by itself, and told to renew on top of that would begin once more.
+func theirs(clients []otherClient, why reason, start bool) (longest time.Duration) {
 	switch {
 	case why.stale > 0:
 		return judgeSilence
-	case flap && (start || !slices.ContainsFunc(clients, func(c otherClient) bool { return c.name != dhcpcd })):
+	case why != (reason{}):
+		return 0
+	case start:
 		return judgeProbing
 	}
-	return 0
+	for _, c := range clients {
+		alone, sees := seesLinks[c.name]
+		if !sees {
+			return 0
+		}
+		longest = max(longest, alone)
+	}
+	return longest
 }
+
+// seesLinks are the clients that follow the carrier, and what they may take then.
+var seesLinks = map[string]time.Duration{dhcpcd: judgeProbing, networkd: judgeSeen}
 
 func removed[T fmt.Stringer](gone []T) string {
 	if len(gone) == 0 {
