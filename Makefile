@@ -72,7 +72,7 @@ package: setup ## make Debian packages of the agent in guests: out/replug-guest_
 test-guests: setup-test build ## swap a guest of every DHCP client, in machines; writes out/guests.json
 	mkdir -p out
 	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
-		$(GO) test -count=1 -timeout 30m -run TestTable -v ./tests/guests
+		$(GO) test -count=1 -timeout 45m -run 'TestTable|TestStock' -v ./tests/guests
 
 ##@ Keeping house
 

@@ -58,6 +58,12 @@ var build = sync.OnceValues(func() (k kit, err error) {
 // world is a lab of one host with the real programs.
 func world(t *testing.T, f Family) *World {
 	t.Helper()
+	return worldOf(t, f, cluster.Config{})
+}
+
+// worldOf is a world whose hosts have an image, too.
+func worldOf(t *testing.T, f Family, config cluster.Config) *World {
+	t.Helper()
 	kit, err := build()
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +85,8 @@ func world(t *testing.T, f Family) *World {
 			t.Errorf("left behind: %q", left)
 		}
 	})
-	c, err := cluster.Start(ctx, l, cluster.Config{Bin: bin})
+	config.Bin = bin
+	c, err := cluster.Start(ctx, l, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,14 +146,35 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// line makes one line of the table, and writes it at once: a run that is cut off has
-// made the others. Time is judged, not tested.
-func line(t *testing.T, s *Subject, c Client, runs int) {
-	row, err := s.Try(t.Context(), c, runs)
-	if err != nil {
-		t.Errorf("%s: %v", s.Family.Name, err)
-		return
+// TestStock makes the lines of the stock image: cloud-init in the pool, and what it
+// leaves behind when it is done.
+func TestStock(t *testing.T) {
+	runs, f := full(), Families[0]
+	if runs == 0 {
+		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
 	}
+	if !only.MatchString(f.Name + ": " + claimed) {
+		t.Skip("not asked for")
+	}
+	image, err := lab.BuildDebian(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := worldOf(t, f, cluster.Config{Image: image, Memory: map[int]int{1: 4096}}).Stock(t.Context(), runs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		keep(t, row)
+		if row.OldAddressLeft {
+			t.Errorf("%s keeps an old address", row.Client)
+		}
+	}
+}
+
+// keep says what a row is, and writes it down.
+func keep(t *testing.T, row Row) {
+	t.Helper()
 	t.Logf("%+v", row)
 	if said := row.Judge(); said != "" {
 		t.Log(said)
@@ -156,6 +184,17 @@ func line(t *testing.T, s *Subject, c Client, runs int) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// line makes one line of the table, and writes it at once: a run that is cut off has
+// made the others. Time is judged, not tested.
+func line(t *testing.T, s *Subject, c Client, runs int) {
+	row, err := s.Try(t.Context(), c, runs)
+	if err != nil {
+		t.Errorf("%s: %v", s.Family.Name, err)
+		return
+	}
+	keep(t, row)
 	if s.why != "" {
 		t.Logf("%s: %s: %s", row.Family, row.Client, s.why)
 	}

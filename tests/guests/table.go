@@ -48,7 +48,7 @@ func place(r Row) int {
 // Judge says how a row's figures compare with those that it is to reach, in ms, if
 // there are any. They are never tested: a busy machine would fail them.
 func (r Row) Judge() string {
-	goal := map[string]struct{ p50, p99 float64 }{"replug-guest": {500, 1500}, "systemd-networkd": {p50: 700}}[r.Client]
+	goal := map[string]struct{ p50, p99 float64 }{"replug-guest": {500, 1500}, "systemd-networkd": {p50: 700}, claimed: {p50: 3000}}[r.Client]
 	if goal.p50 == 0 || !r.Follows {
 		return ""
 	}
