@@ -236,6 +236,15 @@ func prefixOf(a netlink.Addr) netip.Prefix {
 func (n *nic) remove(index int, p netip.Prefix) error {
 	err := n.nl.AddrDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, &netlink.Addr{IPNet: ipNet(p)})
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		err = nil
+	}
+	if err != nil || !p.Addr().Is6() || !p.IsSingleIP() {
+		return err
+	}
+	// The kernel's route to one address goes with it only if it had no lifetime, and
+	// by DHCPv6 it has one (net/ipv6/addrconf.c, ipv6_del_addr).
+	err = n.nl.RouteDel(&netlink.Route{LinkIndex: index, Dst: ipNet(p), Table: unix.RT_TABLE_MAIN})
+	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	return err

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -124,6 +125,19 @@ func (w *world) addrs6() string {
 	return strings.Join(out, " ")
 }
 
+// routes6 is where the kernel's IPv6 routes on the guest's NIC lead.
+func (w *world) routes6() string {
+	l, err := netlink.LinkByName(w.nic)
+	check(w.t, err)
+	list, err := netlink.RouteList(l, netlink.FAMILY_V6)
+	check(w.t, err)
+	var out []string
+	for _, r := range list {
+		out = append(out, fmt.Sprint(r.Dst))
+	}
+	return strings.Join(out, " ")
+}
+
 // becomes waits for a state of the kernel that no line of the log tells.
 func (w *world) becomes(what, want string, get func() string) {
 	w.t.Helper()
@@ -156,6 +170,9 @@ func TestBothFamilies(t *testing.T) {
 	h.serve(true, "", "fd00:29::7")
 	w.flap(15 * time.Millisecond)
 	w.said("IPv6 fd00:29::7/128")
+	if got := w.routes6(); strings.Contains(got, "fd00:17::9") {
+		t.Errorf("a route to the old address is left: %s", got)
+	}
 	if got := w.addrs6(); got != "fd00:29::7/128" {
 		t.Errorf("IPv6 after the flap: %s", got)
 	}

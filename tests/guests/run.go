@@ -329,10 +329,6 @@ done`
 
 var addrForm = regexp.MustCompile(`[0-9a-fA-F]*[:.][0-9a-fA-F:.]+`)
 
-// formerly is the kernel's route to one address that the guest had by DHCPv6: it goes
-// with the address only if that had no lifetime (net/ipv6/addrconf.c, ipv6_del_addr).
-var formerly = regexp.MustCompile(`^[0-9a-f:]+ proto kernel .* expires `)
-
 // leftovers returns the first line of the guest's settings that is of the old network.
 func (s *Subject) leftovers(ctx context.Context) (string, error) {
 	out, err := s.sh(ctx, settings)
@@ -341,9 +337,6 @@ func (s *Subject) leftovers(ctx context.Context) (string, error) {
 	}
 	old := map[string]string{"red": "blue", "blue": "red"}[s.at]
 	for line := range strings.Lines(out) {
-		if formerly.MatchString(line) {
-			continue
-		}
 		for _, word := range addrForm.FindAllString(line, -1) {
 			a, err := netip.ParseAddr(word)
 			of := func(n *pb.Subnet) bool { return netip.MustParsePrefix(n.Prefix).Contains(a) }
