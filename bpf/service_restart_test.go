@@ -1,0 +1,83 @@
+package bpf
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"slices"
+	"testing"
+)
+
+// drainingReadBack: a backend that gets no new flows keeps its old ones over a
+// restart, and they are reset when it dies or goes after that.
+func drainingReadBack(t *testing.T, a *host) {
+	for i, end := range []func(*Service){
+		func(s *Service) { s.Backends[0].Dead = true },
+		func(s *Service) { s.Backends = s.Backends[1:] },
+	} {
+		s := serviceOf(0, protoUDP, Backend{CA: caB, Port: 7951, Weight: 3})
+		a.must(a.dp.SetService(s))
+		flow := redA.frame(udpOf(caA, vips[0], uint16(37029+i), 8453, text(19)))
+		a.send(redA, flow)
+		s.Backends = []Backend{{CA: caB, Port: 7951, Weight: 3, Draining: true}, {CA: caA2, Port: 7951, Weight: 3}}
+		a.must(a.dp.SetService(s))
+		a.must(a.reload(func(*Options) {}))
+		a.must(errors.Join(a.dp.SetService(s), a.dp.ForgetBackends()))
+		if v, _ := a.send(redA, flow); v != actRedirect {
+			t.Errorf("a drained backend's flow after a restart: verdict %d; %v", int32(v), a.drops())
+		}
+		end(&s)
+		a.must(a.dp.SetService(s))
+		before := a.drops()
+		a.send(redA, flow)
+		a.counted("a flow whose drained backend has ended after a restart", before, "dead_backend")
+		a.must(errors.Join(a.dp.SetService(s), a.reload(func(*Options) {}), a.dp.DeleteService(s.ServiceKey), a.dp.ForgetBackends()))
+		a.must(each(a.dp.objs.Backends, func(n uint32, b datapathBackend) error {
+			if b.Flags != 0 {
+				t.Errorf("backend %d is left: %+v", n, b)
+			}
+			return nil
+		}))
+	}
+}
+
+// servicesReadBack: a restarted agent finds the services, their flows go on, and
+// what it takes out is gone.
+func servicesReadBack(t *testing.T, a *host) {
+	flow := redA.frame(udpOf(caA, vips[0], 30017, 8453, text(19)))
+	_, before := a.send(redA, flow)
+	keys := a.dp.Services()
+	a.must(a.reload(func(*Options) {}))
+	again := a.dp.Services()
+	byPort := func(x, y ServiceKey) int { return x.VIP.Compare(y.VIP)*1000 + int(x.Protocol) - int(y.Protocol) }
+	slices.SortFunc(keys, byPort)
+	slices.SortFunc(again, byPort)
+	if len(keys) < 4 || !reflect.DeepEqual(again, keys) {
+		t.Errorf("services after a restart: %v, want %v", again, keys)
+	}
+	if v, out := a.send(redA, flow); v != actRedirect || !bytes.Equal(out, before) {
+		t.Errorf("a flow after a restart: verdict %d, got\n%swant\n%s", int32(v), dump(out), dump(before))
+	}
+	for _, k := range keys {
+		a.must(errors.Join(a.dp.DeleteService(k), a.dp.DeleteService(k)))
+	}
+	if left := a.dp.Services(); len(left) != 0 {
+		t.Errorf("deleted, but there: %v", left)
+	}
+	used := 0
+	a.must(each(a.dp.objs.Backends, func(_ uint32, b datapathBackend) error { used += int(b.Flags); return nil }))
+	if used != 0 {
+		t.Errorf("%d backends are left", used)
+	}
+	for name, s := range map[string]Service{
+		"ICMP has no ports":          serviceOf(0, protoICMP, Backend{CA: caB, Port: 7951, Weight: 1}),
+		"a backend of IPv6":          serviceOf(0, protoTCP, Backend{CA: caB6, Port: 7951, Weight: 1}),
+		"a backend without a port":   serviceOf(0, protoTCP, Backend{CA: caB, Weight: 1}),
+		"SCTP to another port":       serviceOf(0, protoSCTP, Backend{CA: caB, Port: 7951, Weight: 1}),
+		"a backend that comes twice": serviceOf(0, protoTCP, Backend{CA: caB, Port: 7951, Weight: 1}, Backend{CA: caB, Port: 7951, Weight: 2}),
+	} {
+		if err := a.dp.SetService(s); !errors.Is(err, ErrService) {
+			t.Errorf("%s: got %v, want ErrService", name, err)
+		}
+	}
+}
