@@ -81,9 +81,10 @@ const (
 	// away: it is not bounced a second time before it is over.
 	resumePatience = time.Second
 	// patience6 is the least for IPv6: a guest may wait a second before it makes sure
-	// of its link-local address, and needs another one for that (RFC 4862, section
-	// 5.4.2); only then it looks for a router, or a DHCPv6 server.
-	patience6 = 3 * time.Second
+	// of an address, and needs another one for that (RFC 4862, section 5.4.2), and its
+	// manager takes a while to listen to routers. systemd-networkd (252) needs 1.8 to
+	// 2.5 s, and one that is cut off over it may not make the same address again.
+	patience6 = 4 * time.Second
 	// stirring is how long a client that has said something may wait until it says
 	// the next: dhcpcd waits at random, for two seconds at most, and a busy machine
 	// adds to that.
