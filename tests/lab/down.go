@@ -85,7 +85,8 @@ func killAll(ctx context.Context, name string) error {
 // A member is a process that belongs to a lab, and why that is known.
 type member struct {
 	pidRef
-	why string
+	why  string
+	node string // "" if it is none's
 }
 
 // String says which process it is.
@@ -102,9 +103,9 @@ func (m member) String() string {
 // and by record. This process and its ancestors are never among them.
 func members(name string) []member {
 	spaces := netnsInodes(name)
-	recorded := map[pidRef]string{}
+	recorded := map[pidRef]procRecord{}
 	for _, r := range procRecords(name) {
-		recorded[r.pidRef] = "started as " + r.Name
+		recorded[r.pidRef] = r
 	}
 	family := ancestors()
 	var found []member
@@ -113,7 +114,10 @@ func members(name string) []member {
 		if family[pid] || err != nil || !ref.alive() {
 			continue
 		}
-		why := recorded[ref]
+		why, node := "", recorded[ref].Node
+		if node != "" {
+			why = "started as " + recorded[ref].Name
+		}
 		var st unix.Stat_t
 		if unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &st) == nil && spaces[st.Ino] != "" {
 			why = "in namespace " + spaces[st.Ino]
@@ -121,8 +125,11 @@ func members(name string) []member {
 		if lab, ok := envOf(pid, markLab); why == "" && ok && lab == name {
 			why = "environment says " + markLab + name
 		}
+		if node == "" {
+			node, _ = envOf(pid, "REPLUG_NODE=")
+		}
 		if why != "" {
-			found = append(found, member{ref, why})
+			found = append(found, member{ref, why, node})
 		}
 	}
 	return found

@@ -208,9 +208,13 @@ func (g *Guest) MAC() (mac net.HardwareAddr, err error) {
 // PowerOff kills the guest as a power cut does: its tap vanishes from the host.
 func (g *Guest) PowerOff(ctx context.Context) error {
 	inside := "in namespace " + filepath.Base(g.NetNS()) // programs that clean their environment, as ifup does
-	for _, m := range members(g.lab.rec.Name) {
-		if node, _ := envOf(m.PID, "REPLUG_NODE="); node == g.Name || m.why == inside {
-			m.signal(unix.SIGKILL)
+	for left := true; left && ctx.Err() == nil; {        // one that is being executed right now may be missed
+		left = false
+		for _, m := range members(g.lab.rec.Name) {
+			if m.node == g.Name || m.why == inside {
+				m.signal(unix.SIGKILL)
+				left = true
+			}
 		}
 	}
 	g.keeper.Wait(ctx) // says how it ended, which is known

@@ -27,7 +27,7 @@ type Config struct {
 	GuestDev   string
 	MAC        net.HardwareAddr
 	MTU        int
-	Queue      int // of both taps, frames; 0: the kernel's
+	Queue      int    // of both taps, frames; 0: the kernel's
 	Monitor    string // path of the QMP socket to listen on
 	Device     string // the NIC's name to set_link; "": any name
 	Room       Room
