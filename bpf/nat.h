@@ -71,21 +71,39 @@ static __always_inline int fix_checksum(struct __sk_buff *skb, const struct pack
 	return bpf_l4_csum_replace(skb, at, 0, diff, udp | BPF_F_PSEUDO_HDR);
 }
 
+/*
+ * Each family with a check of its own: of one that p->v6 chose the size for, Linux
+ * 6.1 doesn't know any more which it was when it comes to the address.
+ */
+static __always_inline bool write_addr(const struct frame *f, enum end end, const struct addr *to,
+				       struct addr *from)
+{
+	void *ip;
+
+	if (f->p->v6) {
+		ip = ip_header(f, sizeof(struct ipv6hdr));
+		if (!ip)
+			return false;
+		write_addr6(ip, end, to, from);
+		return true;
+	}
+	ip = ip_header(f, sizeof(struct iphdr));
+	if (!ip)
+		return false;
+	write_addr4(ip, end, to, from);
+	return true;
+}
+
 /* Makes one end of the packet in skb `to` and port, unless port is 0. f: its headers. */
 static __always_inline int rewrite(struct __sk_buff *skb, struct frame *f, enum end end,
 				   const struct addr *to, __be16 port)
 {
 	struct packet *p = f->p;
-	void *ip = ip_header(f, p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	__be16 *at = (__be16 *)f->l4 + (end == END_DESTINATION), old = 0;
 	struct addr from;
 
-	if (!ip)
+	if (!write_addr(f, end, to, &from))
 		return -1;
-	if (p->v6)
-		write_addr6(ip, end, to, &from);
-	else
-		write_addr4(ip, end, to, &from);
 	if (port && p->fragment != LATER_FRAGMENT) {
 		if (!f->l4 || (void *)(at + 1) > f->rest.end)
 			return -1;

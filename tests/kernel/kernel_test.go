@@ -33,7 +33,7 @@ var modules = []string{"veth", "tun", "vxlan", "sch_ingress", "cls_bpf"}
 // nothing about a kernel stays out; and so does the upgrade from contract 1, whose
 // object that kernel doesn't take.
 var there = []string{
-	"TestVerifierCost", "TestFeatures", "TestEveryProgramRuns",
+	"TestVerifierCost", "TestVerifierOfEveryConfig", "TestFeatures", "TestEveryProgramRuns",
 	"TestFiltersInsteadOfLinks", "TestMigrateFilters",
 	"TestOverRealDevices", "TestMetadataKnowsTheCaller",
 	"TestEveryDropReason", "TestRestartAndUpgradeLoseNothing",
