@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -25,18 +26,17 @@ func TestOlderStore(t *testing.T) {
 	must(acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "a", Name: "nic-1", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3c", Network: "red"}))(t)
 	must(op.AddVTEP(w.ctx, &pb.AddVTEPRequest{RequestId: "v", Tenant: "acme", Vtep: &pb.VTEP{
 		Network: "red", Name: "edge", Ip: "10.17.34.77", Pa: "172.31.99.7", Mac: "52:54:00:1a:2b:77"}}))(t)
-	before := w.rows()
+	before := indexed(w.rows())
 	older := (&store.Txn{}).DeleteUnder(store.MACs).DeleteUnder(store.Taps).DeleteUnder(store.VTEPs).DeleteUnder(store.Schema)
 	must(w.store.Commit(w.ctx, older))(t)
 	w.stop()
 	w.start()
 	w.wait("the rows are there again", func() error {
-		if d := differ(before, w.rows()); d != "" {
+		if d := differ(before, indexed(w.rows())); d != "" {
 			return errors.New(d)
 		}
 		return nil
 	})
-	w.host("h7", 7)
 	_, err := w.as("acme").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "b", Name: "nic-2", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3d", Network: "red"})
 	code(t, "a tap twice", err, codes.FailedPrecondition, "tap tap-x of host h7")
 	_, err = w.as("acme").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "c", Name: "nic-2", Host: "h7", Tap: "tap-y", Mac: "52:54:00:1a:2b:3c", Network: "red"})
@@ -62,4 +62,12 @@ func TestOlderStore(t *testing.T) {
 	if got := said.String(); !strings.Contains(got, "VTEP") || !strings.Contains(got, "it is host h7's") {
 		t.Errorf("a VTEP at a host's address: told\n%s", got)
 	}
+}
+
+// indexed are the rows that an older server didn't write.
+func indexed[V any](rows map[string]V) map[string]V {
+	maps.DeleteFunc(rows, func(k string, _ V) bool {
+		return !under(k, store.MACs) && !under(k, store.Taps) && !under(k, store.VTEPs)
+	})
+	return rows
 }
