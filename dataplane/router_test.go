@@ -315,7 +315,7 @@ func TestGuestSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.checks, g.deaf6 = 8*time.Second, true })
-		settle(2 * time.Second)
+		settle(3 * time.Second)
 		if g.cuts() != 2 || g.link {
 			t.Errorf("bounced %d times, link is %t: it is to be dark for long", g.cuts(), g.link)
 		}
@@ -357,14 +357,14 @@ func (w *world) stir(id vnet.PortID, e vnet.Epoch) {
 }
 
 func TestGuestStirs(t *testing.T) {
-	for stirs, cutAgain := range map[int]time.Duration{0: 3, 1: 4, 30: 12} {
+	for stirs, cutAgain := range map[int]time.Duration{0: 4, 1: 5, 30: 13} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			_, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
 				g.deaf = true
 				next := in.Next.Epoch
-				for i := range stirs { // from a second after the switch on
-					time.AfterFunc(time.Duration(i+2)*time.Second, func() { w.stir(in.ID, next) })
+				for i := range stirs { // from two seconds after the switch on
+					time.AfterFunc(time.Duration(i+3)*time.Second, func() { w.stir(in.ID, next) })
 				}
 			})
 			settle((cutAgain-2)*time.Second - 100*time.Millisecond)
@@ -377,12 +377,12 @@ func TestGuestStirs(t *testing.T) {
 	}
 }
 
-// IPv6 takes its time: a guest that needs more than two seconds is not bounced again.
+// IPv6 takes its time: a guest that needs nearly four seconds is not bounced again.
 func TestPatienceForIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 2900 * time.Millisecond })
-		settle(3 * time.Second)
+		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 3900 * time.Millisecond })
+		settle(4 * time.Second)
 		if g.cuts() != 1 {
 			t.Errorf("bounced %d times", g.cuts())
 		}
