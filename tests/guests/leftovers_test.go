@@ -35,7 +35,7 @@ func TestLeftovers(t *testing.T) {
 		"default via " + blue.Gateway6().String() + " proto ra metric 1024 expires 50sec": false,
 		"fe80::/64 proto kernel metric 256 pref medium":                                   false,
 		"/run/systemd/netif/links/2: DNS=10.70.0.53 fd00:70::35":                          false,
-		"fd00:60::7 proto kernel metric 256 expires 86390sec pref medium":                 false,
+		"fd00:60::7 proto kernel metric 256 expires 86390sec pref medium":                 true,
 		"fd00:60::7 proto static metric 256 pref medium":                                  true,
 		"": false,
 	} {
