@@ -114,6 +114,14 @@ func (d *Datapath) SetPortFlags(id uint16, set, clear PortFlags) error {
 }
 
 func (d *Datapath) setFlags(id uint16, set, clear PortFlags) error {
+	return d.setWord(id, func(row *datapathPort) {
+		row.Flags = row.Flags&^datapathPortFlag(clear) | datapathPortFlag(set)
+	})
+}
+
+// setWord changes one aligned word of the row in force. The other bytes are written
+// as they are: no frame can see anything in between, so this needs no flip.
+func (d *Datapath) setWord(id uint16, change func(*datapathPort)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	slot, err := d.slot(id)
@@ -124,11 +132,9 @@ func (d *Datapath) setFlags(id uint16, set, clear PortFlags) error {
 	if row.Ifindex == 0 {
 		return fmt.Errorf("port %d: %w", id, ErrNoPort)
 	}
-	row.Flags = row.Flags&^datapathPortFlag(clear) | datapathPortFlag(set)
-	// One aligned word changes, the other bytes are written as they are: no frame
-	// can see anything in between, so this needs no flip.
+	change(row)
 	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
-		return fmt.Errorf("set flags of port %d: %w", id, err)
+		return fmt.Errorf("change the row of port %d: %w", id, err)
 	}
 	return nil
 }

@@ -75,21 +75,7 @@ func (d *Datapath) SetRules(id uint16, rules *RuleSet) error {
 // Rejudge lets the rules in force judge the flows of a port again, by their next
 // packets: others are in the groups that they name. It returns [ErrNoPort].
 func (d *Datapath) Rejudge(id uint16) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	slot, err := d.slot(id)
-	if err != nil {
-		return err
-	}
-	row := &slot.Row[slot.Active&1]
-	if row.Ifindex == 0 {
-		return fmt.Errorf("port %d: %w", id, ErrNoPort)
-	}
-	row.Generation++ // one aligned word, as flags: see setFlags
-	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
-		return fmt.Errorf("let flows of port %d be judged again: %w", id, err)
-	}
-	return nil
+	return d.setWord(id, func(row *datapathPort) { row.Generation++ })
 }
 
 // A stagedRules is a set that stands in the rules map before a row points to it.
