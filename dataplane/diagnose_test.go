@@ -103,7 +103,7 @@ func inner(t *testing.T, src, dst string) []byte {
 // more frames than asked for; and it is paid for only while somebody looks.
 func TestCapture(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
-		t.Skip("tshark is missing: apt-get install tshark")
+		t.Fatalf("%v: make setup-test installs it", err)
 	}
 	for name, c := range map[string]struct {
 		q    ask.Capture
