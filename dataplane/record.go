@@ -68,14 +68,21 @@ func (r *records) remove(port string) error {
 }
 
 // load reads all records. A broken one is left out and named in the error: the
-// port works without it.
+// port works without it. What a killed agent was writing is removed: it holds a
+// tenant's document, also of a port that has gone.
 func (r *records) load() ([]record, error) {
 	files, err := filepath.Glob(filepath.Join(r.dir, "*.json"))
-	if err != nil {
+	half, err2 := filepath.Glob(filepath.Join(r.dir, "*.json.new"))
+	if err := errors.Join(err, err2); err != nil {
 		return nil, err
 	}
 	var all []record
 	var broken []error
+	for _, f := range half {
+		if err := os.Remove(f); err != nil {
+			broken = append(broken, fmt.Errorf("half a record stays: %w", err))
+		}
+	}
 	for _, f := range files {
 		var rec record
 		b, err := os.ReadFile(f)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -83,9 +84,16 @@ func TestRecords(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(r.dir, "broken.json"), []byte(`{"intent":{"port":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	killed := r.path("acme/p-8") + ".new" // by an agent that died as it wrote
+	if err := os.WriteFile(killed, []byte(`{"intent":{"document":{"pass`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	got, err := r.load()
 	if err == nil {
 		t.Error("the broken record is not named")
+	}
+	if _, err := os.Stat(killed); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("half a record is still there: %v", err)
 	}
 	same := []cmp.Option{cmpopts.IgnoreUnexported(run{}), cmpopts.EquateComparable(vnet.CA{}, vnet.PA{}, in.Current.Addrs[0].Gateway)}
 	sorted := cmpopts.SortSlices(func(a, b record) bool { return a.Intent.Port > b.Intent.Port })
