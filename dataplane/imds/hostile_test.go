@@ -88,6 +88,7 @@ func TestRaw(t *testing.T) {
 		{"OPTIONS of all", "OPTIONS * HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", "HTTP/1.1 404 "},
 		{"OPTIONS of a foreign host", "OPTIONS * HTTP/1.1\r\nHost: evil.example\r\n\r\n", "HTTP/1.1 400 "},
 		{"OPTIONS, forwarded", "OPTIONS * HTTP/1.1\r\nHost: 169.254.169.254\r\nX-Forwarded-For: 10.9.8.7\r\n\r\n", "HTTP/1.1 400 "},
+		{"body of 10 MB, not a byte of it yet", "POST /replug/v1/report HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nContent-Length: 10485760\r\n\r\n", "HTTP/1.1 413 "},
 		{"chunked body of 12 KiB for nothing", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nTransfer-Encoding: chunked\r\n\r\n3000\r\n" +
 			strings.Repeat("z", 0x3000) + "\r\n0\r\n\r\n", "HTTP/1.1 413 "},
 		{"chunk that lies", "GET /replug/v1/ HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "HTTP/1.1 400 "},

@@ -204,7 +204,11 @@ func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport, on func
 // readBody takes in a request's body, of at most maxBody bytes, also where none
 // belongs: what is left of one, net/http would swallow after the answer, up to 256 KiB.
 func readBody(w http.ResponseWriter, r *http.Request) *refusal {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var body []byte
+	err := error(&http.MaxBytesError{Limit: maxBody})
+	if r.ContentLength <= maxBody {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	}
 	if err == nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		return nil
