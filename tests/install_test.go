@@ -45,11 +45,11 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	server := lab.ServerAddr().String()
+	server := l.ServerAddr().String()
 	install(l.Server(), "pki", pki, server, "h1")
 	install(l.Server(), "server", pki)
-	install(l.Host(1), "host", pki, server, lab.PAPrefix(1).String())
-	install(l.Host(1), "host", pki, server, lab.PAPrefix(1).String()) // again, as documented
+	install(l.Host(1), "host", pki, server, l.PAPrefix(1).String())
+	install(l.Host(1), "host", pki, server, l.PAPrefix(1).String()) // again, as documented
 	if info, err := os.Stat(filepath.Join(at, "etc/replug/pki/h1.key")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the host's key: %v, %v", info, err)
 	}
@@ -62,7 +62,7 @@ func TestInstall(t *testing.T) {
 	err = lab.Until(ctx, "the server to know the host", func() error {
 		out, err := l.Server().Run(ctx, filepath.Join(at, "usr/local/bin/replug"), "host", "list",
 			"--pki", filepath.Join(at, "etc/replug/pki"))
-		if err == nil && !(strings.Contains(string(out), "h1") && strings.Contains(string(out), lab.HostAddr(1).String())) {
+		if err == nil && !(strings.Contains(string(out), "h1") && strings.Contains(string(out), l.HostAddr(1).String())) {
 			err = fmt.Errorf("host list: %s", out)
 		}
 		return err

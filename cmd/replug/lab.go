@@ -51,6 +51,7 @@ func programs() (string, error) {
 
 func labUp(name *string) *cobra.Command {
 	var hosts, memory int
+	var six bool
 	cmd := &cobra.Command{Use: "up", Short: "Build the lab, start server and hosts in it", Args: exact(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
@@ -69,7 +70,11 @@ func labUp(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			l, err := lab.Up(ctx, lab.Config{Name: *name, Hosts: hosts, Helper: help, Detached: true})
+			family := lab.IPv4
+			if six {
+				family = lab.IPv6
+			}
+			l, err := lab.Up(ctx, lab.Config{Name: *name, Hosts: hosts, Family: family, Helper: help, Detached: true})
 			if err != nil {
 				return err
 			}
@@ -87,6 +92,7 @@ func labUp(name *string) *cobra.Command {
 			return nil
 		}}
 	cmd.Flags().IntVar(&hosts, "hosts", 2, "how many hosts")
+	cmd.Flags().BoolVar(&six, "ipv6", false, "an underlay that has IPv6 alone")
 	cmd.Flags().IntVar(&memory, "memory", 2048, "MiB that each host may give to VMs")
 	return cmd
 }
@@ -140,7 +146,7 @@ func inside(cmd *cobra.Command, node *lab.Node, args []string) error {
 	}
 	c := exec.CommandContext(cmd.Context(), args[0], args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()
-	c.Env = append(os.Environ(), "REPLUG_SERVER="+cluster.ServerEndpoint(), "REPLUG_PKI="+filepath.Join(node.Lab().Dir(), "pki"), "REPLUG_AS=operator")
+	c.Env = append(os.Environ(), "REPLUG_SERVER="+cluster.Endpoint(node.Lab()), "REPLUG_PKI="+filepath.Join(node.Lab().Dir(), "pki"), "REPLUG_AS=operator")
 	if err := node.Do(c.Start); err != nil {
 		return fmt.Errorf("run %s in %s: %w", strings.Join(args, " "), node.Name, err)
 	}

@@ -31,7 +31,7 @@ const waiting = 5000
 // address.
 func (c *Cluster) Attach(ctx context.Context, a Attachment) (*lab.Guest, error) {
 	mac := macOf(a)
-	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: c.Lab.MTU() - 50, Queue: waiting})
+	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: c.Lab.GuestMTU(), Queue: waiting})
 	if err != nil {
 		return nil, err
 	}

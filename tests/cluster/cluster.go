@@ -75,7 +75,7 @@ func (c *Cluster) certify() error {
 		return err
 	}
 	requests := []pki.Request{
-		{Kind: pki.Server, Name: "s1", IPs: []netip.Addr{lab.ServerAddr()}},
+		{Kind: pki.Server, Name: "s1", IPs: []netip.Addr{c.Lab.ServerAddr()}},
 		{Kind: pki.Operator, Name: "operator"},
 	}
 	for _, h := range c.Lab.Hosts() {
@@ -89,10 +89,11 @@ func (c *Cluster) certify() error {
 	return nil
 }
 
-// ServerEndpoint is where programs in the lab reach the server.
-func ServerEndpoint() string {
-	return netip.AddrPortFrom(lab.ServerAddr(), Port).String()
-}
+// Endpoint is where programs in a lab reach its server.
+func Endpoint(l *lab.Lab) string { return netip.AddrPortFrom(l.ServerAddr(), Port).String() }
+
+// Endpoint is where programs in the lab reach the server.
+func (c *Cluster) Endpoint() string { return Endpoint(c.Lab) }
 
 // StartServer starts the server on its data directory and waits until it serves.
 func (c *Cluster) StartServer(ctx context.Context) error {
@@ -100,7 +101,7 @@ func (c *Cluster) StartServer(ctx context.Context) error {
 	p, err := c.Lab.Server().Start(ctx, lab.Cmd{Name: "replug-server", Args: []string{
 		filepath.Join(c.Config.Bin, "replug-server"), "--name", "s1",
 		"--data-dir", filepath.Join(c.Lab.Server().Dir(), "data"),
-		"--listen", ServerEndpoint(), "--metrics-listen", "127.0.0.1:9418",
+		"--listen", c.Endpoint(), "--metrics-listen", "127.0.0.1:9418",
 		"--ca", f.CA, "--cert", f.Cert, "--key", f.Key}})
 	if err != nil {
 		return err
@@ -174,8 +175,8 @@ func (c *Cluster) StartHost(ctx context.Context, n int, args ...string) error {
 	h := c.Lab.Host(n)
 	f := pki.DirFiles(c.PKI, h.Name)
 	p, err := h.Start(ctx, lab.Cmd{Name: "replug-host-" + h.Name, Args: append([]string{
-		filepath.Join(c.Config.Bin, "replug-host"), "--name", h.Name, "--server", ServerEndpoint(),
-		"--uplink", "up0", "--pa-prefix", lab.PAPrefix(n).String(),
+		filepath.Join(c.Config.Bin, "replug-host"), "--name", h.Name, "--server", c.Endpoint(),
+		"--uplink", "up0", "--pa-prefix", c.Lab.PAPrefix(n).String(),
 		"--state-dir", filepath.Join(h.Dir(), "state"), "--bpffs", filepath.Join(h.Dir(), "bpf"),
 		"--images", filepath.Join(h.Dir(), "images"), "--memory", strconv.Itoa(c.Config.Memory[n]),
 		"--ca", f.CA, "--cert", f.Cert, "--key", f.Key, "--label", "rack=lab",
@@ -247,7 +248,7 @@ func (c *Cluster) ConnAs(name string) (*grpc.ClientConn, error) {
 		})
 		return conn, err
 	}
-	return grpc.NewClient("passthrough:///"+ServerEndpoint(), grpc.WithContextDialer(dial), grpc.WithDisableServiceConfig(),
+	return grpc.NewClient("passthrough:///"+c.Endpoint(), grpc.WithContextDialer(dial), grpc.WithDisableServiceConfig(),
 		grpc.WithTransportCredentials(credentials.NewTLS(tls)))
 }
 
@@ -255,7 +256,7 @@ func (c *Cluster) ConnAs(name string) (*grpc.ClientConn, error) {
 // and returns what it prints.
 func (c *Cluster) CLI(ctx context.Context, args ...string) ([]byte, error) {
 	return c.Lab.Server().Run(ctx, append([]string{filepath.Join(c.Config.Bin, "replug"),
-		"--server", ServerEndpoint(), "--pki", c.PKI, "--as", "operator"}, args...)...)
+		"--server", c.Endpoint(), "--pki", c.PKI, "--as", "operator"}, args...)...)
 }
 
 // Close closes the connection to the API. The programs go with the lab.

@@ -46,7 +46,7 @@ func (w *world) asideArgs(dir, addr string, more ...string) []string {
 func (w *world) aside(ctx context.Context, t *testing.T, dir string, more ...string) *aside {
 	t.Helper()
 	n := w.used.Add(1)
-	a := &aside{w: w, dir: dir, addr: fmt.Sprint(lab.ServerAddr(), ":", 7600+n)}
+	a := &aside{w: w, dir: dir, addr: fmt.Sprint(w.Lab.ServerAddr(), ":", 7600+n)}
 	var err error
 	if a.proc, err = w.Lab.Server().Start(ctx, lab.Cmd{Name: fmt.Sprint("aside", n), Args: w.asideArgs(dir, a.addr, more...)}); err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestCorruptedDataDirectory(t *testing.T) {
 			before := sums(t, dir)
 			bounded, cancel := context.WithTimeout(ctx, 15*time.Second)
 			defer cancel()
-			_, err := w.Lab.Server().Run(bounded, w.asideArgs(dir, fmt.Sprint(lab.ServerAddr(), ":7599"))...)
+			_, err := w.Lab.Server().Run(bounded, w.asideArgs(dir, fmt.Sprint(w.Lab.ServerAddr(), ":7599"))...)
 			if err == nil || bounded.Err() != nil || !strings.Contains(err.Error(), "corrupted") || !strings.Contains(err.Error(), "replug restore") {
 				t.Errorf("the server ended with %v, want it to name the directory corrupted, and the way out", err)
 			}

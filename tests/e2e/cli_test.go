@@ -13,7 +13,6 @@ import (
 	"time"
 
 	pb "replug/control/controlpb"
-	"replug/tests/cluster"
 )
 
 // cli runs replug as the operator and returns what it printed, its error's text,
@@ -21,7 +20,7 @@ import (
 func (w *world) cli(ctx context.Context, t *testing.T, args ...string) (out, said string, code int) {
 	t.Helper()
 	if !slices.Contains(args, "--server") {
-		args = append(args, "--server", cluster.ServerEndpoint())
+		args = append(args, "--server", w.Endpoint())
 	}
 	b, err := w.Lab.Server().Run(ctx, append([]string{filepath.Join(bin, "replug"), "--pki", w.PKI}, args...)...)
 	var exit *exec.ExitError

@@ -19,7 +19,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	pb "replug/control/controlpb"
-	"replug/tests/cluster"
 	"replug/tests/lab"
 )
 
@@ -152,7 +151,7 @@ func TestCaptureOutlastsFlip(t *testing.T) {
 func (w *world) looking(ctx context.Context, t *testing.T, command string) *lab.Proc {
 	t.Helper()
 	p, err := w.Lab.Server().Start(ctx, lab.Cmd{Name: "looking", Args: []string{"sh", "-c", fmt.Sprintf("exec %s --server %s --pki %s --as operator %s",
-		filepath.Join(bin, "replug"), cluster.ServerEndpoint(), w.PKI, command)}})
+		filepath.Join(bin, "replug"), w.Endpoint(), w.PKI, command)}})
 	if err != nil {
 		t.Fatal(err)
 	}

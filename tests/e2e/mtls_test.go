@@ -146,7 +146,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		}
 	}
 	as := func(name string) *grpc.ClientConn {
-		return w.dial(t, cluster.ServerEndpoint(), pki.DirFiles(w.PKI, name))
+		return w.dial(t, w.Endpoint(), pki.DirFiles(w.PKI, name))
 	}
 	web := w.guest(ctx, t, 1, "red", true)
 

@@ -10,7 +10,6 @@ import (
 
 	pb "replug/control/controlpb"
 	"replug/directory/pki"
-	"replug/tests/cluster"
 	"replug/tests/lab"
 )
 
@@ -26,7 +25,7 @@ func TestTwoAgentsWithOneName(t *testing.T) {
 	}
 	h2, f := w.Lab.Host(2), pki.DirFiles(w.PKI, "h1")
 	impostor, err := h2.Start(ctx, lab.Cmd{Name: "impostor", Args: []string{filepath.Join(bin, "replug-host"), "--name", "h1",
-		"--server", cluster.ServerEndpoint(), "--uplink", "up0", "--pa-prefix", lab.PAPrefix(2).String(),
+		"--server", w.Endpoint(), "--uplink", "up0", "--pa-prefix", w.Lab.PAPrefix(2).String(),
 		"--state-dir", filepath.Join(h2.Dir(), "impostor"), "--bpffs", h2.BPF(), "--ca", f.CA, "--cert", f.Cert, "--key", f.Key}})
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ type room struct {
 }
 
 func newRoom(ctx context.Context, l *lab.Lab, name, image, agent string, mac net.HardwareAddr) (machine, error) {
-	g, err := l.TapGuest(ctx, l.Host(1), lab.GuestConfig{Name: name, MAC: mac, MTU: l.MTU() - 50, Tree: filepath.Join(image, "tree")})
+	g, err := l.TapGuest(ctx, l.Host(1), lab.GuestConfig{Name: name, MAC: mac, MTU: l.GuestMTU(), Tree: filepath.Join(image, "tree")})
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func newVM(ctx context.Context, l *lab.Lab, name, image, agent string, mac net.H
 	if err := padded(disk, agent); err != nil {
 		return nil, err
 	}
-	v, err := l.BootVM(ctx, l.Host(1), lab.VMConfig{Name: name, Image: image, MAC: mac, MTU: l.MTU() - 50, Memory: 512, Accel: lab.TCG,
+	v, err := l.BootVM(ctx, l.Host(1), lab.VMConfig{Name: name, Image: image, MAC: mac, MTU: l.GuestMTU(), Memory: 512, Accel: lab.TCG,
 		Extra: []string{"-drive", "id=agent,if=none,format=raw,readonly=on,file=" + disk, "-device", "virtio-blk-pci,drive=agent,serial=agent"}})
 	if err != nil {
 		return nil, err

@@ -74,7 +74,7 @@ func (d *directory) start(t *testing.T, l *lab.Lab) {
 	}
 	var listener net.Listener
 	err = l.Server().Do(func() (err error) {
-		listener, err = net.Listen("tcp4", fmt.Sprint(lab.ServerAddr(), ":", port))
+		listener, err = net.Listen("tcp4", fmt.Sprint(l.ServerAddr(), ":", port))
 		return err
 	})
 	if err != nil {

@@ -130,8 +130,8 @@ func (w *world) args(n int, more ...string) []string {
 	files := w.dir.issue(w.t, pki.Host, hostName(n))
 	node := w.lab.Host(n)
 	return append([]string{
-		hostAgent, "--server", fmt.Sprint(lab.ServerAddr(), ":", port), "--name", hostName(n),
-		"--uplink", "up0", "--pa-prefix", lab.PAPrefix(n).String(), "--state-dir", join(node.Dir(), "state"),
+		hostAgent, "--server", fmt.Sprint(w.lab.ServerAddr(), ":", port), "--name", hostName(n),
+		"--uplink", "up0", "--pa-prefix", w.lab.PAPrefix(n).String(), "--state-dir", join(node.Dir(), "state"),
 		"--bpffs", node.BPF(), "--ca", files.CA, "--cert", files.Cert, "--key", files.Key, "--log-level", "debug",
 	}, more...)
 }

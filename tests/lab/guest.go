@@ -28,9 +28,6 @@ type GuestConfig struct {
 	Tree   string           // directory with a system's file system; "": a small one of busybox
 }
 
-// vxlanOverhead is what VXLAN over IPv4 adds to a guest's IP packet, bytes.
-const vxlanOverhead = 50
-
 // A Guest is a cheap guest: a namespace whose eth0 is a tap, whose frames go
 // through a process to a tap on the host, with a QMP monitor that can bounce the
 // link. It has a file system and a hostname of its own, so that a guest agent
@@ -47,7 +44,7 @@ type Guest struct {
 // TapGuest makes a guest on a host. Its NIC is up and has no address.
 func (l *Lab) TapGuest(ctx context.Context, host *Node, c GuestConfig) (*Guest, error) {
 	if c.MTU == 0 {
-		c.MTU = l.rec.MTU - vxlanOverhead
+		c.MTU = l.GuestMTU()
 	}
 	if c.Tap == "" {
 		c.Tap = "tap-" + c.Name

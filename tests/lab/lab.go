@@ -9,7 +9,8 @@
 // The underlay is routed, not switched: host n is up0 172.31.n.2/24 behind the
 // router's 172.31.n.1, and its PA prefix 100.64.n.0/24 is routed to it. The
 // prefix is a blackhole on the host: no PA is a local address there. The server
-// is 172.31.250.2/24. Nothing has IPv6.
+// is 172.31.250.2/24, and nothing has IPv6. With [IPv6] nothing has IPv4: host n is
+// fd31:0:0:n::2/64, its PA prefix fd64:0:0:n::/112, the server fd31:0:0:fa::2/64.
 //
 // Whatever a lab makes is found again from its name alone: namespaces
 // (rp-<lab>-*, below /run/replug/netns), its state directory (/run/replug/lab/<lab>), and
@@ -24,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -34,7 +34,8 @@ import (
 // Root is the directory that holds the state of every lab, one directory each.
 const Root = "/run/replug/lab"
 
-// DefaultMTU of the underlay leaves a guest 1500 bytes inside VXLAN over IPv4.
+// DefaultMTU of the underlay leaves a guest 1500 bytes inside VXLAN over IPv4, and
+// 1480 over IPv6.
 const DefaultMTU = 1550
 
 // Errors of [Up] and [Open].
@@ -66,6 +67,8 @@ type Config struct {
 	Hosts int    // 1..200
 	MTU   int    // of the underlay, bytes; 0: DefaultMTU
 	Wire  Wire   // of the hosts' uplinks; "": WireVeth
+
+	Family Family // of the underlay's addresses; "": IPv4
 
 	// Threaded makes the NAPI of a cable's devices run in kernel threads, as busy
 	// as a real NIC's. For measuring the order of frames.
@@ -195,17 +198,6 @@ func (l *Lab) Node(name string) (*Node, error) {
 	return nil, fmt.Errorf("lab %s has no %q (there is r, s, h1..h%d, g-<guest>)", l.rec.Name, name, l.rec.Hosts)
 }
 
-// Underlay addresses of host n: its own, and the prefix that is routed to it.
-func HostAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{172, 31, byte(n), 2}) }
-
-// PAPrefix returns the provider addresses of host n.
-func PAPrefix(n int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(n), 0}), 24)
-}
-
-// ServerAddr returns the server's address in the underlay.
-func ServerAddr() netip.Addr { return netip.AddrFrom4([4]byte{172, 31, serverSubnet, 2}) }
-
 func (c Config) complete() (Config, error) {
 	if !nameForm.MatchString(c.Name) {
 		return c, fmt.Errorf("%q: %w", c.Name, ErrName)
@@ -218,6 +210,12 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.Wire == "" {
 		c.Wire = WireVeth
+	}
+	if c.Family == "" {
+		c.Family = IPv4
+	}
+	if c.Family != IPv4 && c.Family != IPv6 {
+		return c, fmt.Errorf("unknown family %q: it is %s or %s", c.Family, IPv4, IPv6)
 	}
 	if c.Wire != WireVeth && c.Wire != WireCable {
 		return c, fmt.Errorf("unknown wire %q: it is %s or %s", c.Wire, WireVeth, WireCable)
@@ -241,6 +239,9 @@ func (l *Lab) build(ctx context.Context) error {
 			return err
 		}
 		l.nodes[name] = n
+		if err := l.rec.Family.enable(n); err != nil {
+			return err
+		}
 	}
 	start := time.Now()
 	if err := l.connect(ctx); err != nil {

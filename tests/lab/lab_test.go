@@ -87,8 +87,8 @@ func TestUnderlayIsRouted(t *testing.T) {
 		from *lab.Node
 		to   string
 	}{
-		{h1, lab.HostAddr(2).String()}, {h2, lab.ServerAddr().String()},
-		{shared.Server(), lab.HostAddr(1).String()},
+		{h1, shared.HostAddr(2).String()}, {h2, shared.ServerAddr().String()},
+		{shared.Server(), shared.HostAddr(1).String()},
 	} {
 		if err := ping(ctx, c.from, c.to); err != nil {
 			t.Errorf("%s reaches %s: %v", c.from.Name, c.to, err)
@@ -161,7 +161,7 @@ func TestSecondLabOfOneNameIsRefused(t *testing.T) {
 	if !errors.Is(err, lab.ErrIsUp) {
 		t.Fatalf("Up = %v, want ErrIsUp", err)
 	}
-	if err := ping(within(t, 5*time.Second), shared.Host(1), lab.ServerAddr().String()); err != nil {
+	if err := ping(within(t, 5*time.Second), shared.Host(1), shared.ServerAddr().String()); err != nil {
 		t.Errorf("the lab that was up suffered: %v", err)
 	}
 }

@@ -30,6 +30,7 @@ type record struct {
 	Hosts    int      `json:"hosts"`
 	MTU      int      `json:"mtu"`
 	Wire     Wire     `json:"wire"`
+	Family   Family   `json:"family"`
 	Threaded bool     `json:"threaded,omitempty"`
 	Nodes    []string `json:"nodes"` // short names of namespaces; guests come and go, and aren't listed
 	Helper   []string `json:"helper,omitempty"`
@@ -45,7 +46,7 @@ func newRecord(c Config) record {
 	}
 	self, _ := refer(os.Getpid())
 	return record{
-		Name: c.Name, Hosts: c.Hosts, MTU: c.MTU, Wire: c.Wire, Threaded: c.Threaded, Nodes: nodes,
+		Name: c.Name, Hosts: c.Hosts, MTU: c.MTU, Wire: c.Wire, Family: c.Family, Threaded: c.Threaded, Nodes: nodes,
 		Helper: c.Helper, Detached: c.Detached, Owner: self, Boot: bootID(),
 	}
 }

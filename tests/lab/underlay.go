@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addNode makes a namespace with what all have: loopback up, no IPv6, no
-// reverse-path filter, and a directory.
+// addNode makes a namespace with what all have: loopback up, no IPv6 until it is
+// asked for, no reverse-path filter, and a directory.
 func (l *Lab) addNode(name string) (*Node, error) {
 	n := &Node{lab: l, Name: name}
 	if err := os.MkdirAll(n.Dir(), 0o700); err != nil {
@@ -38,7 +38,7 @@ func (l *Lab) addNode(name string) (*Node, error) {
 
 // connect lays the wires and sets addresses and routes.
 func (l *Lab) connect(ctx context.Context) error {
-	if err := l.Router().sysctl("ipv4/ip_forward=1"); err != nil {
+	if err := l.Router().sysctl(l.rec.Family.forward()); err != nil {
 		return err
 	}
 	if err := l.veth(serverName, "up0", serverSubnet); err != nil {
@@ -52,7 +52,7 @@ func (l *Lab) connect(ctx context.Context) error {
 			return fmt.Errorf("connect host %d: %w", n, err)
 		}
 	}
-	return nil
+	return l.settle(ctx)
 }
 
 func (l *Lab) connectHost(ctx context.Context, n int) error {
@@ -102,25 +102,26 @@ func (l *Lab) veth(node, dev string, subnet int) error {
 // address gives both ends of a wire their addresses, and the node its way out.
 func (l *Lab) address(n *Node, subnet int) error {
 	err := l.Router().Netlink(func(h *netlink.Handle) error {
-		return addAddr(h, n.Name, netip.PrefixFrom(gateway(subnet), 24))
+		return addAddr(h, n.Name, l.rec.Family.gateway(subnet))
 	})
 	if err != nil {
 		return err
 	}
 	return n.Netlink(func(h *netlink.Handle) error {
-		if err := addAddr(h, "up0", netip.PrefixFrom(gateway(subnet).Next(), 24)); err != nil {
+		gw := l.rec.Family.gateway(subnet)
+		if err := addAddr(h, "up0", netip.PrefixFrom(gw.Addr().Next(), gw.Bits())); err != nil {
 			return err
 		}
-		return h.RouteAdd(&netlink.Route{Gw: gateway(subnet).AsSlice()})
+		return h.RouteAdd(&netlink.Route{Gw: gw.Addr().AsSlice()})
 	})
 }
 
 // routePA sends the host's provider prefix to it, where it ends: whatever the
 // datapath doesn't take is dropped.
 func (l *Lab) routePA(host *Node, n int) error {
-	dst := ipNet(PAPrefix(n))
+	dst := ipNet(l.PAPrefix(n))
 	err := l.Router().Netlink(func(h *netlink.Handle) error {
-		return h.RouteAdd(&netlink.Route{Dst: dst, Gw: HostAddr(n).AsSlice()})
+		return h.RouteAdd(&netlink.Route{Dst: dst, Gw: l.HostAddr(n).AsSlice()})
 	})
 	if err != nil {
 		return fmt.Errorf("route %s: %w", dst, err)
@@ -129,8 +130,6 @@ func (l *Lab) routePA(host *Node, n int) error {
 		return h.RouteAdd(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE})
 	})
 }
-
-func gateway(subnet int) netip.Addr { return netip.AddrFrom4([4]byte{172, 31, byte(subnet), 1}) }
 
 func wireMAC(subnet, end int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x72, 0x77, 0x69, byte(subnet), byte(end)}

@@ -49,7 +49,7 @@ type VM struct {
 // the guest: see Ready.
 func (l *Lab) BootVM(ctx context.Context, host *Node, c VMConfig) (*VM, error) {
 	if c.MTU == 0 {
-		c.MTU = l.rec.MTU - vxlanOverhead
+		c.MTU = l.GuestMTU()
 	}
 	if c.Tap == "" {
 		c.Tap = "tap-" + c.Name

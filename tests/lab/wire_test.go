@@ -84,7 +84,7 @@ func TestCapture(t *testing.T) {
 	h := shared.Host(1)
 	file := filepath.Join(t.TempDir(), "wire.pcap")
 	r := record(t, h, "up0", file)
-	if err := ping(ctx, h, lab.ServerAddr().String()); err != nil {
+	if err := ping(ctx, h, shared.ServerAddr().String()); err != nil {
 		t.Fatal(err)
 	}
 	plain := frame(t, "a frame of exactly these bytes, padded to sixty and more..")
@@ -169,10 +169,10 @@ func TestPartition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ping(ctx, h1, lab.HostAddr(2).String()); err == nil {
+	if err := ping(ctx, h1, shared.HostAddr(2).String()); err == nil {
 		t.Error("a host that is cut off answers")
 	}
-	if err := ping(ctx, h1, lab.ServerAddr().String()); err != nil {
+	if err := ping(ctx, h1, shared.ServerAddr().String()); err != nil {
 		t.Errorf("the others are cut off too: %v", err)
 	}
 	if n, err := cut.Dropped(); n == 0 || err != nil {
@@ -181,15 +181,16 @@ func TestPartition(t *testing.T) {
 	if err := cut.Clear(); err != nil {
 		t.Fatal(err)
 	}
-	if err := ping(ctx, h1, lab.HostAddr(2).String()); err != nil {
+	if err := ping(ctx, h1, shared.HostAddr(2).String()); err != nil {
 		t.Errorf("after the partition: %v", err)
 	}
 }
 
-// A cable carries bytes only, and can delay.
+// A cable carries bytes only, and can delay; the underlay may be one of IPv6, which
+// is routed as one of IPv4 is.
 func TestCable(t *testing.T) {
 	ctx := within(t, 30*time.Second)
-	l, err := lab.Up(ctx, lab.Config{Name: "labcable", Hosts: 2, Wire: lab.WireCable, Threaded: true, Helper: helper})
+	l, err := lab.Up(ctx, lab.Config{Name: "labcable", Hosts: 2, Wire: lab.WireCable, Family: lab.IPv6, Threaded: true, Helper: helper})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +199,13 @@ func TestCable(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	to := lab.HostAddr(2).String()
+	to := l.HostAddr(2).String()
+	if err := ping(ctx, l.Host(1), l.ServerAddr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ping(ctx, l.Host(1), l.PAPrefix(2).Addr().Next().String()); err == nil {
+		t.Error("a provider address answered: it must not be local to the host")
+	}
 	if err := ping(ctx, l.Host(1), to); err != nil {
 		t.Fatal(err)
 	}
