@@ -89,20 +89,31 @@ func (d *Datapath) CapturesLost() (uint64, error) {
 	return l.Captures, err
 }
 
-// A FlowEvent is the beginning of a flow of a [FlowLog] port, or that it was
-// refused. Its end is found by [Datapath.Sweep].
+// A FlowEvent is the beginning of a flow of a [FlowLog] port, that it was refused,
+// or its end if [Datapath.Sweep] won't find that: the rules or a dead backend
+// ended it, or another flow between the same ends took its place.
 type FlowEvent struct {
-	Port          uint16
-	Epoch         uint64
-	Denied        bool
-	Drop          DropReason // why, if Denied
-	Rule          int32      // that decided: an ID, [RuleDefault] or [RuleNone]
-	Inbound       bool
-	Protocol      uint8
-	Local, Remote netip.AddrPort
-	Time          time.Duration // by the clock that [Now] reads
-	Len           int           // Ethernet bytes of the first frame
+	Port           uint16
+	Epoch          uint64
+	Kind           FlowEventKind
+	Drop           DropReason // why, of FlowDenied
+	Rule           int32      // that decided: an ID, [RuleDefault] or [RuleNone]
+	Inbound        bool
+	Protocol       uint8
+	Local, Remote  netip.AddrPort
+	Time           time.Duration // by the clock that [Now] reads; of FlowEnded: its last packet
+	Began          time.Duration // by the same clock
+	Packets, Bytes uint64        // Ethernet; of FlowEnded both directions, else the first frame
 }
+
+// FlowEventKind is what happened to a flow.
+type FlowEventKind uint32
+
+const (
+	FlowStarted = FlowEventKind(datapathFlowEventKindFLOW_STARTED)
+	FlowDenied  = FlowEventKind(datapathFlowEventKindFLOW_DENIED)
+	FlowEnded   = FlowEventKind(datapathFlowEventKindFLOW_ENDED)
+)
 
 // A FlowEventReader reads flow events. One at a time may read.
 type FlowEventReader struct{ ring *ringbuf.Reader }
@@ -125,11 +136,11 @@ func (r *FlowEventReader) Read() (FlowEvent, error) {
 	}
 	k := e.Key
 	return FlowEvent{
-		Port: uint16(k.PortId), Epoch: e.Epoch, Denied: e.Kind == datapathFlowEventKindFLOW_DENIED, Drop: DropReason(e.Reason),
+		Port: uint16(k.PortId), Epoch: e.Epoch, Kind: FlowEventKind(e.Kind), Drop: DropReason(e.Reason),
 		Rule: e.Rule, Inbound: e.Inbound != 0, Protocol: k.Proto,
 		Local:  netip.AddrPortFrom(datapathAddr(k.Local).ip(), swap16(k.Lport)),
 		Remote: netip.AddrPortFrom(datapathAddr(k.Remote).ip(), swap16(k.Rport)),
-		Time:   time.Duration(e.Time), Len: int(e.Len),
+		Time:   time.Duration(e.Time), Began: time.Duration(e.Began), Packets: e.Passed.Packets, Bytes: e.Passed.Bytes,
 	}, nil
 }
 

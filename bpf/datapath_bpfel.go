@@ -177,13 +177,13 @@ type datapathFlowEvent struct {
 	_       structs.HostLayout
 	Time    uint64
 	Epoch   uint64
+	Began   uint64
+	Passed  datapathFlowCount
 	Key     datapathFlowKey
 	Kind    datapathFlowEventKind
 	Reason  datapathDropReason
 	Rule    int32
 	Inbound uint32
-	Len     uint32
-	_       [4]byte
 }
 
 type datapathFlowEventKind uint32
@@ -191,6 +191,7 @@ type datapathFlowEventKind uint32
 const (
 	datapathFlowEventKindFLOW_STARTED datapathFlowEventKind = 1
 	datapathFlowEventKindFLOW_DENIED  datapathFlowEventKind = 2
+	datapathFlowEventKindFLOW_ENDED   datapathFlowEventKind = 3
 )
 
 type datapathFlowFlag uint32
@@ -291,7 +292,7 @@ const (
 type datapathLimits uint32
 
 const (
-	datapathLimitsCONTRACT      datapathLimits = 3
+	datapathLimitsCONTRACT      datapathLimits = 4
 	datapathLimitsMAX_PORTS     datapathLimits = 16384
 	datapathLimitsMAX_CAS       datapathLimits = 4
 	datapathLimitsMAX_NEXT_HOPS datapathLimits = 4096

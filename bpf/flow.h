@@ -9,6 +9,7 @@
 #define FLOW_H
 
 #include "flow_age.h"
+#include "flow_log.h"
 #include "flow_table.h"
 #include "fragment.h"
 #include "lb.h"
@@ -42,36 +43,6 @@ static __always_inline struct flow *flow_of(const struct packet *p, bool inbound
 		return NULL;
 	flow = find_flow(&p->key, p->v6);
 	return flow && is_echo_request(p) && inbound != !!(flow->flags & FLOW_INBOUND) ? NULL : flow;
-}
-
-static __always_inline void tell_flow(const struct packet *p, const struct port *port, bool inbound,
-				      enum flow_event_kind kind, enum drop_reason why, __s32 rule)
-{
-	struct flow_event *e = NULL;
-	__u32 zero = 0;
-	struct lost *lost;
-	__u64 now;
-
-	if (!(port->flags & PORT_FLOW_LOG) || p->trace)
-		return;
-	now = bpf_ktime_get_ns();
-	if (kind != FLOW_DENIED || spend_denied(p->key.port_id, now))
-		e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
-	if (!e) {
-		lost = bpf_map_lookup_elem(&losses, &zero);
-		if (lost)
-			lost->flow_events++;
-		return;
-	}
-	e->time = now;
-	e->epoch = port->epoch;
-	e->key = p->key;
-	e->kind = kind;
-	e->reason = why;
-	e->rule = rule;
-	e->inbound = inbound;
-	e->len = p->len;
-	bpf_ringbuf_submit(e, 0);
 }
 
 static __always_inline void tally_flow(struct flow *flow, const struct packet *p, bool inbound)
@@ -201,6 +172,11 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 	row->generation = port->generation;
 	row->rule = rule;
 	row->flags = inbound ? FLOW_INBOUND : 0;
+	if (port->flags & PORT_FLOW_LOG) {
+		flow = find_flow(&p->key, p->v6);
+		if (flow)
+			tell_end(p, port, flow, now);
+	}
 	row->arrived = ~row->passed; /* frames behind this one may have passed from_nic already */
 	if (p->natted == FLOW_SERVICE && !inbound) {
 		row->flags = FLOW_SERVICE;
@@ -302,14 +278,14 @@ static __always_inline enum drop_reason begin(struct packet *p, __u32 id, const 
 		return DROP_NONE;
 	if (!why && !p->trace)
 		why = remember(p, id, port, inbound, *rule, now, since);
-	tell_flow(p, port, inbound, why ? FLOW_DENIED : FLOW_STARTED, why, *rule);
+	tell_start(p, port, inbound, why, *rule);
 	return why;
 }
 
 /* The rules have changed: a flow that they wouldn't let begin any more ends. */
 static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
 						    const struct port *port, bool inbound,
-						    struct flow *flow)
+						    __u32 now, struct flow *flow)
 {
 	__u8 echo = p->v6 ? 128 : 8;
 	enum drop_reason why;
@@ -322,8 +298,9 @@ static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
 	why = classify(p, port, flow->flags & FLOW_INBOUND, echo, &rule);
 	make_key(p, id, inbound);
 	if (!p->trace && why) {
+		tell_end(p, port, flow, now);
+		tell_start(p, port, flow->flags & FLOW_INBOUND, why, rule);
 		delete_flow(&p->key, p->v6);
-		tell_flow(p, port, inbound, FLOW_DENIED, why, rule);
 	}
 	if (!p->trace && !why) {
 		flow->generation = port->generation;
@@ -333,14 +310,17 @@ static __always_inline enum drop_reason judge_again(struct packet *p, __u32 id,
 }
 
 /* Takes over what the flow's row says of services. */
-static __always_inline enum drop_reason follow_service(struct packet *p, const struct flow *flow,
-						       bool inbound)
+static __always_inline enum drop_reason follow_service(struct packet *p, const struct port *port,
+						       const struct flow *flow, bool inbound,
+						       __u32 now)
 {
 	if (flow->flags & FLOW_SERVICE && !inbound) {
 		if (!has_backend(flow)) {
 			p->reset = takes_reset(p);
-			if (!p->trace)
+			if (!p->trace) {
+				tell_end(p, port, flow, now);
 				delete_flow(&p->key, p->v6);
+			}
 			return DROP_DEAD_BACKEND;
 		}
 	} else if (flow->flags & FLOW_BACKEND) {
@@ -364,9 +344,9 @@ static __always_inline enum drop_reason go_on(struct packet *p, __u32 id, const 
 	enum drop_reason why = DROP_NONE;
 
 	if (flow->generation != port->generation)
-		why = judge_again(p, id, port, inbound, flow);
+		why = judge_again(p, id, port, inbound, now, flow);
 	if (!why)
-		why = follow_service(p, flow, inbound);
+		why = follow_service(p, port, flow, inbound, now);
 	if (!why && !knows_way(p, flow, inbound, since)) {
 		why = find_way_of(p, port, inbound);
 		if (!why)

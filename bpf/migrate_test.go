@@ -147,6 +147,19 @@ func TestMigrateCapacity(t *testing.T) {
 	}
 }
 
+// Contract 4 changed nothing but what a ring carries: that is new, all else is shared.
+func TestMigrateRing(t *testing.T) {
+	a := inUse(t)
+	before, flows, events := a.state(), mapID(t, a.dp.objs.Flows4), mapID(t, a.dp.objs.FlowEvents)
+	a.must(a.dp.objs.Contract.Put(uint32(0), datapathLimits(3)))
+	a.must(a.reload(func(*Options) {}))
+	a.same("after", before)
+	if mapID(t, a.dp.objs.Flows4) != flows || mapID(t, a.dp.objs.FlowEvents) == events {
+		t.Errorf("flows are map %d, were %d; the ring is map %d, was %d", mapID(t, a.dp.objs.Flows4), flows, mapID(t, a.dp.objs.FlowEvents), events)
+	}
+	a.exercise()
+}
+
 // What doesn't fit leaves the old datapath as it is, and working.
 func TestMigrationThatFails(t *testing.T) {
 	a := inUse(t)

@@ -45,17 +45,19 @@ struct captured {
 enum flow_event_kind {
 	FLOW_STARTED = 1,
 	FLOW_DENIED = 2,
+	FLOW_ENDED = 3,		/* before a sweep found it: its row has been taken away */
 };
 
 struct flow_event {
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u64 epoch;
+	__u64 began;		/* of FLOW_ENDED, by the same clock */
+	struct flow_count passed; /* of FLOW_ENDED: both directions; else the frame */
 	struct flow_key key;
 	enum flow_event_kind kind;
 	enum drop_reason reason;/* of FLOW_DENIED */
 	__s32 rule;
 	__u32 inbound;
-	__u32 len;		/* Ethernet bytes of the frame */
 };
 
 /* What a ring was too full for. */

@@ -89,7 +89,7 @@ func TestCaptureAndFlowEvents(t *testing.T) {
 		}
 	}
 	e, err := events.Read()
-	if err != nil || !e.Denied || e.Rule != RuleDefault || !e.Inbound || e.Protocol != protoUDP || e.Local != netip.AddrPortFrom(caB, 7947) || e.Remote != netip.AddrPortFrom(caA, 5353) || e.Drop.String() != "no_rule_in" {
+	if err != nil || e.Kind != FlowDenied || e.Rule != RuleDefault || !e.Inbound || e.Protocol != protoUDP || e.Local != netip.AddrPortFrom(caB, 7947) || e.Remote != netip.AddrPortFrom(caA, 5353) || e.Drop.String() != "no_rule_in" {
 		t.Errorf("flow event %+v, %v", e, err)
 	}
 	if lost, err := b.dp.CapturesLost(); err != nil || lost != 0 {
@@ -116,7 +116,7 @@ func TestDeniedFlowsAreBounded(t *testing.T) {
 	for {
 		e, err := events.Read()
 		b.must(err)
-		if !e.Denied {
+		if e.Kind != FlowDenied {
 			break
 		}
 		denied++

@@ -17,7 +17,7 @@
 #include "reason.h"
 
 enum limits {
-	CONTRACT = 3,
+	CONTRACT = 4,
 	MAX_PORTS = 16384,  /* port ids 1..16382; 14 bits in marks and IMDS addresses */
 	MAX_CAS = 4,
 	MAX_NEXT_HOPS = 4096,

@@ -271,8 +271,11 @@ func (m *maps) FlowEvents(take func(FlowEvent)) (run func() error, stop func(), 
 				Kind: flowlog.Start, Port: vnet.PortID(e.Port), Epoch: vnet.Epoch(e.Epoch), Protocol: vnet.Protocol(e.Protocol),
 				Local: e.Local, Remote: e.Remote, Inbound: e.Inbound, Rule: int64(e.Rule), At: time.Now().Add(e.Time - bpf.Now()),
 			}
-			if e.Denied {
-				out.Kind, out.Drop, out.Packets, out.Bytes = flowlog.Denied, e.Drop.String(), 1, uint64(e.Len)
+			switch e.Kind {
+			case bpf.FlowDenied:
+				out.Kind, out.Drop, out.Packets, out.Bytes = flowlog.Denied, e.Drop.String(), e.Packets, e.Bytes
+			case bpf.FlowEnded:
+				out.Kind, out.Lasted, out.Packets, out.Bytes = flowlog.End, e.Time-e.Began, e.Packets, e.Bytes
 			}
 			take(out)
 		}
