@@ -2,6 +2,9 @@ package control
 
 import (
 	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 
 	pb "replug/control/controlpb"
 	"replug/control/network"
+	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
@@ -198,4 +202,46 @@ func TestBadHosts(t *testing.T) {
 	refused("address of a VTEP", hostInfo("h9", 11), codes.FailedPrecondition, "172.31.11.2")
 	must(op.RemoveVTEP(w.ctx, &pb.RemoveVTEPRequest{RequestId: "gone", Tenant: "acme", Network: "red", Name: "edge-0"}))(t)
 	w.host("h9", 9)
+}
+
+// All hosts and VTEPs have an underlay of one family: what an older server has let in
+// stays and is told, and nothing else gets in.
+func TestOneUnderlay(t *testing.T) {
+	var said strings.Builder
+	w := newWorld(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&said, nil)) })
+	w.furnish()
+	op := w.as("olga")
+	six := func(name string, n byte) vnet.HostInfo {
+		h := hostInfo(name, n)
+		h.Address, h.PAPrefix = netip.AddrFrom16([16]byte{0xfd, 0x31, 7: n, 15: 2}), netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x64, 7: n}), 112)
+		return h
+	}
+	edge := func(id, pa string) error {
+		_, err := op.AddVTEP(w.ctx, &pb.AddVTEPRequest{RequestId: id, Tenant: "acme", Vtep: &pb.VTEP{Name: id, Network: "red", Ip: "10.17.34.90", Pa: pa, Mac: "02:17:34:56:78:9a"}})
+		return err
+	}
+	must("", edge("edge-0", "192.0.2.7"))(t)
+	code(t, "host beside a VTEP of another family", w.attachOnce(six("h7", 7)), codes.FailedPrecondition,
+		"its underlay is IPv6 (fd31:0:0:7::2)", `VTEP "edge-0" of network "red"`, "is IPv4 (192.0.2.7)", "replug vtep remove", "--pa-prefix of IPv4")
+	must(op.RemoveVTEP(w.ctx, &pb.RemoveVTEPRequest{RequestId: "gone", Tenant: "acme", Network: "red", Name: "edge-0"}))(t)
+	mixed := six("h7", 7)
+	mixed.PAPrefix = hostInfo("h7", 7).PAPrefix
+	code(t, "a host of two families", w.attachOnce(mixed), codes.InvalidArgument, "fd31:0:0:7::2", "100.64.7.0/24", "two families")
+	w.hostOf(six("h7", 7), 3)
+
+	before := w.rows()
+	code(t, "host of another family", w.attachOnce(hostInfo("h9", 9)), codes.FailedPrecondition,
+		"its underlay is IPv4 (172.31.9.2)", `host "h7" is IPv6 (fd31:0:0:7::2)`, "--pa-prefix of IPv6", "delete the hosts")
+	code(t, "VTEP of another family", edge("edge-1", "192.0.2.7"), codes.InvalidArgument, "192.0.2.7", "the underlay is IPv6", "host h7 has fd31:0:0:7::2")
+	if d := differ(before, w.rows()); d != "" {
+		t.Errorf("refused, but rows changed:\n%s", d)
+	}
+
+	must(w.store.Commit(w.ctx, (&store.Txn{}).Put(store.Hosts+"h9", hostInfo("h9", 9))))(t)
+	w.host("h9", 9).halt()
+	w.hostOf(six("h9", 9), 4) // it has no ports, so it may become one of them
+	w.stop()
+	if got := said.String(); strings.Count(got, "refused now") != 1 || !strings.Contains(got, "172.31.9.2") {
+		t.Errorf("one host of another family was there: told\n%s", got)
+	}
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"replug/directory/client"
 	"replug/directory/vnet"
 )
@@ -231,7 +234,7 @@ func (w *world) attachOnce(info vnet.HostInfo) error {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	c, err := client.New(client.Config{Endpoints: []string{w.addr}, TLS: tls, Host: info, Session: 5, Log: quiet()}, &fakeHost{t: w.t})
+	c, err := client.New(client.Config{Endpoints: []string{w.addr}, TLS: tls, Host: info, Session: 5, Log: quiet(), MaxWait: 50 * time.Millisecond}, &fakeHost{t: w.t})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -241,8 +244,8 @@ func (w *world) attachOnce(info vnet.HostInfo) error {
 	defer running.Wait()
 	defer stop()
 	w.wait("an answer to host "+info.Name, func() error {
-		if c.Err() == nil {
-			return fmt.Errorf("none yet")
+		if err := c.Err(); err == nil || status.Code(err) == codes.Unavailable { // a server that has just begun
+			return fmt.Errorf("none yet: %v", err)
 		}
 		return nil
 	})

@@ -16,8 +16,8 @@ import (
 )
 
 // HostUp takes in that a host has opened its stream: its row says what it is. It
-// refuses a host whose physical addresses another host or a VTEP has, and one that
-// has changed its own while ports have them.
+// refuses a host whose physical addresses another host or a VTEP has, one whose underlay
+// is of another family than theirs, and one that has changed its own while ports have them.
 func (s *Server) HostUp(ctx context.Context, h vnet.HostInfo) error {
 	r := s.reign.Load()
 	if r == nil {
@@ -107,12 +107,12 @@ func (r *reign) registerHost(ctx context.Context, h vnet.HostInfo) error {
 				return nil, err
 			}
 			var old store.Row[vnet.HostInfo]
-			for _, o := range rows {
-				if o.Value.Name == h.Name {
-					old = o
-				} else if err := apart(o.Value, h); err != nil {
-					return nil, err
-				}
+			if i := slices.IndexFunc(rows, func(o store.Row[vnet.HostInfo]) bool { return o.Value.Name == h.Name }); i >= 0 {
+				old = rows[i]
+			}
+			fresh := old.Value.Name == "" || old.Value.Address.Is4() != h.Address.Is4()
+			if err := r.amongHosts(rows, h, fresh); err != nil {
+				return nil, err
 			}
 			if reflect.DeepEqual(old.Value, h) {
 				return nil, nil
@@ -120,13 +120,44 @@ func (r *reign) registerHost(ctx context.Context, h vnet.HostInfo) error {
 			if err := r.sameAddresses(ctx, old.Value, h); err != nil {
 				return nil, err
 			}
-			vteps, err := network.NoVTEPAt(ctx, r.store, h)
+			vteps, err := network.BesideVTEPs(ctx, r.store, h, fresh)
 			if err != nil {
 				return nil, fmt.Errorf("host %q: %w: %w", h.Name, ErrNotSo, err)
 			}
 			return (&store.Txn{}).UnchangedUnder(store.Hosts, rev).UnchangedUnder(store.VTEPs, vteps).Put(store.Hosts+h.Name, h), nil
 		})
 	})
+}
+
+// amongHosts returns an error when a host can't be one of those there are. One that is
+// not fresh in its family was let in by an older server, and stays: its VMs have each other.
+func (r *reign) amongHosts(rows []store.Row[vnet.HostInfo], h vnet.HostInfo, fresh bool) error {
+	for _, o := range rows {
+		if o.Value.Name == h.Name {
+			continue
+		}
+		if err := apart(o.Value, h); err != nil {
+			return err
+		}
+		err := oneUnderlay(o.Value, h)
+		if err != nil && fresh {
+			return err
+		}
+		if err != nil {
+			r.log.Warn("the store has what is refused now", "what", err)
+		}
+	}
+	return nil
+}
+
+// oneUnderlay returns an error when two hosts can't send to one another.
+func oneUnderlay(a, b vnet.HostInfo) error {
+	ours, theirs := vnet.Underlay(b.Address), vnet.Underlay(a.Address)
+	if ours == theirs {
+		return nil
+	}
+	return fmt.Errorf("host %q: %w: its underlay is %s (%s), that of host %q is %s (%s), and no frame would pass between them; give it a --pa-prefix of %s, or, "+
+		"to change the family of all, delete the hosts of the other one first", b.Name, ErrNotSo, ours, b.Address, a.Name, theirs, a.Address, theirs)
 }
 
 // apart returns an error when two hosts claim the same physical address.
@@ -146,6 +177,9 @@ func apart(a, b vnet.HostInfo) error {
 func (r *reign) sameAddresses(ctx context.Context, old, h vnet.HostInfo) error {
 	if !h.PAPrefix.IsValid() || !h.Address.IsValid() {
 		return fmt.Errorf("host %q: %w: it gives no underlay address or no PA prefix", h.Name, ErrInvalid)
+	}
+	if h.Address.Is4() != h.PAPrefix.Addr().Is4() {
+		return fmt.Errorf("host %q: %w: its underlay address %s and its PA prefix %s are of two families", h.Name, ErrInvalid, h.Address, h.PAPrefix)
 	}
 	if old.Name == "" || old.PAPrefix == h.PAPrefix && (old.Address == h.Address || !h.PAPrefix.IsSingleIP()) {
 		return nil

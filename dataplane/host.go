@@ -155,6 +155,7 @@ func (h *Host) openPorts(context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.networks.own = h.underlay.uplink.Addr
 	h.sender, err = trap.NewSender(func(id vnet.PortID) (vnet.Epoch, bool) { return h.ports.epoch(id) })
 	if err != nil {
 		return err

@@ -24,6 +24,12 @@ func (ns *networks) OnHost(h vnet.HostInfo) {
 		ns.heard[h.Name] = true
 	}
 	prefix := h.PAPrefix.Masked()
+	if !ns.sendsTo(prefix.Addr()) {
+		ns.OnHostGone(h.Name)
+		ns.log.Error("no frame passes between this host and one whose underlay is of another family: give all hosts and VTEPs addresses of one",
+			"host", h.Name, "has", vnet.Underlay(prefix.Addr()), "pa_prefix", prefix, "here", vnet.Underlay(ns.own))
+		return
+	}
 	ns.mu.Lock()
 	old, known := ns.hosts[h.Name]
 	row := hostRow{prefix, old.nextHop}
@@ -38,6 +44,11 @@ func (ns *networks) OnHost(h vnet.HostInfo) {
 	ns.warn("host is not known to the datapath", ns.datapath.PutHost(prefix), h.Name)
 	ns.changed()
 }
+
+// sendsTo reports whether a PA is of the family of this host's underlay. Control lets
+// no other in; one that an older server has let in is an unknown destination here, not
+// a frame that vanishes on the wire.
+func (ns *networks) sendsTo(pa netip.Addr) bool { return !ns.own.IsValid() || ns.own.Is4() == pa.Is4() }
 
 // OnHostGone takes the end of a host.
 func (ns *networks) OnHostGone(name string) {

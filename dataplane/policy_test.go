@@ -1,9 +1,11 @@
 package dataplane
 
 import (
+	"log/slog"
 	stdmaps "maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"replug/bpf"
@@ -192,4 +194,40 @@ func TestVTEPs(t *testing.T) {
 	ns.OnResync()
 	ns.OnSynced(21)
 	is("not repeated")
+}
+
+// What is of another family than this host's underlay, as an older server may have let
+// in, is no way: it is told once, and frames to it are refused as to nobody.
+func TestAnotherUnderlay(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	var said strings.Builder
+	ns.log, ns.own = slog.New(slog.NewTextHandler(&said, nil)), netip.MustParseAddr("fd31:0:0:7::2")
+	ns.OnResync()
+	ns.OnHost(hostInfo("h2", "100.64.2.0/24"))
+	ns.OnHost(hostInfo("h3", "fd64:0:0:3::/112"))
+	edge := mapping(red, "10.17.34.71", "172.31.9.5", "", 7)
+	for _, m := range []vnet.Mapping{mapping(red, "10.17.34.51", "100.64.2.23", "h2", 7), mapping(red, "10.17.34.52", "fd64:0:0:3::17", "h3", 8), edge} {
+		ns.OnMapping(m)
+	}
+	ns.OnSynced(17)
+	if len(f.hosts) != 1 || !f.hosts[netip.MustParsePrefix("fd64:0:0:3::/112")] || len(f.mappings) != 1 {
+		t.Errorf("hosts %v, mappings %v; want those over IPv6", f.hosts, f.mappings)
+	}
+	for _, want := range []string{"host=h2 has=IPv4", `host="vtep 172.31.9.5"`, "here=IPv6"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("told nothing of %s:\n%s", want, said.String())
+		}
+	}
+	if n := strings.Count(said.String(), "level=ERROR"); n != 2 {
+		t.Errorf("told %d times, want 2:\n%s", n, said.String())
+	}
+	edge.PA.Addr = netip.MustParseAddr("fd31::9:5")
+	ns.OnMapping(edge)
+	ns.OnHost(hostInfo("h2", "fd64:0:0:2::/112"))
+	ns.OnMapping(mapping(red, "10.17.34.51", "fd64:0:0:2::17", "h2", 9))
+	ns.OnSynced(18)
+	if len(f.hosts) != 3 || len(f.mappings) != 3 {
+		t.Errorf("once all are of one family: hosts %v, mappings %v", f.hosts, f.mappings)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 type networks struct {
 	datapath   Directory
 	neighbours Neighbours
-	self       string // this host's name
+	self       string     // this host's name
+	own        netip.Addr // and its underlay address
 	log        *slog.Logger
 	metrics    *Metrics
 	groups     *groups
@@ -95,6 +97,13 @@ func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.L
 // OnMapping takes a new or changed mapping.
 func (ns *networks) OnMapping(m vnet.Mapping) {
 	k := MappingKey{m.VNI, m.CA}
+	if !ns.sendsTo(m.PA.Addr) {
+		if m.Host == "" { // of a host it is told when that comes
+			ns.OnHost(vnet.HostInfo{Name: vtepHost(m.PA), PAPrefix: netip.PrefixFrom(m.PA.Addr, m.PA.BitLen())})
+		}
+		ns.OnMappingGone(m.VNI, m.CA)
+		return
+	}
 	if ns.seen != nil {
 		ns.seen[k] = struct{}{}
 	}

@@ -64,21 +64,32 @@ func (m *Manager) outside(ctx context.Context, pa vnet.PA) (int64, error) {
 		if h.Value.Address == pa.Addr || h.Value.PAPrefix.Contains(pa.Addr) {
 			return 0, fmt.Errorf("%w underlay address %s: it is host %s's; a VM there is attached as a port instead", ErrInvalid, pa, h.Value.Name)
 		}
+		if h.Value.Address.Is4() != pa.Is4() {
+			return 0, fmt.Errorf("%w underlay address %s: the underlay is %s (host %s has %s), and no frame would get there; give the VTEP an %s address",
+				ErrInvalid, pa, vnet.Underlay(h.Value.Address), h.Value.Name, h.Value.Address, vnet.Underlay(h.Value.Address))
+		}
 	}
 	return rev, err
 }
 
-// NoVTEPAt returns an error when a VTEP of any network has an underlay address that
-// host h claims; else the revision of what it has looked at, [store.VTEPs].
-func NoVTEPAt(ctx context.Context, s *store.Store, h vnet.HostInfo) (int64, error) {
+// BesideVTEPs returns an error when a VTEP of any network has an underlay address that
+// host h claims or, if the host is fresh in its family, one that it could not send to;
+// else the revision of what it has looked at, [store.VTEPs].
+func BesideVTEPs(ctx context.Context, s *store.Store, h vnet.HostInfo, fresh bool) (int64, error) {
 	all, rev, err := store.List[string](ctx, s, store.VTEPs)
 	if err != nil {
 		return 0, err
 	}
 	for _, v := range all {
 		pa, _ := store.Split(store.VTEPs, v.Key)
-		if addr, err := vnet.ParsePA(pa); err == nil && (addr.Addr == h.Address || h.PAPrefix.Contains(addr.Addr)) {
+		addr, err := vnet.ParsePA(pa)
+		switch {
+		case err != nil:
+		case addr.Addr == h.Address || h.PAPrefix.Contains(addr.Addr):
 			return 0, fmt.Errorf("underlay address %s is that of VTEP %s: remove the VTEP (replug vtep remove), or give the host other addresses", pa, v.Value)
+		case fresh && addr.Is4() != h.Address.Is4():
+			return 0, fmt.Errorf("its underlay is %s (%s), that of VTEP %s is %s (%s), and no frame would pass between them: remove the VTEP (replug vtep remove), or give the host a --pa-prefix of %s",
+				vnet.Underlay(h.Address), h.Address, v.Value, vnet.Underlay(addr.Addr), pa, vnet.Underlay(addr.Addr))
 		}
 	}
 	return rev, nil

@@ -67,3 +67,12 @@ type HostInfo struct {
 	// Personalities of the images, by name; an image without one has an agent.
 	Personalities map[string]Personality `json:"personalities,omitempty"`
 }
+
+// Underlay is the family of an underlay address, IPv4 or IPv6. All hosts and VTEPs of
+// a cluster have one: a host sends VXLAN over its own only.
+func Underlay(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
