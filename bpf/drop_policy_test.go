@@ -48,8 +48,10 @@ func (p *policyCase) gets(packet []byte) func() uint32 {
 }
 
 // local is a datagram of a new flow to a VM of the same host.
-func (p *policyCase) local() func() uint32 {
-	return p.sends(udpOf(redA.cas()[p.family], redA2.cas()[p.family], p.fresh(), 7946, text(37)))
+func (p *policyCase) local() func() uint32 { return p.sends(p.near(p.fresh())) }
+
+func (p *policyCase) near(sport uint16) []byte {
+	return udpOf(redA.cas()[p.family], redA2.cas()[p.family], sport, 7946, text(37))
 }
 
 func (p *policyCase) passes(h *host, what string, try func() uint32) {
@@ -101,6 +103,26 @@ func (p *policyCase) midstream() {
 	p.answered(p.b, "mid-stream in", "reset_by_wire", func() (uint32, []byte) { return p.b.receive(redA.wire(redB, p.ending(flagACK))) })
 	p.answered(p.a, "a FIN without an ACK", "reset_of_fin", func() (uint32, []byte) { return p.a.send(redA, redA.frame(p.ending(flagFIN))) })
 	p.a.must(errors.Join(p.a.dp.SetPortFlags(redA.id, 0, Strict|Reset), p.b.dp.SetPortFlags(redB.id, 0, Strict|Reset)))
+	p.midstreamNear()
+}
+
+// midstreamNear: the same of a receiver on the sender's host.
+func (p *policyCase) midstreamNear() {
+	seg := func(flags byte) []byte {
+		return segment{sport: p.fresh(), dport: 7946, flags: flags, payload: text(19)}.of(redA.cas()[p.family], redA2.cas()[p.family])
+	}
+	p.passes(p.a, "mid-stream to a port of this host that isn't strict", p.sends(seg(flagACK)))
+	p.a.must(p.a.dp.SetPortFlags(redA2.id, Strict, 0))
+	p.refused(p.a, "mid-stream in, on the same host", "midstream", p.sends(seg(flagACK)))
+	p.passes(p.a, "a SYN in, on the same host", p.sends(seg(flagSYN)))
+	p.a.must(p.a.dp.SetPortFlags(redA2.id, Reset, 0))
+	before := p.a.drops()
+	v, out := p.a.send(redA, redA.frame(seg(flagACK)))
+	p.a.counted("mid-stream in, on the same host, answered, "+p.name, before, "midstream")
+	if v != actRedirect || !isReset(out) || rightSums(out) != "" || [6]byte(out[:6]) != redA.mac {
+		p.t.Errorf("mid-stream in, on the same host, %s: verdict %d, want a reset to the sender\n%s", p.name, int32(v), dump(out))
+	}
+	p.a.must(p.a.dp.SetPortFlags(redA2.id, 0, Strict|Reset))
 }
 
 // ending is a segment whose reset is compared with a golden frame: with a
@@ -140,6 +162,13 @@ func (p *policyCase) draining() {
 	p.passes(p.b, "an old flow to a draining port", p.gets(old))
 	p.a.must(errors.Join(p.a.dp.SetPortFlags(redA.id, 0, Draining), p.b.dp.SetPortFlags(redB.id, 0, Draining)))
 	p.passes(p.a, "a new flow once it drains no more", p.sends(p.udp(p.fresh())))
+
+	near := p.sends(p.near(p.fresh()))
+	p.passes(p.a, "a flow on the same host before its receiver drains", near)
+	p.a.must(p.a.dp.SetPortFlags(redA2.id, Draining, 0))
+	p.refused(p.a, "a new flow to a draining port of this host", "draining", p.local())
+	p.passes(p.a, "an old flow to a draining port of this host", near)
+	p.a.must(p.a.dp.SetPortFlags(redA2.id, 0, Draining))
 }
 
 func (p *policyCase) quota() {
@@ -147,6 +176,20 @@ func (p *policyCase) quota() {
 		_, err := p.a.dp.Sweep(func(_ uint16, rows uint32) uint32 { return rows + room }, nil)
 		p.a.must(err)
 	}
+	near := func(room uint32) { // room for the receiver alone
+		_, err := p.a.dp.Sweep(func(id uint16, rows uint32) uint32 {
+			if id == redA2.id {
+				return rows + room
+			}
+			return rows + 1000
+		}, nil)
+		p.a.must(err)
+	}
+	near(1)
+	first := p.sends(p.near(p.fresh()))
+	p.passes(p.a, "the last flow to a port of this host", first)
+	p.refused(p.a, "one flow too many to a port of this host", "flow_quota", p.local())
+	p.passes(p.a, "a flow to a port of this host that is there", first)
 	sweep(2)
 	old := p.udp(p.fresh())
 	p.passes(p.a, "the last flow but one", p.sends(old))
@@ -170,7 +213,13 @@ func (p *policyCase) limits() {
 	p.a.must(errors.Join(p.a.dp.SetLimits(redA.id, Limits{}), p.b.dp.SetLimits(redB.id, Limits{})))
 	p.passes(p.a, "without a limit from", out)
 	p.passes(p.b, "without a limit to", in)
-	p.a.must(p.a.resetBuckets(redA.id))
+	p.a.must(p.a.dp.SetLimits(redA2.id, Limits{To: rate}))
+	near := p.local()
+	p.passes(p.a, "within the limit to a port of this host", near)
+	p.a.drain(redA2.id, bucketToPackets)
+	p.refused(p.a, "above the limit to a port of this host", "rate_to", near)
+	p.a.must(p.a.dp.SetLimits(redA2.id, Limits{}))
+	p.a.must(errors.Join(p.a.resetBuckets(redA.id), p.a.resetBuckets(redA2.id)))
 	p.b.must(p.b.resetBuckets(redB.id))
 }
 
