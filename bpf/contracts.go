@@ -21,7 +21,7 @@ var changes = map[datapathLimits]map[string]change{
 	3: {
 		"flows": {write: flowsOf3},
 	},
-	4: {}, // flow events tell more; no row changed
+	4: {}, // flow events tell more, ports have a tenant: none, until they are set again
 }
 
 // portOf2: every CA has a mask of its own, where one prefix length stood for the

@@ -446,7 +446,7 @@ type datapathPort struct {
 	Generation uint32
 	In         datapathRuleList
 	Out        datapathRuleList
-	Pad        uint32
+	Tenant     uint32
 	_          [4]byte
 }
 
@@ -685,6 +685,7 @@ const (
 	datapathMapShortcuts       = "shortcuts"
 	datapathMapSwept           = "swept"
 	datapathMapTaps            = "taps"
+	datapathMapTenantFlows     = "tenant_flows"
 	datapathMapTraced          = "traced"
 	datapathMapTraps           = "traps"
 	datapathProgFromHost       = "from_host"
@@ -788,6 +789,7 @@ type datapathMapSpecs struct {
 	Shortcuts     *ebpf.MapSpec `ebpf:"shortcuts"`
 	Swept         *ebpf.MapSpec `ebpf:"swept"`
 	Taps          *ebpf.MapSpec `ebpf:"taps"`
+	TenantFlows   *ebpf.MapSpec `ebpf:"tenant_flows"`
 	Traced        *ebpf.MapSpec `ebpf:"traced"`
 	Traps         *ebpf.MapSpec `ebpf:"traps"`
 }
@@ -855,6 +857,7 @@ type datapathMaps struct {
 	Shortcuts     *ebpf.Map `ebpf:"shortcuts"`
 	Swept         *ebpf.Map `ebpf:"swept"`
 	Taps          *ebpf.Map `ebpf:"taps"`
+	TenantFlows   *ebpf.Map `ebpf:"tenant_flows"`
 	Traced        *ebpf.Map `ebpf:"traced"`
 	Traps         *ebpf.Map `ebpf:"traps"`
 }
@@ -893,6 +896,7 @@ func (m *datapathMaps) Close() error {
 		m.Shortcuts,
 		m.Swept,
 		m.Taps,
+		m.TenantFlows,
 		m.Traced,
 		m.Traps,
 	)

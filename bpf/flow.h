@@ -97,22 +97,37 @@ static __always_inline void touch(struct flow *flow, const struct packet *p, boo
 	tally_flow(flow, p, inbound);
 }
 
-/* Takes a row of the port's budget. The agent's next count puts right what two CPUs blur. */
-static __always_inline bool afford_flow(__u32 id, __u64 now)
+/* Whether a budget has room. Without an agent that counts it binds nobody. */
+static __always_inline bool has_room(const struct flow_budget *b, __u32 quota, __u64 now)
 {
-	struct flow_budget *b = bpf_map_lookup_elem(&flow_budgets, &id);
 	const __u64 *last;
-	__u32 zero = 0, quota;
+	__u32 zero = 0;
 
-	if (!b)
+	if (b->rows < quota)
+		return true;
+	last = bpf_map_lookup_elem(&swept, &zero);
+	return !last || since_tick(now, *last) >= SWEEP_STALE * config.second;
+}
+
+/*
+ * Takes a flow off the budgets of the port and of its tenant. The agent's next
+ * count puts right what two CPUs blur.
+ */
+static __always_inline bool afford_flow(const struct packet *p, __u32 id, const struct port *port,
+					bool inbound, __u64 now)
+{
+	struct flow_budget *own = bpf_map_lookup_elem(&flow_budgets, &id), *all;
+	__u32 tenant = port->tenant;
+
+	if (!own || !has_room(own, own->quota ? own->quota : config.flow_quota, now))
 		return false;
-	quota = b->quota ? b->quota : config.flow_quota;
-	if (b->rows >= quota) {
-		last = bpf_map_lookup_elem(&swept, &zero);
-		if (last && since_tick(now, *last) < SWEEP_STALE * config.second)
+	all = bpf_map_lookup_elem(&tenant_flows, &tenant);
+	if (all) {
+		if (!has_room(all, all->quota, now))
 			return false;
+		__sync_fetch_and_add(&all->rows, p->natted == FLOW_SERVICE && !inbound ? 2 : 1);
 	}
-	__sync_fetch_and_add(&b->rows, 1);
+	__sync_fetch_and_add(&own->rows, 1);
 	return true;
 }
 
@@ -163,7 +178,7 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 {
 	struct flow *flow, *row = &p->row;
 
-	if (!afford_flow(id, now))
+	if (!afford_flow(p, id, port, inbound, now))
 		return DROP_FLOW_QUOTA;
 	__builtin_memset(row, 0, sizeof(*row));
 	row->epoch = port->epoch;

@@ -106,22 +106,30 @@ type Swept struct {
 	Alive int
 	Ended int
 	Ports map[uint16]uint32 // flows of each port that has any
+
+	tenants map[uint32]uint32 // rows of each that has ports
+	tenant  map[uint16]uint32 // of each port
 }
 
 // Sweep deletes the flows that have ended, or that belong to an epoch that has
-// passed, and calls ended with each; then it counts the flows of each port anew,
-// so that budgets hold again. quota is what a port may have from now on; 0: the
-// default. Call it every few seconds: after a minute without, budgets don't bind.
+// passed, and calls ended with each; then it counts the flows of each port and
+// tenant anew, so that budgets hold again. quota is what a port may have from now
+// on, 0: the default; what a tenant may have follows from what all have. Call it
+// every few seconds: after a minute without, budgets don't bind.
 func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func(Flow)) (Swept, error) {
 	clock, err := d.clock(false)
 	if err != nil {
 		return Swept{}, err
 	}
 	epochs := map[uint16]uint64{}
-	if err := d.eachRow(func(id uint16, row datapathPort) error { epochs[id] = row.Epoch; return nil }); err != nil {
+	s := Swept{Ports: map[uint16]uint32{}, tenants: map[uint32]uint32{}, tenant: map[uint16]uint32{}}
+	err = d.eachRow(func(id uint16, row datapathPort) error {
+		epochs[id], s.tenant[id], s.tenants[row.Tenant] = row.Epoch, row.Tenant, 0
+		return nil
+	})
+	if err != nil {
 		return Swept{}, err
 	}
-	s := Swept{Ports: map[uint16]uint32{}}
 	var idle []datapathFlowKey
 	err = d.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
 		if clock.alive(k, v, epochs[k.PortId]) {
@@ -148,12 +156,16 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 			return s, fmt.Errorf("write the flow budget of port %d: %w", id, err)
 		}
 	}
+	if err := d.setShares(s.tenants); err != nil {
+		return s, err
+	}
 	_, err = d.clock(true)
 	return s, err
 }
 
 func (s *Swept) count(k datapathFlowKey, v datapathFlow) {
 	s.Alive++
+	s.tenants[s.tenant[k.PortId]]++
 	if v.Flags&uint8(datapathFlowFlagFLOW_BACKEND) == 0 {
 		s.Ports[k.PortId]++
 	}

@@ -127,8 +127,8 @@ struct {
 
 /*
  * Every connection of every port: here those of IPv6, below those of IPv4. What a
- * table forgets under pressure is judged again as if it were new; flow_budgets
- * keeps a port from pressing others out.
+ * table forgets under pressure is judged again as if it were new; flow_budgets and
+ * tenant_flows keep a port, and a tenant's ports together, from pressing others out.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -153,6 +153,16 @@ struct {
 	__uint(max_entries, MAX_PORTS);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flow_budgets SEC(".maps");
+
+/* The same of all ports of a tenant, by struct port's tenant. Without a row all is allowed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct flow_budget);
+	__uint(max_entries, MAX_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} tenant_flows SEC(".maps");
 
 /* [0]: when the agent counted flows last, ticks. Without an agent budgets don't bind. */
 struct {

@@ -53,6 +53,7 @@ type Port struct {
 	Gateway netip.Addr     // IPv4; the zero Addr: none
 	MTU     int            // bytes of the guest's IP packets
 	Flags   PortFlags
+	Tenant  uint32   // whose ports have a share of the flows together, any number but 0; 0: nobody's
 	Rules   *RuleSet // nil: none, all passes
 }
 
@@ -261,6 +262,7 @@ func (p datapathPort) port() Port {
 		Gateway: p.Gateway.ip(),
 		MTU:     int(p.Mtu),
 		Flags:   PortFlags(p.Flags) &^ own,
+		Tenant:  p.Tenant,
 	}
 	for i, ca := range p.Ca {
 		if a := ca.ip(); a.IsValid() {
@@ -281,6 +283,7 @@ func (p Port) row() (datapathPort, error) {
 		Flags:    datapathPortFlag(p.Flags &^ own),
 		Mtu:      uint16(p.MTU),
 		Mac:      p.MAC,
+		Tenant:   p.Tenant,
 	}
 	switch {
 	case p.Ifindex <= 0:

@@ -66,7 +66,7 @@ enum drop_reason {
 	DROP_RULE_OUT,		/* a rule denies what the VM sends */
 	DROP_RULE_IN,		/* a rule denies what the VM would get */
 	DROP_NO_RULE_IN,	/* the VM has rules, and none allows this in */
-	DROP_FLOW_QUOTA,	/* the port has as many flows as it may */
+	DROP_FLOW_QUOTA,	/* the port, or its tenant on this host, has as many flows as it may */
 	DROP_DRAINING,		/* a new connection of a port that is about to leave its network */
 	DROP_MIDSTREAM,		/* a TCP segment of a connection that began before the port was here */
 	DROP_RATE_FROM,		/* the VM sends more than its limit */

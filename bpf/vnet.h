@@ -70,7 +70,7 @@ struct port {
 	__u32 generation;	/* of the rules: flows judged by another one are judged again */
 	struct rule_list in;
 	struct rule_list out;
-	__u32 pad;
+	__u32 tenant;		/* whose ports share tenant_flows: a hash of its name; 0: no one's */
 };
 
 /*
@@ -274,10 +274,10 @@ enum rule_id {
 	RULE_NONE = -2,		/* the port has no rules */
 };
 
-/* How many flows a port has, and may have. The agent counts anew now and then. */
+/* How many flows a port or a tenant has, and may have. The agent counts anew now and then. */
 struct flow_budget {
 	__u32 rows;
-	__u32 quota;		/* 0: config.flow_quota */
+	__u32 quota;		/* 0 of a port: config.flow_quota */
 };
 
 /* Fragments after the first have no ports: they share the fate of the first. */

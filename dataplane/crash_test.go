@@ -117,7 +117,7 @@ func (w *world) ends(in vnet.Intent) {
 	if want := in.Current.Addrs[0].CA; g.ca != want || !g.link || row.first() != want {
 		w.t.Errorf("guest at %s, row at %s, want %s; link up: %t", g.ca, row.CAs[0], want, g.link)
 	}
-	if row.Epoch != in.Current.Epoch || row.Timed || w.published[in.ID] != in.Current.Epoch || w.docs[in.ID] == nil {
+	if row.Epoch != in.Current.Epoch || row.Tenant != tenantNumber(in.Current.Tenant) || row.Timed || w.published[in.ID] != in.Current.Epoch || w.docs[in.ID] == nil {
 		w.t.Errorf("row %+v, published %s, want epoch %s", row, w.published[in.ID], in.Current.Epoch)
 	}
 	if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {

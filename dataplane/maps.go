@@ -51,7 +51,7 @@ func (m *maps) Rows() ([]Row, error) {
 	for id, p := range ports {
 		r := Row{
 			Port: vnet.PortID(id), Epoch: vnet.Epoch(p.Epoch), VNI: vnet.VNI(p.VNI), MAC: p.MAC, PA: vnet.PA{Addr: p.PA},
-			Gateway: p.Gateway, MTU: uint16(p.MTU), Ifindex: p.Ifindex,
+			Gateway: p.Gateway, MTU: uint16(p.MTU), Tenant: p.Tenant, Ifindex: p.Ifindex,
 		}
 		for flag, on := range r.flags() {
 			*on = p.Flags&flag != 0
@@ -73,7 +73,7 @@ func (r *Row) flags() map[bpf.PortFlags]*bool {
 func (m *maps) SetPort(r Row) error {
 	p := bpf.Port{
 		Ifindex: r.Ifindex, VNI: uint32(r.VNI), Epoch: uint64(r.Epoch), MAC: r.MAC, PA: r.PA.Addr,
-		Gateway: r.Gateway, MTU: int(r.MTU), Flags: bpf.Open,
+		Gateway: r.Gateway, MTU: int(r.MTU), Tenant: r.Tenant, Flags: bpf.Open,
 	}
 	for flag, on := range r.flags() {
 		if *on {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"reflect"
 	"time"
@@ -75,7 +76,7 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 	r := Row{
 		Port: p.id, Epoch: place.Epoch, VNI: place.VNI, MAC: in.MAC, PA: in.PA, MTU: p.guestMTU(place),
 		Ifindex: ifindex, Isolated: place.Isolated, Timed: timed, Router: place.Router, Logged: place.FlowLog,
-		Tap: p.found.Tap, Peer: p.found.Peer, Strict: place.Swap != "", Reset: place.Swap != "" && place.OldConnections != vnet.SilenceConnections,
+		Tenant: tenantNumber(place.Tenant), Tap: p.found.Tap, Peer: p.found.Peer, Strict: place.Swap != "", Reset: place.Swap != "" && place.OldConnections != vnet.SilenceConnections,
 	}
 	if v4, ok := place.V4(); ok {
 		r.Gateway = v4.Gateway
@@ -84,6 +85,14 @@ func (p *port) rowOf(in *vnet.Intent, place *vnet.Place, timed bool) Row {
 		r.CAs[i] = netip.PrefixFrom(a.CA.Addr, a.Bits)
 	}
 	return r
+}
+
+// tenantNumber is the name in 32 bits, by which ports share their tenant's part of
+// the flows. Two tenants of a host with one number would share one.
+func tenantNumber(name string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(name)) // never fails
+	return max(h.Sum32(), 1)
 }
 
 // refresh takes over what the intent says of the epoch in force: the whole

@@ -22,16 +22,17 @@ type Row struct {
 	CAs      [MaxCAs]netip.Prefix // an address with its subnet's length; unused ones are zero
 	Gateway  netip.Addr           // IPv4; the IPv6 one follows from the VNI
 	MTU      uint16
-	Ifindex  int  // of the tap
-	Isolated bool // a pooled VM
-	Timed    bool // the datapath keeps [Times]
-	Router   bool // a gateway VM: sends from and gets for any address
-	Logged   bool // its flows are logged
-	Draining bool // begins no new flows: it is about to leave
-	Strict   bool // came by a swap: refuses TCP that began before
-	Reset    bool // ... and answers it with a reset
-	Tap      bool // as in [Device]
-	Peer     bool // as in [Device]
+	Tenant   uint32 // a number for it: see tenantNumber
+	Ifindex  int    // of the tap
+	Isolated bool   // a pooled VM
+	Timed    bool   // the datapath keeps [Times]
+	Router   bool   // a gateway VM: sends from and gets for any address
+	Logged   bool   // its flows are logged
+	Draining bool   // begins no new flows: it is about to leave
+	Strict   bool   // came by a swap: refuses TCP that began before
+	Reset    bool   // ... and answers it with a reset
+	Tap      bool   // as in [Device]
+	Peer     bool   // as in [Device]
 	// Rules come into force with the row. Nil, as they are when rows are read back:
 	// those in force stay.
 	Rules *Ruleset
