@@ -20,6 +20,7 @@ type Attachment struct {
 	Network string
 	IP      string
 	Bits    int  // prefix length, for Static; 0: 24
+	MTU     int  // of its NIC before it is told another; 0: what the underlay leaves
 	Static  bool // the address is set by hand; else by DHCP, with replug-guest
 }
 
@@ -31,7 +32,10 @@ const waiting = 5000
 // address.
 func (c *Cluster) Attach(ctx context.Context, a Attachment) (*lab.Guest, error) {
 	mac := macOf(a)
-	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: c.Lab.GuestMTU(), Queue: waiting})
+	if a.MTU == 0 {
+		a.MTU = c.Lab.GuestMTU()
+	}
+	g, err := c.Lab.TapGuest(ctx, c.Lab.Host(a.Host), lab.GuestConfig{Name: a.Name, MAC: mac, MTU: a.MTU, Queue: waiting})
 	if err != nil {
 		return nil, err
 	}

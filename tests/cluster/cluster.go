@@ -35,6 +35,7 @@ type Config struct {
 	Bin    string      // directory with replug, replug-server, replug-host, replug-guest
 	Image  string      // directory of the small guest's image; "": hosts run no VMs
 	Memory map[int]int // MiB that a host, counted from 1, may give to VMs
+	Agents int         // how many of the lab's hosts run one, the first ones; 0: all
 }
 
 // A Cluster is a running one. Its methods may be called at once from several
@@ -49,8 +50,8 @@ type Cluster struct {
 	conn   *grpc.ClientConn
 }
 
-// Start makes certificates, starts the server and all agents, and waits until
-// every host is connected.
+// Start makes certificates, starts the server and the agents, and waits until
+// all of them are connected.
 func Start(ctx context.Context, l *lab.Lab, config Config) (*Cluster, error) {
 	c := &Cluster{Lab: l, Config: config, PKI: filepath.Join(l.Dir(), "pki"), hosts: make(map[int]*lab.Proc)}
 	if err := c.certify(); err != nil {
@@ -59,7 +60,11 @@ func Start(ctx context.Context, l *lab.Lab, config Config) (*Cluster, error) {
 	if err := c.StartServer(ctx); err != nil {
 		return nil, err
 	}
-	for n := range l.Hosts() {
+	agents := config.Agents
+	if agents == 0 {
+		agents = len(l.Hosts())
+	}
+	for n := range agents {
 		if err := c.prepareHost(n + 1); err != nil {
 			return nil, err
 		}

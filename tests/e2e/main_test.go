@@ -55,7 +55,7 @@ func run(m *testing.M) int {
 	if err != nil {
 		return fail(err)
 	}
-	if shared, err = newWorld(ctx, fmt.Sprint("e2e", os.Getpid()%100000), image); err != nil {
+	if shared, err = newWorld(ctx, lab.Config{Name: fmt.Sprint("e2e", os.Getpid()%100000)}, image); err != nil {
 		return fail(err)
 	}
 	code := m.Run()

@@ -79,45 +79,6 @@ func (m *member) eventually(ctx context.Context, t *testing.T, what, addr, want 
 	}
 }
 
-// A route of a live network leads to a gateway VM on another host, whose answers
-// from beyond it pass: the network's way out. Without the route nothing does.
-func TestWayOut(t *testing.T) {
-	w := shared
-	ctx := w.within(t, time.Minute)
-	web, gw := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
-	const beyond = "198.51.100.9"
-	if _, err := gw.Run(ctx, "ip", "addr", "add", beyond+"/32", "dev", "lo"); err != nil {
-		t.Fatal(err)
-	}
-	networks := pb.NewNetworksClient(w.conn)
-	silent(ctx, t, "without a route", web.Node, beyond)
-	for _, prefix := range []string{"198.51.100.0/24", "0.0.0.0/0"} {
-		if _, err := networks.AddRoute(ctx, &pb.AddRouteRequest{RequestId: w.id(), Tenant: tenant, Moniker: "red", Route: &pb.Route{Prefix: prefix, NextHop: gw.ip}}); err != nil {
-			t.Fatal(err)
-		}
-		reaches(ctx, t, web.Node, beyond)
-		if _, err := networks.RemoveRoute(ctx, &pb.RemoveRouteRequest{RequestId: w.id(), Tenant: tenant, Moniker: "red", Prefix: prefix}); err != nil {
-			t.Fatal(err)
-		}
-		gone, cancel := context.WithTimeout(ctx, 10*time.Second)
-		if err := lab.Until(gone, "the end of the route", func() error {
-			soon, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-			defer cancel()
-			if err := cluster.Ping(soon, web.Node, netip.MustParseAddr(beyond)); err == nil {
-				return fmt.Errorf("%s is reached", beyond)
-			}
-			// The gateway would refuse it too: it is no router any more.
-			if got, _ := w.trace(ctx, t, "--from", web.port, "--to", beyond, "icmp"); got.Hops[0].Drop != "no_route" {
-				return fmt.Errorf("a trace to %s: %s", beyond, got.Summary)
-			}
-			return nil
-		}); err != nil {
-			t.Error(err)
-		}
-		cancel()
-	}
-}
-
 // Security groups take effect on live ports, on both sides of hosts, and a swap
 // brings those of its new network.
 func TestSecurityGroups(t *testing.T) {

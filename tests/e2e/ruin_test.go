@@ -58,7 +58,7 @@ func TestTwoAgentsWithOneName(t *testing.T) {
 // lose no frame, and swaps work (invariants 5, 6, 7).
 func TestRestore(t *testing.T) {
 	start := shared.within(t, 2*time.Minute)
-	w, err := newWorld(start, fmt.Sprint("ruin", os.Getpid()%100000), "")
+	w, err := newWorld(start, lab.Config{Name: fmt.Sprint("ruin", os.Getpid()%100000)}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
