@@ -107,6 +107,9 @@ func (taps) Find(name string, last Device) (Device, error) {
 		return last, nil
 	}
 	d, err := netdev.Find(name)
+	if err == nil {
+		err = netdev.KeepIPv6Off(name)
+	}
 	return Device{Ifindex: d.Ifindex, Tap: d.Tap, Peer: d.Peer}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
 	"testing"
 
@@ -68,6 +69,9 @@ func TestFindAgain(t *testing.T) {
 	up, err := taps{}.Find("up0", Device{})
 	if err != nil || up.Tap || up.Ifindex == 0 {
 		t.Fatalf("a veth: %+v, %v", up, err)
+	}
+	if off, err := os.ReadFile("/proc/sys/net/ipv6/conf/up0/disable_ipv6"); err != nil || string(off) != "1\n" {
+		t.Errorf("the host speaks IPv6 to the guest: disable_ipv6 is %q, %v", off, err)
 	}
 	if again, err := (taps{}).Find("up0", up); err != nil || again != up {
 		t.Errorf("the same: %+v, %v, want %+v", again, err, up)

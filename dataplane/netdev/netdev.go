@@ -159,6 +159,10 @@ func ready(name string, mtu int) (Device, error) {
 	return readyWith(name, mtu, setting{"disable_ipv6", "1"})
 }
 
+// KeepIPv6Off takes a device of somebody else's out of the host's IPv6, so that the
+// kernel says nothing of its own to a guest, and nothing of the host's goes there.
+func KeepIPv6Off(name string) error { return setSysctl("ipv6", name, "disable_ipv6", "1") }
+
 // A setting is one of a device's for IPv6.
 type setting struct{ key, value string }
 
