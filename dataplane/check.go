@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 )
 
 // ErrMissing says that this machine can't be a host; the text says what it lacks.
@@ -41,10 +42,11 @@ type probe struct {
 }
 
 // Look looks at everything that the agent needs or can use. Uplink is the device
-// to the underlay, "" for that of the default route. It disturbs nothing: what
-// has to be tried is tried in a network namespace of its own.
-func Look(bpffs, uplink string) []Finding {
-	return answer(append(append(basics(bpffs), abilities()...), uplinkProbes(uplink)...))
+// to the underlay, "" for that of the default route; pas are the addresses that are
+// routed to this host, which say of what family the underlay is, or invalid. It disturbs
+// nothing: what has to be tried is tried in a network namespace of its own.
+func Look(bpffs, uplink string, pas netip.Prefix) []Finding {
+	return answer(append(append(basics(bpffs), abilities()...), uplinkProbes(uplink, pas)...))
 }
 
 // Missing returns [ErrMissing] with all that is needed and not there.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -67,7 +68,7 @@ func TestCheckSeesWhatIsWrong(t *testing.T) {
 		"MTU of up0": "mtu 1550", "merging of received frames": "rx-gro on", "no strict reverse path filter": "rp_filter=2",
 		"no firewall rule against UDP 4789": "4789", "no connection tracking": "notrack",
 	}
-	before := Look(t.TempDir(), "up0")
+	before := Look(t.TempDir(), "up0", netip.Prefix{})
 	for what, do := range wrong {
 		if f := found(before, what); f.State != Lack || f.Cost == "" || !strings.Contains(f.Do, do) {
 			t.Errorf("wrong, but: %v; want lack with %q", f, do)
@@ -77,7 +78,7 @@ func TestCheckSeesWhatIsWrong(t *testing.T) {
 	run("ethtool", "-K", "up0", "gro", "on")
 	sysctl("2")
 	run("nft", "insert rule inet host in udp dport 4789 accept; add chain inet host raw { type filter hook prerouting priority -300; }; add rule inet host raw udp dport 4789 notrack")
-	after := Look(t.TempDir(), "up0")
+	after := Look(t.TempDir(), "up0", netip.Prefix{})
 	for what := range wrong {
 		if f := found(after, what); f.State != Have || f.Cost != "" {
 			t.Errorf("put right, but: %v", f)
@@ -168,20 +169,31 @@ func TestCheckSmallMTU(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	six, err := netlink.ParseAddr("fd31:9::37/64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	six.Flags = unix.IFA_F_NODAD
+	if err := netlink.AddrAdd(up, six); err != nil {
+		t.Fatal(err)
+	}
+	pas4, pas6 := netip.MustParsePrefix("100.64.9.0/24"), netip.MustParsePrefix("fd64:9::/112")
 	for _, c := range []struct {
 		mtu    int
+		pas    netip.Prefix
 		needed bool
 		cost   string
-	}{{1400, false, "MTU of 1350"}, {1329, false, "IPv6"}, {625, true, "doesn't start"}} {
+	}{{1400, netip.Prefix{}, false, "MTU of 1350"}, {1400, pas4, false, "MTU of 1350"}, {1400, pas6, false, "MTU of 1330"}, {1349, pas6, false, "IPv6"},
+		{1329, pas4, false, "IPv6"}, {625, pas4, true, "doesn't start"}} {
 		if err := netlink.LinkSetMTU(up, c.mtu); err != nil {
 			t.Fatal(err)
 		}
-		all := answer(uplinkProbes("up0"))
+		all := answer(uplinkProbes("up0", c.pas))
 		if f := found(all, "MTU of up0"); f.State != Lack || f.Needed != c.needed || !strings.Contains(f.Cost, c.cost) {
 			t.Errorf("MTU %d: %v (needed %t), want %q", c.mtu, f, f.Needed, c.cost)
 		}
 	}
-	if f := answer(uplinkProbes("up7"))[0]; f.State != Lack || !f.Needed || !strings.Contains(f.Do, "--uplink") {
+	if f := answer(uplinkProbes("up7", netip.Prefix{}))[0]; f.State != Lack || !f.Needed || !strings.Contains(f.Do, "--uplink") {
 		t.Errorf("no such uplink: %v", f)
 	}
 }

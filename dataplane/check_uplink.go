@@ -9,14 +9,14 @@ import (
 )
 
 // uplinkProbes ask what the device to the underlay can do and what is in its way.
-func uplinkProbes(name string) []probe {
-	up, err := findUplink(name, netip.Prefix{})
+func uplinkProbes(name string, pas netip.Prefix) []probe {
+	up, err := findUplink(name, pas)
 	if err != nil {
 		return []probe{{"an uplink", true, "no frame leaves this host", "give --uplink DEVICE, with an address on it",
 			func() (State, string) { return Lack, err.Error() }}}
 	}
 	probes := append(mtuProbes(up), xdpProbes(up)...)
-	return append(append(probes, offloadProbes(up.Name)...), pathProbes(up.Name)...)
+	return append(append(probes, offloadProbes(up.Name)...), pathProbes(up)...)
 }
 
 func mtuProbes(up netdev.Uplink) []probe {
@@ -80,8 +80,9 @@ func offloadProbes(device string) []probe {
 }
 
 // pathProbes look at what handles a frame before the datapath, and above it.
-func pathProbes(device string) []probe {
-	return []probe{
+func pathProbes(up netdev.Uplink) []probe {
+	device := up.Name
+	probes := []probe{
 		{"threaded NAPI of " + device, false, "frames are received in softirqs, which come before a VM's CPUs on the same core: a busy sender slows the VMs there", "echo 1 > /sys/class/net/" + device + "/threaded",
 			func() (State, string) {
 				on, err := netdev.Threaded(device)
@@ -90,17 +91,24 @@ func pathProbes(device string) []probe {
 				}
 				return is(on), ""
 			}},
-		{"no strict reverse path filter on " + device, false, "merged frames from a PA whose way back is another device are dropped by the kernel", "sysctl net.ipv4.conf." + device + ".rp_filter=2",
-			func() (State, string) {
-				n, err := netdev.ReversePath(device)
-				if err != nil {
-					return Unknown, err.Error()
-				}
-				return is(n != 1), fmt.Sprintf("rp_filter %d", n)
-			}},
 		{"no firewall rule against UDP 4789", false, "merged frames, which is most of TCP, are dropped on their way to the VXLAN device", "let UDP port 4789 pass in the input chain, from the underlay",
 			func() (State, string) { return judgeRules(rulesOfHost()) }},
 		{"no connection tracking of UDP 4789", false, "each merged frame costs a look-up, and each flow a row, in the host's table", "a notrack rule for UDP port 4789 in a raw prerouting chain",
 			func() (State, string) { return judgeTracking(rulesOfHost()) }},
 	}
+	if up.Addr.Is4() { // the kernel has no such filter for IPv6
+		probes = append(probes, reverseProbe(device))
+	}
+	return probes
+}
+
+func reverseProbe(device string) probe {
+	return probe{"no strict reverse path filter on " + device, false, "merged frames from a PA whose way back is another device are dropped by the kernel", "sysctl net.ipv4.conf." + device + ".rp_filter=2",
+		func() (State, string) {
+			n, err := netdev.ReversePath(device)
+			if err != nil {
+				return Unknown, err.Error()
+			}
+			return is(n != 1), fmt.Sprintf("rp_filter %d", n)
+		}}
 }

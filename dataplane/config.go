@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -46,6 +47,11 @@ func (c *Config) Check() error {
 	}
 	if len(c.Servers) == 0 {
 		bad("no server: give --server HOST:PORT")
+	}
+	for _, s := range c.Servers {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			bad("server %q: want HOST:PORT, an IPv6 address in brackets", s)
+		}
 	}
 	if !hostName.MatchString(c.Name) {
 		bad("name %q: want letters, digits, dots and dashes, at most 63", c.Name)

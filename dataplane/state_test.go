@@ -135,6 +135,7 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(*Config){
 		"no server":        func(c *Config) { c.Servers = nil },
+		"bare IPv6 server": func(c *Config) { c.Servers = []string{"s:7443", "fd31::2:7443"} },
 		"bad name":         func(c *Config) { c.Name = "h 9" },
 		"relative path":    func(c *Config) { c.StateDir = "s" },
 		"too many ports":   func(c *Config) { c.MaxPorts = 16383 },

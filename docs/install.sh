@@ -14,7 +14,7 @@
 #
 # A host needs its own files of DIR only (ca.crt, NAME.crt, NAME.key); ca.key stays
 # where it was made. UDP 4789 must pass between the hosts, TCP 7443 from the hosts
-# to the server. Networks end up 50 bytes below the underlay's MTU.
+# to the server. Networks end up 50 bytes below the underlay's MTU, 70 over IPv6.
 #
 # It is safe to run again: programs and configuration are replaced, state is kept.
 # The programs run as transient systemd units, which a reboot ends: run it again.
@@ -113,17 +113,18 @@ install_server() {
 
 install_host() {
 	[ $# = 2 ] || [ $# = 3 ] || usage
-	local uplink
+	local uplink server=$2
 	packages ca-certificates iproute2 qemu-system-x86 qemu-utils
 	programs replug-host
 	certificates "$1" "$NAME"
 	# The way to the server is the way to the other hosts.
 	uplink=$(ip -o route get "$2" | sed -n 's/.* dev \([^ ]*\).*/\1/p')
 	[ -n "$uplink" ] || die "no route to the server $2"
+	case $server in *:*) server="[$server]" ;; esac # IPv6
 	install -d -m 700 "$ROOT/var/lib/replug-host" "$ROOT/var/lib/replug-host/images"
 	cat >"$ROOT/etc/replug/host.yaml" <<-YAML
 		name: "$NAME"
-		server: ["$2:7443"]
+		server: ["$server:7443"]
 		uplink: $uplink
 		${3:+pa-prefix: $3}
 		memory: $(awk '/MemTotal/ { print int($2 / 1024 / 2) }' /proc/meminfo)

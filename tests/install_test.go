@@ -27,7 +27,14 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	script := copyScript(t, dir)
-	l, err := lab.Up(ctx, lab.Config{Name: "install", Hosts: 1})
+	for _, family := range []lab.Family{lab.IPv4, lab.IPv6} {
+		t.Run(string(family), func(t *testing.T) { installs(ctx, t, dir, script, family) })
+	}
+}
+
+// installs puts a server and a host on machines of a lab, and starts them.
+func installs(ctx context.Context, t *testing.T, dir, script string, family lab.Family) {
+	l, err := lab.Up(ctx, lab.Config{Name: "install", Hosts: 1, Family: family})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +44,7 @@ func TestInstall(t *testing.T) {
 		}
 	})
 
-	pki, at := filepath.Join(dir, "pki"), filepath.Join(dir, "at")
+	pki, at := filepath.Join(dir, string(family), "pki"), filepath.Join(dir, string(family), "at")
 	install := func(n *lab.Node, args ...string) {
 		t.Helper()
 		env := []string{"env", "NAME=h1", "START=no", "ROOT=" + at, script}

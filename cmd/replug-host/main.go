@@ -85,7 +85,7 @@ func command() *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Say what this machine lacks, what that costs, and what to do", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return dataplane.Report(c.OutOrStdout(), dataplane.Look(o.BPFFS, o.Uplink), asJSON)
+			return dataplane.Report(c.OutOrStdout(), dataplane.Look(o.BPFFS, o.Uplink, o.PAPrefix), asJSON)
 		},
 	}
 	check.Flags().BoolVar(&asJSON, "json", false, "for a program")

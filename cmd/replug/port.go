@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -94,15 +95,24 @@ func hostCommand(c *caller) *cobra.Command {
 
 // checkHost looks at this machine; it asks no server.
 func checkHost(c *caller) *cobra.Command {
-	var bpffs, uplink string
+	var bpffs, uplink, pas string
 	cmd := &cobra.Command{
 		Use: "check", Short: "Say what this machine lacks as a host, what that costs, and what to do", Args: exact(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return dataplane.Report(cmd.OutOrStdout(), dataplane.Look(bpffs, uplink), c.output == "json")
+			var prefix netip.Prefix
+			if pas != "" {
+				p, err := netip.ParsePrefix(pas)
+				if err != nil {
+					return usageError{fmt.Errorf("--pa-prefix: %w", err)}
+				}
+				prefix = p
+			}
+			return dataplane.Report(cmd.OutOrStdout(), dataplane.Look(bpffs, uplink, prefix), c.output == "json")
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&uplink, "uplink", "", "device to the underlay (default: that of the default route)")
+	f.StringVar(&pas, "pa-prefix", "", "provider addresses that are routed to this host, as given to its agent (default: its own address)")
 	f.StringVar(&bpffs, "bpffs", "/sys/fs/bpf", "a mounted bpf filesystem")
 	return cmd
 }
