@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
@@ -42,7 +43,7 @@ func (w *world) asideArgs(dir, addr string, more ...string) []string {
 }
 
 // aside starts a server of its own, which ends with the test, and waits until it
-// leads.
+// leads and is listening: which comes first is open.
 func (w *world) aside(ctx context.Context, t *testing.T, dir string, more ...string) *aside {
 	t.Helper()
 	n := w.used.Add(1)
@@ -57,7 +58,7 @@ func (w *world) aside(ctx context.Context, t *testing.T, dir string, more ...str
 			_ = a.proc.Wait(context.Background())
 		}
 	})
-	if err := a.proc.Says(ctx, "leading"); err != nil {
+	if err := errors.Join(a.proc.Says(ctx, "leading"), a.proc.Says(ctx, "listening")); err != nil {
 		t.Fatal(err)
 	}
 	return a
