@@ -51,7 +51,7 @@ func (s *Server) ec2(w http.ResponseWriter, r *http.Request, who Caller) *refusa
 	case "", "/":
 		return text(w, "text/plain", "dynamic\nmeta-data\nuser-data\n")
 	case "user-data":
-		data := joined(cloudConfig(pub.doc, true), pub.doc.UserData)
+		data := joined(pub.doc.UserData, cloudConfig(pub.doc, true))
 		if len(data) == 0 {
 			return &refusal{http.StatusNotFound, "no user data", "give the VM some", false}
 		}

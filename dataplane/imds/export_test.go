@@ -22,4 +22,6 @@ func ParseHealth(body []byte) (ready bool, incarnation uint64, why string, err e
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
 
 // UserData is what a guest of a cloud with user data alone is handed.
-func UserData(d *vnet.Document) []byte { return joined(cloudConfig(d, true), d.UserData) }
+func UserData(d *vnet.Document) []byte {
+	return joined(d.UserData, cloudConfig(d, true), wakeConfig(d))
+}

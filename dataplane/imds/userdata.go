@@ -9,22 +9,40 @@ import (
 	"mime/multipart"
 	"net/mail"
 	"net/textproto"
+	"slices"
 
 	"replug/directory/vnet"
 )
 
-// wakeClock sets the clock of a guest that slept by the hardware's, which did not.
-const wakeClock = `now=$(cat /sys/class/rtc/rtc0/since_epoch) && [ "$now" -gt "$(date +%s)" ] && date -s "@$now"; true`
+// wake is what makes a guest that slept good before anything of its owner's runs: its
+// random numbers, and its clock, by the hardware's, which did not stand still. A seed alone
+// (cloud-init's random_seed) is of use within a minute (drivers/char/random.c); at once it
+// is by RNDRESEEDCRNG, for which cloud-init's own language has a word.
+const wake = `echo %s | base64 -d >/dev/urandom
+python3 -c 'import fcntl; fcntl.ioctl(open("/dev/urandom", "wb"), 0x5207)' && echo "replug: random numbers are renewed"
+now=$(cat /sys/class/rtc/rtc0/since_epoch) && [ "$now" -gt "$(date +%%s)" ] && date -s "@$now"; true`
+
+// wakeConfig is the configuration of a guest that slept: "" for one that did not.
+func wakeConfig(d *vnet.Document) string {
+	if d.Woken == nil {
+		return ""
+	}
+	return written(map[string]any{"bootcmd": [][]string{{"sh", "-c", fmt.Sprintf(wake, base64.StdEncoding.EncodeToString(d.Woken.Seed))}}}, "prepend")
+}
+
+// written is cloud-config that is read after the owner's user data: that wins, and lists
+// of both are kept.
+func written(c map[string]any, lists string) string {
+	c["merge_how"] = "dict(recurse_array,no_replace)+list(" + lists + ")+str()"
+	b, _ := json.Marshal(c)                     // plain strings
+	return "#cloud-config\n" + string(b) + "\n" // JSON is YAML
+}
 
 // cloudConfig is what the metadata of other clouds has no word for, as cloud-init's
 // own configuration: "" when there is nothing. With a user in it, for clouds that
 // can't name one.
 func cloudConfig(d *vnet.Document, user bool) string {
 	c := map[string]any{}
-	if d.Woken != nil {
-		c["bootcmd"] = [][]string{{"sh", "-c", wakeClock}}
-		c["random_seed"] = map[string]string{"encoding": "b64", "data": base64.StdEncoding.EncodeToString(d.Woken.Seed)}
-	}
 	if user && d.User != "" {
 		c["user"] = map[string]any{"name": d.User}
 	}
@@ -57,40 +75,50 @@ func cloudConfig(d *vnet.Document, user bool) string {
 	if len(c) == 0 {
 		return ""
 	}
-	// Read after the owner's user data: that wins, and lists of both are kept.
-	c["merge_how"] = "dict(recurse_array,no_replace)+list(append)+str()"
-	b, _ := json.Marshal(c)                     // plain strings
-	return "#cloud-config\n" + string(b) + "\n" // JSON is YAML
+	return written(c, "append")
 }
 
 // userData is the owner's user data, with what else the document says beside it.
-func userData(d *vnet.Document) []byte { return joined(cloudConfig(d, false), d.UserData) }
+func userData(d *vnet.Document) []byte {
+	return joined(d.UserData, cloudConfig(d, false), wakeConfig(d))
+}
 
-// joined makes one piece of user data of cloud-config and the owner's.
-func joined(config string, own []byte) []byte {
+// joined makes one piece of user data of the owner's and cloud-config.
+func joined(own []byte, configs ...string) []byte {
+	configs = slices.DeleteFunc(configs, func(c string) bool { return c == "" })
 	switch {
-	case config == "":
+	case len(configs) == 0:
 		return own
-	case len(own) == 0:
-		return []byte(config)
+	case len(own) == 0 && len(configs) == 1:
+		return []byte(configs[0])
 	}
 	const boundary = "===replug==="
 	var parts bytes.Buffer
 	w := multipart.NewWriter(&parts)
 	_ = w.SetBoundary(boundary)
+	owners(w, own)
+	for _, c := range configs {
+		part(w, "text/cloud-config", []byte(c))
+	}
+	_ = w.Close() // into memory: never fails
+	return append([]byte("Content-Type: multipart/mixed; boundary=\""+boundary+"\"\nMIME-Version: 1.0\n\n"), parts.Bytes()...)
+}
+
+// owners adds what the owner has handed over.
+func owners(w *multipart.Writer, own []byte) {
 	kind := "text/plain" // cloud-init looks at what it begins with
 	if bytes.HasPrefix(own, []byte{0x1f, 0x8b}) {
 		kind = "application/gzip"
 	}
-	if m, err := mail.ReadMessage(bytes.NewReader(own)); err == nil && m.Header.Get("Content-Type") != "" {
+	m, err := mail.ReadMessage(bytes.NewReader(own))
+	switch {
+	case len(own) == 0:
+	case err == nil && m.Header.Get("Content-Type") != "":
 		inner, _ := w.CreatePart(textproto.MIMEHeader(m.Header)) // it has several parts itself
 		_, _ = io.Copy(inner, m.Body)
-	} else {
+	default:
 		part(w, kind, own)
 	}
-	part(w, "text/cloud-config", []byte(config))
-	_ = w.Close() // into memory: never fails
-	return append([]byte("Content-Type: multipart/mixed; boundary=\""+boundary+"\"\nMIME-Version: 1.0\n\n"), parts.Bytes()...)
 }
 
 func part(w *multipart.Writer, kind string, body []byte) {

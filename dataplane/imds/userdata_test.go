@@ -36,18 +36,23 @@ func TestUserData(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := *doc
 			d.UserData = []byte(c.own)
-			got := imds.UserData(&d)
-			config := string(got)
+			parts := split(t, imds.UserData(&d))
 			if c.kind != "" {
-				parts := split(t, got)
-				if len(parts) != 2 || parts[0].kind != c.kind || parts[0].body != c.body || parts[1].kind != "text/cloud-config" {
-					t.Fatalf("parts %+v", parts)
+				if parts[0].kind != c.kind || parts[0].body != c.body {
+					t.Errorf("the owner's part is %+v", parts[0])
 				}
-				config = parts[1].body
+				parts = parts[1:]
 			}
-			checkConfig(t, config)
+			if len(parts) != 2 || parts[0].kind != "text/cloud-config" || parts[1].kind != "text/cloud-config" {
+				t.Fatalf("parts %+v", parts)
+			}
+			checkConfig(t, parts[0].body)
+			checkWake(t, parts[1].body)
 		})
 	}
+	d := *doc
+	d.Woken, d.UserData = nil, nil
+	checkConfig(t, string(imds.UserData(&d)))
 	if got := imds.UserData(&vnet.Document{UserData: []byte("#!x")}); string(got) != "#!x" {
 		t.Errorf("with nothing beside it: %q", got)
 	}
@@ -98,9 +103,7 @@ func checkConfig(t *testing.T, config string) {
 		}
 		WriteFiles []struct{ Path, Permissions, Encoding, Content string } `json:"write_files"`
 		Runcmd     []string
-		Bootcmd    [][]string
-		Seed       struct{ Encoding, Data string } `json:"random_seed"`
-		MergeHow   string                          `json:"merge_how"`
+		MergeHow   string `json:"merge_how"`
 	}
 	if err := json.Unmarshal([]byte(text), &c); err != nil || !ok {
 		t.Fatalf("%q: %v", config, err)
@@ -110,9 +113,24 @@ func checkConfig(t *testing.T, config string) {
 		t.Errorf("user: %s", text)
 	case len(c.WriteFiles) != 2 || c.WriteFiles[0].Permissions != "0644" || c.WriteFiles[0].Content != "aGVsbG8=" || c.WriteFiles[1].Permissions != "0600":
 		t.Errorf("files: %s", text)
-	case len(c.Runcmd) != 1 || len(c.Bootcmd) != 1 || !strings.Contains(c.Bootcmd[0][2], "since_epoch") || !strings.Contains(c.MergeHow, "no_replace"):
+	case len(c.Runcmd) != 1 || c.MergeHow != "dict(recurse_array,no_replace)+list(append)+str()":
 		t.Errorf("commands: %s", text)
-	case c.Seed.Encoding != "b64" || c.Seed.Data != "HS4/":
-		t.Errorf("seed: %s", text)
+	}
+}
+
+// checkWake looks whether a guest that slept is told so before its owner's commands.
+func checkWake(t *testing.T, config string) {
+	t.Helper()
+	var c struct {
+		Bootcmd  [][]string
+		MergeHow string `json:"merge_how"`
+	}
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(config, "#cloud-config\n")), &c); err != nil || len(c.Bootcmd) != 1 || len(c.Bootcmd[0]) != 3 {
+		t.Fatalf("%q: %v", config, err)
+	}
+	script := c.Bootcmd[0][2]
+	if !strings.HasPrefix(script, "echo HS4/ | base64 -d >/dev/urandom\n") || !strings.Contains(script, "0x5207") ||
+		!strings.HasSuffix(script, `"$(date +%s)" ] && date -s "@$now"; true`) || c.MergeHow != "dict(recurse_array,no_replace)+list(prepend)+str()" {
+		t.Errorf("after its sleep: %s", config)
 	}
 }

@@ -46,8 +46,8 @@ func TestCloudInitSaved(t *testing.T) {
 		t.Errorf("boot id was %s, is %s", boot, now)
 	}
 	s.awake(in)
-	if got := s.in(in, "grep -c 'bytes of random seed entropy' /var/log/cloud-init.log"); got != "1" {
-		t.Errorf("its random numbers were seeded %s times", got)
+	if got := s.in(in, "grep -c 'random numbers are renewed' /var/log/cloud-init-output.log"); got != "1" {
+		t.Errorf("its random numbers were renewed %s times", got)
 	}
 }
 

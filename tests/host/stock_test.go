@@ -26,10 +26,18 @@ const stockBudget = 30 * time.Minute
 // the common way, `make test-stock` for all.
 func newStock(t *testing.T, name, wanted string) *stock {
 	t.Helper()
+	s := newStocks(t, name, wanted, 1)
+	s.agent(1, s.args(1)...)
+	return s
+}
+
+// newStocks is newStock for several hosts, whose agents don't run yet.
+func newStocks(t *testing.T, name, wanted string, hosts int) *stock {
+	t.Helper()
 	if asked := os.Getenv("REPLUG_STOCK"); asked != "all" && asked != wanted {
 		t.Skipf("the stock Debian image is not asked for: REPLUG_STOCK is %q, and would have to be %q or all", asked, wanted)
 	}
-	w := newWorld(t, name, 1)
+	w := newWorld(t, name, hosts)
 	ctx, cancel := context.WithTimeout(t.Context(), stockBudget)
 	t.Cleanup(cancel)
 	w.ctx = ctx
@@ -45,17 +53,17 @@ func newStock(t *testing.T, name, wanted string) *stock {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := w.lab.Host(1)
-	if err := lab.InstallImage(image, join(node.Dir(), "images"), "debian"); err != nil {
-		t.Fatal(err)
+	for _, node := range w.lab.Hosts() {
+		if err := lab.InstallImage(image, join(node.Dir(), "images"), "debian"); err != nil {
+			t.Fatal(err)
+		}
 	}
-	w.agent(1, s.args()...)
 	return s
 }
 
-// args are the agent's beyond what every host has.
-func (s *stock) args() []string {
-	return []string{"--memory", "4096", "--images", join(s.lab.Host(1).Dir(), "images"), "--accel", s.accel,
+// args are those of host n's agent beyond what every host has.
+func (s *stock) args(n int) []string {
+	return []string{"--memory", "4096", "--images", join(s.lab.Host(n).Dir(), "images"), "--accel", s.accel,
 		"--qemu-arg=-serial", "--qemu-arg=unix:{dir}/exec.sock,server=on,wait=off"}
 }
 
@@ -122,10 +130,13 @@ func (s *stock) claimTo(in vnet.Intent, p vnet.Place, mid func()) (vnet.Intent, 
 	return change, st
 }
 
+// files is the VM's directory on its host.
+func (s *stock) files(in vnet.Intent) string { return join(s.lab.Dir(), in.Host+"/state/vms/"+in.VM) }
+
 // in runs a script inside the VM.
 func (s *stock) in(in vnet.Intent, script string) string {
 	s.t.Helper()
-	out, err := lab.GuestExec(s.ctx, join(s.lab.Host(1).Dir(), "state/vms/"+in.VM+"/exec.sock"), script)
+	out, err := lab.GuestExec(s.ctx, join(s.files(in), "exec.sock"), script)
 	if err != nil {
 		s.t.Fatalf("%s: %v", in.VM, err)
 	}
@@ -169,7 +180,7 @@ func (s *stock) applied(in vnet.Intent) {
 func (s *stock) reboot(in vnet.Intent) {
 	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second) // no answer comes
 	defer cancel()
-	_, _ = lab.GuestExec(ctx, join(s.lab.Host(1).Dir(), "state/vms/"+in.VM+"/exec.sock"), "sync; echo b >/proc/sysrq-trigger; sleep 9")
+	_, _ = lab.GuestExec(ctx, join(s.files(in), "exec.sock"), "sync; echo b >/proc/sysrq-trigger; sleep 9")
 }
 
 func (s *stock) booted(in vnet.Intent, was string) {
