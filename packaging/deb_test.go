@@ -2,6 +2,7 @@
 package packaging
 
 import (
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,15 +14,7 @@ import (
 // unit once, respects who disabled it over an upgrade, and goes without a trace.
 func TestDeb(t *testing.T) {
 	dir := t.TempDir()
-	build := func(version string) string {
-		cmd := exec.Command("./deb.sh", "amd64", dir)
-		cmd.Env = append(os.Environ(), "VERSION="+version)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("deb.sh: %v", err)
-		}
-		return strings.TrimSpace(string(out))
-	}
+	build := func(version string) string { return deb(t, "amd64", version, dir) }
 	first := build("1.0")
 	before, err := os.ReadFile(first)
 	if err != nil {
@@ -30,6 +23,7 @@ func TestDeb(t *testing.T) {
 	if again, _ := os.ReadFile(build("1.0")); string(again) != string(before) {
 		t.Error("made twice, it has other bytes")
 	}
+	sameForArm64(t, first, deb(t, "arm64", "1.0", dir))
 	root := small(t)
 	dpkg := func(args ...string) {
 		t.Helper()
@@ -67,6 +61,54 @@ func TestDeb(t *testing.T) {
 			t.Errorf("/%s is left", gone)
 		}
 	}
+}
+
+// sameForArm64 looks whether the package for arm64 is that for amd64 but for the
+// program, which is static and for that machine. Nothing of arm64 runs here.
+func sameForArm64(t *testing.T, amd64, arm64 string) {
+	t.Helper()
+	rest := func(file string) (files, root string) {
+		root = t.TempDir()
+		said(t, "dpkg-deb", "--raw-extract", file, root)
+		return said(t, "sh", "-c", "cd "+root+" && find . -type f ! -name replug-guest ! -name control -exec sha256sum {} + | sort -k2"), root
+	}
+	files, root := rest(arm64)
+	if want, _ := rest(amd64); files != want || strings.Count(files, "\n") < 4 {
+		t.Errorf("for arm64 it has\n%s\nand for amd64\n%s", files, want)
+	}
+	if field := said(t, "dpkg-deb", "--field", arm64, "Architecture"); field != "arm64" {
+		t.Errorf("that for arm64 is for %q", field)
+	}
+	program, err := elf.Open(filepath.Join(root, "usr/sbin/replug-guest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	if program.Machine != elf.EM_AARCH64 || program.Class != elf.ELFCLASS64 {
+		t.Errorf("its program is for %s, %s", program.Machine, program.Class)
+	}
+	for _, p := range program.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Error("its program wants a dynamic loader")
+		}
+	}
+}
+
+// deb makes the package of a version and returns its file.
+func deb(t *testing.T, arch, version, dir string) string {
+	t.Helper()
+	t.Setenv("VERSION", version)
+	return said(t, "./deb.sh", arch, dir)
+}
+
+// said is what a program prints.
+func said(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // small makes a root with a shell and dpkg's database.
