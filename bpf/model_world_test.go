@@ -145,7 +145,8 @@ func (w *twin) service(s Service) {
 }
 
 // change puts the other set of rules in force, so that live flows are judged
-// again, lets backends die or come back, and closes a port or opens it again.
+// again, lets backends die or come back, and closes a port or opens it again. Now
+// and then all ports are swapped where they are: their flows and fragments are over.
 func (w *twin) change() {
 	w.t.Helper()
 	w.flips++
@@ -164,6 +165,14 @@ func (w *twin) change() {
 		w.must(w.dp.SetRules(id, set))
 		w.model.ports[id].Rules = set
 		w.model.ports[id].generation++
+	}
+	if w.flips%4 != 3 {
+		return
+	}
+	for id, p := range w.model.ports {
+		p.Epoch++
+		p.generation++
+		w.must(w.dp.SetPort(id, p.Port))
 	}
 }
 
