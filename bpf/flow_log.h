@@ -54,7 +54,7 @@ static __always_inline void tell_start(const struct packet *p, const struct port
 }
 
 /* Tells of a row that no sweep will find. Of a service's two rows the client's counts. */
-static __always_inline void tell_end(const struct packet *p, const struct port *port,
+static __noinline void tell_end(const struct packet *p, const struct port *port,
 				     const struct flow *flow, __u32 now)
 {
 	struct flow_event *e = flow->flags & FLOW_BACKEND ? NULL : tell(p, port, FLOW_ENDED);
