@@ -85,6 +85,7 @@ type Datapath struct {
 	unsettled map[uint16]uint64      // port -> its last flip, if a frame may still use what that replaced
 	rules     ruleSpace              // which pieces of the rules map are taken
 	staged    map[uint16]stagedRules // for rows to come
+	held      map[uint16]heldRules   // of rows that a higher epoch has replaced
 
 	changes sync.Mutex // guards changed
 	changed uint64     // how often anything that leads to a way has changed
@@ -160,7 +161,7 @@ func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 
 // loadBy loads over the pinned maps, or migrates them.
 func loadBy(p *plan, spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
-	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}, staged: map[uint16]stagedRules{}}
+	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}, staged: map[uint16]stagedRules{}, held: map[uint16]heldRules{}}
 	err := HaveTCX()
 	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
 		return nil, err

@@ -61,6 +61,9 @@ type Port struct {
 // the whole new one, so a port changes networks without being closed. It
 // returns [ErrEpoch] if the row in force has a higher epoch, and [ErrPort].
 //
+// A higher epoch keeps the room of the rules that it replaces, so that the port can
+// go back to them on a host that is full: until [Datapath.ReleaseRules].
+//
 // It is quick (a few map updates) unless the same port was set less than a grace
 // period ago: see [Datapath.Settle].
 func (d *Datapath) SetPort(id uint16, p Port) error {
@@ -90,7 +93,11 @@ func (d *Datapath) SetPort(id uint16, p Port) error {
 	if err := d.flip(id, row); err != nil {
 		return err
 	}
-	d.rules.release(id, d.flips, old.lists()...)
+	if row.Epoch > old.Epoch {
+		d.holdRules(id, old)
+	} else {
+		d.rules.release(id, d.flips, old.lists()...)
+	}
 	return d.forget(old, row)
 }
 
@@ -154,6 +161,7 @@ func (d *Datapath) DeletePort(id uint16) error {
 		return err
 	}
 	d.rules.release(id, d.flips, old.lists()...)
+	d.unholdRules(id)
 	if err := d.forget(old, datapathPort{}); err != nil {
 		return err
 	}

@@ -68,6 +68,7 @@ func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
 // settled has nothing left to do but to pass on what the guest says later, after
 // a reboot for instance.
 func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
+	p.releaseRules()
 	if p.reported() && p.run.Guest != nil {
 		phase := vnet.StatusPublished
 		if in.Current.Document != nil && confirms(p.run.Guest, in.Current.Document) {
@@ -78,7 +79,8 @@ func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
 	return p.untimed(in)
 }
 
-// untimed stops the stopwatch some time after the flip. It costs every frame.
+// untimed ends some time after the flip what only a swap needs. The stopwatch costs
+// every frame.
 func (p *port) untimed(in *vnet.Intent) (outcome, error) {
 	const long = time.Minute
 	if p.row == nil || !p.row.Timed || p.staged != nil {
@@ -87,6 +89,7 @@ func (p *port) untimed(in *vnet.Intent) (outcome, error) {
 	if left := long - time.Since(p.run.Flipped); left > 0 {
 		return wait(left), nil
 	}
+	p.releaseRules() // nobody has waited so long for a report
 	if err := p.datapath.SetTimed(p.id, false); err != nil {
 		return outcome{}, err
 	}

@@ -66,7 +66,7 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 	if err := p.datapath.SetPort(row); err != nil {
 		return outcome{}, err
 	}
-	p.row, p.staged = &row, nil
+	p.row, p.staged, p.roomHeld = &row, nil, !first
 	p.run.Flipped = time.Now()
 	p.run.hop("flip")
 	here := *place

@@ -36,6 +36,8 @@ func (m *maps) SetRules(id vnet.PortID, rules *Ruleset) error {
 
 func (m *maps) Rejudge(id vnet.PortID) error { return m.bpf.Rejudge(uint16(id)) }
 
+func (m *maps) ReleaseRules(id vnet.PortID) { m.bpf.ReleaseRules(uint16(id)) }
+
 func (m *maps) StageRules(id vnet.PortID, rules *Ruleset) error {
 	if rules == nil {
 		rules = open

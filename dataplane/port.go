@@ -47,6 +47,7 @@ type port struct {
 	staged    *run // of Next; nil: nothing is staged
 	refused   vnet.Epoch
 	roomTaken bool               // for Next's rules
+	roomHeld  bool               // of the rules that an undo would go back to
 	since     time.Time          // Next's mappings are waited for
 	drained   time.Time          // until then the port drains; zero: it doesn't
 	ways      map[netip.Addr]Way // to the other ends of the connections that a flip will end

@@ -62,6 +62,9 @@ type Datapath interface {
 	// StageRules takes room for the rules of the next epoch's row, and writes them
 	// there; [open] or nil gives it back.
 	StageRules(vnet.PortID, *Ruleset) error
+	// ReleaseRules gives back the room of the rules of the last epoch's row, which is
+	// kept for the way back.
+	ReleaseRules(vnet.PortID)
 	// SetRules replaces the rules of the row in force, all at once.
 	SetRules(vnet.PortID, *Ruleset) error
 	// Rejudge lets the rules in force judge the port's flows again.

@@ -143,6 +143,14 @@ func (p *port) unstageRules() error {
 	return err
 }
 
+// releaseRules gives back the room that an undo would have needed.
+func (p *port) releaseRules() {
+	if p.roomHeld {
+		p.datapath.ReleaseRules(p.id)
+	}
+	p.roomHeld = false
+}
+
 // fits checks a place against what the host can do.
 func (p *port) fits(next *vnet.Place) error {
 	switch {

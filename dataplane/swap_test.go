@@ -213,6 +213,9 @@ func TestUndo(t *testing.T) {
 		in = switched(in)
 		ps.set(in)
 		settle(1500 * time.Millisecond)
+		if len(w.released) != 0 {
+			t.Errorf("the rules that an undo goes back to have no room any more in %v", w.released)
+		}
 		in.Current = place("red", red, "10.17.34.51", 9)
 		in.Current.Swap, in.Current.Undo, in.Current.Trigger = "s-5", true, vnet.TriggerBounce
 		ps.set(in)
@@ -220,6 +223,34 @@ func TestUndo(t *testing.T) {
 		s := w.last(in.Current.Epoch)
 		if s.Phase != vnet.StatusConfirmed || !g.link || w.rows[23].VNI != red || w.published[23] != in.Current.Epoch {
 			t.Errorf("link %t, row %+v, published %s, last status %+v", g.link, w.rows[23], w.published[23], s)
+		}
+		if want := []vnet.Epoch{in.Current.Epoch}; !slices.Equal(w.released, want) {
+			t.Errorf("room for the way back was given up in %v, want %v", w.released, want)
+		}
+	})
+}
+
+// Of a guest that never reports, the room for the way back is given up in the end.
+func TestNobodyReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		w.guestAt(in, "10.17.34.51").reports = false
+		ps := w.begin()
+		ps.set(in)
+		settle(time.Second)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		in = switched(in)
+		ps.set(in)
+		settle(30 * time.Second)
+		if len(w.released) != 0 {
+			t.Errorf("given up in %v, and the guest may still report", w.released)
+		}
+		settle(time.Minute)
+		if want := []vnet.Epoch{in.Current.Epoch}; !slices.Equal(w.released, want) {
+			t.Errorf("given up in %v, want %v", w.released, want)
 		}
 	})
 }

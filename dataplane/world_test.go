@@ -36,6 +36,7 @@ type world struct {
 	groups      *groups
 	rules       map[vnet.PortID]*Ruleset
 	staged      map[vnet.PortID]*Ruleset
+	released    []vnet.Epoch // whose ports won't go back
 	room        int // for staged rules of a port
 	limits      map[vnet.PortID]vnet.Limits
 	connections []Connection
@@ -250,6 +251,12 @@ func (w *world) SetPort(r Row) error {
 		w.rules[r.Port] = r.Rules
 	}
 	return nil
+}
+
+func (w *world) ReleaseRules(id vnet.PortID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.released = append(w.released, w.rows[id].Epoch)
 }
 
 func (w *world) StageRules(id vnet.PortID, r *Ruleset) error {
