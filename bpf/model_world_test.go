@@ -37,7 +37,8 @@ func newTwins(t *testing.T, v6 bool) (a, b *twin) {
 	}
 	isolate(t)
 	options := func(o *Options) {
-		o.UnderlayMTU, o.FlowIdle = mtu, time.Hour // an aggregated flow stays so
+		o.UnderlayMTU, o.FlowIdle = mtu, 24*time.Hour // an aggregated flow stays so
+		o.NextHopAge = 24 * time.Hour                 // `make fuzz` refreshes none
 		o.TrapRate, o.AnswerRate, o.UnresolvedRate = 1e9, 1e9, 1e9
 	}
 	ha, hb = newHost(t, "a", selves[0], pas[0], options), newHost(t, "b", selves[1], pas[1], options)
