@@ -33,29 +33,67 @@ static __always_inline int send_up(struct __sk_buff *skb, struct received *r)
 }
 
 /*
- * Takes the outer headers off. The kernel leaves no less behind than a header of
- * the underlay's family: a smaller packet is filled up, and cut afterwards.
+ * Sends up a frame that the kernel lets nobody cut or fill up, since it knows it to be
+ * a tunnel's: merged ones, and those of a host on the same machine. The VXLAN device
+ * makes plain frames of them.
  */
+static __always_inline bool climb(struct __sk_buff *skb, struct received *r, int *verdict)
+{
+	struct frame f = { .rest = all_of(skb), .len = skb->len, .p = r->f.p };
+
+	r->f = f;
+	if (f.p->trace || read_outer(&r->f, &r->outer))
+		return false;
+	*verdict = send_up(skb, r);
+	return true;
+}
+
+/* The kernel leaves no less behind than a header of the underlay's family. */
+#define LEAST_INNER (ETH_HLEN + sizeof(struct ipv6hdr))
+
+static __always_inline bool is_small(__u32 inner)
+{
+	return config.underlay6 && inner < LEAST_INNER;
+}
+
+/* A packet that is smaller is filled up, to be cut by take_off. */
+static __always_inline bool fill_up(struct __sk_buff *skb, __u32 inner)
+{
+	return !is_small(inner) || !bpf_skb_change_tail(skb, OVERHEAD + LEAST_INNER, 0);
+}
+
+/* Takes the outer headers off. */
 static __always_inline bool take_off(struct __sk_buff *skb, __u32 inner, __u64 flags)
 {
-	__u32 least = ETH_HLEN + sizeof(struct ipv6hdr);
-	bool small = config.underlay6 && inner < least;
-
-	if (small && bpf_skb_change_tail(skb, OVERHEAD + least, 0))
-		return false;
 	if (bpf_skb_adjust_room(skb, -(__s32)OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
 		return false;
-	return !small || !bpf_skb_change_tail(skb, inner, 0);
+	return !is_small(inner) || !bpf_skb_change_tail(skb, inner, 0);
+}
+
+/* Those behind a frame that goes up take the same way, see goes_up. */
+static __always_inline void lead_up(const struct packet *p)
+{
+	struct flow *flow = find_flow(&p->key, p->v6);
+	__u32 now = bpf_jiffies64();
+
+	if (flow)
+		flow->aggregated = now ? now : 1;
 }
 
 static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct received *r,
-					       int *verdict)
+					       bool *climbs, int *verdict)
 {
 	enum drop_reason why = merge_ecn(&r->f, r->outer.tos);
+	__u32 inner = r->f.len;
 
 	if (why)
 		return why;
-	if (!take_off(skb, r->f.len, r->f.gso ? config.decap_flags : 0))
+	if (!fill_up(skb, inner)) {
+		lead_up(r->f.p);
+		*climbs = climb(skb, r, verdict);
+		return *climbs ? DROP_NONE : DROP_NO_ROOM;
+	}
+	if (!take_off(skb, inner, r->f.gso ? config.decap_flags : 0))
 		return DROP_NO_ROOM;
 	r->f.p->way = WAY_DELIVER;
 	if (r->f.p->natted) {
@@ -67,28 +105,22 @@ static __always_inline enum drop_reason unwrap(struct __sk_buff *skb, struct rec
 }
 
 /*
- * Answers a frame that was refused, by the router that brought it. The kernel cuts
- * no frame that it knows to be a tunnel's, as it does of merged ones and of those
- * of a host on the same machine: such a one goes up to the VXLAN device, which
- * makes a plain frame of it, and is refused and answered there.
+ * Answers a frame that was refused, by the router that brought it. One that can't be
+ * cut goes up, and is refused and answered there.
  */
 static __always_inline int answer_refused(struct __sk_buff *skb, struct received *r, bool *climbs)
 {
-	struct packet *p = r->f.p;
+	__u32 inner = skb->len - OVERHEAD;
+	int verdict = TC_ACT_SHOT;
 	struct ethhdr *eth;
 	__u8 mac[6];
 
 	if (bpf_skb_change_tail(skb, skb->len, 0)) {
-		struct frame f = { .rest = all_of(skb), .len = skb->len, .p = p };
-
-		r->f = f;
-		if (p->trace || read_outer(&r->f, &r->outer))
-			return TC_ACT_SHOT;
-		*climbs = true;
-		return send_up(skb, r);
+		*climbs = climb(skb, r, &verdict);
+		return verdict;
 	}
 	if (bpf_skb_load_bytes(skb, OVERHEAD + offsetof(struct ethhdr, h_source), mac, sizeof(mac)) ||
-	    !take_off(skb, skb->len - OVERHEAD, r->f.gso ? config.decap_flags : 0) ||
+	    !fill_up(skb, inner) || !take_off(skb, inner, r->f.gso ? config.decap_flags : 0) ||
 	    !write_answer(skb, r, mac, &eth))
 		return TC_ACT_SHOT;
 	copy_mac(mac, eth->h_dest);
@@ -134,7 +166,7 @@ int from_wire(struct __sk_buff *skb)
 	if (climbs)
 		verdict = send_up(skb, &r);
 	else if (!why)
-		why = unwrap(skb, &r, &verdict);
+		why = unwrap(skb, &r, &climbs, &verdict);
 	if (why && is_watched(p, r.port))
 		capture(skb, p, p->id, POINT_DROP, why);
 	if (why && r.port && (p->mtu || p->reset))

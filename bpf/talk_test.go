@@ -213,7 +213,7 @@ func blow(c *net.UDPConn, bursts int, credits chan<- struct{}, stop <-chan struc
 			return fmt.Errorf("send %d datagrams at once: %w", burstSegments, err)
 		}
 		for i := range burstSingles {
-			if _, err := c.Write(datagram(number, 37+100*i)); err != nil {
+			if _, err := c.Write(datagram(number, 9+100*i)); err != nil {
 				return err
 			}
 			number++
@@ -235,7 +235,7 @@ func take(c *net.UDPConn, bursts int, credits <-chan struct{}) error {
 		}
 		size := segmentBytes
 		if i := int(number % perBurst); i >= burstSegments {
-			size = 37 + 100*(i-burstSegments)
+			size = 9 + 100*(i-burstSegments)
 		}
 		if want := datagram(number, size); !bytes.Equal(b[:n], want) {
 			return fmt.Errorf("instead of datagram %d of %d bytes came %d of %d bytes, or other bytes", number, size, binary.BigEndian.Uint64(b[:8]), n)
