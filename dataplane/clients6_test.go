@@ -96,22 +96,36 @@ func follows(t *testing.T, script, file, rung string) {
 	}
 	c.becomes(strings.NewReplacer("10.17.34.51", "10.17.34.62", "fd17:2839:4a5b:6c7d::51", "fd28:394a:5b6c:7d8e::62",
 		"fd17:2839:4a5b:6c7d::", "fd28:394a:5b6c:7d8e::", redRouter, blueRouter, "203.0.113.53", "203.0.113.54").Replace(before), 5*time.Second)
-	settings := client.read(file)
-	for _, want := range []string{"203.0.113.54", "fd53:6a7b::8c9d", "blue.example"} {
-		if !strings.Contains(settings, want) {
-			t.Errorf("no %s in %s:\n%s", want, file, settings)
-		}
-	}
-	for _, gone := range []string{"203.0.113.53", "fd53:6a7b::1e2f", "red.example"} {
-		if strings.Contains(settings, gone) {
-			t.Errorf("%s is left in %s:\n%s", gone, file, settings)
-		}
-	}
+	client.settles(t, file, 5*time.Second)
 	for _, want := range []string{"10.17.34.51/24", "fd17:2839:4a5b:6c7d::51/128", "default via " + redRouter, "fd17:2839:4a5b:6c7d::/64"} {
 		if !strings.Contains(before, want) {
 			t.Errorf("before the swap it had no %s: %s", want, before)
 		}
 	}
+}
+
+// settles waits until a client's file has what it was told at the next place, and
+// nothing of the first: it writes that after it has changed the addresses.
+func (c *guestClient) settles(t *testing.T, file string, d time.Duration) {
+	t.Helper()
+	begun, settings, wrong := time.Now(), "", ""
+	for tick := time.NewTicker(5 * time.Millisecond); time.Since(begun) < d; <-tick.C {
+		settings, wrong = c.read(file), ""
+		for _, want := range []string{"203.0.113.54", "fd53:6a7b::8c9d", "blue.example"} {
+			if !strings.Contains(settings, want) {
+				wrong = "there is no " + want
+			}
+		}
+		for _, gone := range []string{"203.0.113.53", "fd53:6a7b::1e2f", "red.example"} {
+			if strings.Contains(settings, gone) {
+				wrong = gone + " is left"
+			}
+		}
+		if wrong == "" {
+			return
+		}
+	}
+	t.Errorf("after %s %s in %s:\n%s", d, wrong, file, settings)
 }
 
 // dhcpcd looks for others with its IPv4 address for some five seconds.
