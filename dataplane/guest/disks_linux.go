@@ -54,7 +54,7 @@ func (m machine) setDisk(instance string, x vnet.DataDisk) error {
 			return err
 		}
 	}
-	return m.grow(dev, x.Path, &fs)
+	return m.grow(dev, &fs)
 }
 
 // findDisk finds the disk whose serial number is the id, or that of the VM's disk of
@@ -151,10 +151,25 @@ func (m machine) mount(dev, path string, fs *filesystem) error {
 	if !fs.ext4 {
 		return m.tool("mount", dev, path)
 	}
-	if err := unix.Mount(dev, path, "ext4", 0, ""); err != nil {
+	err = whenFree(toolTime, func() error { return unix.Mount(dev, path, "ext4", 0, "") }, func() bool { return mounted(path) })
+	if err != nil {
 		return fmt.Errorf("mount %s at %s: %w", dev, path, err)
 	}
 	return nil
+}
+
+// whenFree mounts a disk that something may have for itself just now: the boot goes on
+// beside the check of a disk that it needs not wait for, and mounts it then.
+func whenFree(in time.Duration, mount func() error, there func() bool) error {
+	for end := time.Now().Add(in); ; time.Sleep(100 * time.Millisecond) {
+		err := mount()
+		switch {
+		case err != nil && there():
+			return nil
+		case !errors.Is(err, unix.EBUSY) || time.Now().After(end):
+			return err
+		}
+	}
 }
 
 // mounted reports whether something is mounted at path.
@@ -168,14 +183,30 @@ func mounted(path string) bool {
 	return false
 }
 
+// inUse reports whether the disk is mounted, at its path or where else its owner wants it.
+func inUse(dev string) bool {
+	var s unix.Stat_t
+	if err := unix.Stat(dev, &s); err != nil {
+		return false // whatever wants it next says why
+	}
+	id := fmt.Sprintf("%d:%d", unix.Major(s.Rdev), unix.Minor(s.Rdev))
+	b, _ := os.ReadFile("/proc/self/mountinfo") // none: nothing is mounted
+	for l := range strings.Lines(string(b)) {
+		if f := strings.Fields(l); len(f) > 2 && f[2] == id {
+			return true
+		}
+	}
+	return false
+}
+
 // grow lets an ext4 use what its disk has gained: at least 1 %, since mkfs leaves
-// the rest of a block group unused. Mounted it grows in place; otherwise resize2fs
-// wants it checked first.
-func (m machine) grow(dev, path string, fs *filesystem) error {
+// the rest of a block group unused. Mounted, by whomever, it grows in place; otherwise
+// resize2fs wants it checked first.
+func (m machine) grow(dev string, fs *filesystem) error {
 	if !fs.ext4 || fs.disk-fs.size < fs.size/100 {
 		return nil
 	}
-	if path == "" || m.root != "/" {
+	if m.root != "/" || !inUse(dev) {
 		if err := m.tool("e2fsck", "-f", "-p", dev); err != nil {
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() > 1 { // 1: it has repaired something
@@ -186,9 +217,12 @@ func (m machine) grow(dev, path string, fs *filesystem) error {
 	return m.tool("resize2fs", dev)
 }
 
-// tool runs a program that may take minutes on a large disk.
+// toolTime is what a program may take on a large disk.
+const toolTime = 5 * time.Minute
+
+// tool runs a program for disks.
 func (m machine) tool(name string, args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), toolTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = clientEnv()

@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"replug/directory/vnet"
 )
 
@@ -202,6 +204,30 @@ func TestDisks(t *testing.T) {
 	}
 	if out, _ := exec.Command("debugfs", "-R", "ls", dev).Output(); !strings.Contains(string(out), "kept") {
 		t.Errorf("what was on it is gone: %s", out)
+	}
+}
+
+// A disk that is being checked at boot is mounted after that, by whoever comes first;
+// what is wrong otherwise is said at once.
+func TestMountWaitsForACheck(t *testing.T) {
+	for name, c := range map[string]struct {
+		answers []error // of mount, in order
+		there   int     // mounted by somebody else after so many; 0: never
+		want    error
+	}{
+		"free":                    {[]error{nil}, 0, nil},
+		"checked, then free":      {[]error{unix.EBUSY, unix.EBUSY, nil}, 0, nil},
+		"checked, then systemd's": {[]error{unix.EBUSY, unix.EBUSY}, 2, nil},
+		"no file system":          {[]error{unix.EINVAL}, 0, unix.EINVAL},
+	} {
+		tries := 0
+		err := whenFree(time.Minute, func() error { tries++; return c.answers[tries-1] }, func() bool { return c.there > 0 && tries >= c.there })
+		if !errors.Is(err, c.want) || tries != len(c.answers) {
+			t.Errorf("%s: %v after %d tries", name, err, tries)
+		}
+	}
+	if err := whenFree(0, func() error { return unix.EBUSY }, func() bool { return false }); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("never free: %v", err)
 	}
 }
 
