@@ -69,10 +69,10 @@ bench: setup-test build ## measure the figures beside their floors; writes out/b
 package: setup ## make Debian packages of the agent in guests: out/replug-guest_*.deb
 	for arch in amd64 arm64; do GO=$(GO) packaging/deb.sh $$arch out; done
 
-test-guests: setup-test build ## swap a guest of every DHCP client, in machines; writes out/guests.json
+test-guests: setup-test build ## swap a guest of every DHCP client, in machines, and install, use and purge the package; writes out/guests.json
 	mkdir -p out
 	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
-		$(GO) test -count=1 -timeout 45m -run 'TestTable|TestStock' -v ./tests/guests
+		$(GO) test -count=1 -timeout 45m -run 'TestTable|TestStock|TestPackage' -v ./tests/guests
 
 ##@ Keeping house
 

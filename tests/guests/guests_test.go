@@ -64,6 +64,12 @@ func world(t *testing.T, f Family) *World {
 // worldOf is a world whose hosts have an image, too.
 func worldOf(t *testing.T, f Family, config cluster.Config) *World {
 	t.Helper()
+	return worldIn(t, labOf(t, f), f, config)
+}
+
+// labOf is a lab of one host where nothing runs yet.
+func labOf(t *testing.T, f Family) *lab.Lab {
+	t.Helper()
 	kit, err := build()
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +91,17 @@ func worldOf(t *testing.T, f Family, config cluster.Config) *World {
 			t.Errorf("left behind: %q", left)
 		}
 	})
+	return l
+}
+
+func worldIn(t *testing.T, l *lab.Lab, f Family, config cluster.Config) *World {
+	t.Helper()
+	kit, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
 	config.Bin = bin
 	c, err := cluster.Start(ctx, l, config)
 	if err != nil {
@@ -113,7 +130,7 @@ func full() (runs int) {
 	return runs
 }
 
-// only narrows the table down: a pattern for "family: client".
+// only narrows the table down: a pattern for "family: client", and for "package".
 var only = regexp.MustCompile(os.Getenv("REPLUG_GUESTS_ONLY"))
 
 func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c.String()) }
