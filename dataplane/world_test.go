@@ -37,7 +37,7 @@ type world struct {
 	rules       map[vnet.PortID]*Ruleset
 	staged      map[vnet.PortID]*Ruleset
 	released    []vnet.Epoch // whose ports won't go back
-	room        int // for staged rules of a port
+	room        int          // for staged rules of a port
 	limits      map[vnet.PortID]vnet.Limits
 	connections []Connection
 	connected   vnet.Epoch    // in which they are

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -19,14 +20,15 @@ type pidRef struct {
 
 // refer makes a reference to a living process.
 func refer(pid int) (pidRef, error) {
-	start, _, err := stat(pid)
-	return pidRef{PID: pid, Start: start}, err
+	s, err := stat(pid)
+	return pidRef{PID: pid, Start: s.start}, err
 }
 
-// alive reports whether the process runs; a zombie doesn't.
+// alive reports whether the process runs; a zombie doesn't, unless it is the first
+// thread of a process another thread of which is about to take its place (execve(2)).
 func (r pidRef) alive() bool {
-	start, state, err := stat(r.PID)
-	return err == nil && start == r.Start && state != 'Z' && state != 'X'
+	s, err := stat(r.PID)
+	return err == nil && s.start == r.Start && (s.state != 'Z' && s.state != 'X' || s.threads > 1)
 }
 
 // signal sends sig through a pidfd, so that the check and the signal are about
@@ -43,20 +45,27 @@ func (r pidRef) signal(sig syscall.Signal) error {
 	return unix.PidfdSendSignal(fd, sig, nil, 0)
 }
 
-// stat reads a process's start time and state.
-func stat(pid int) (start uint64, state byte, err error) {
+// A procStat is what /proc says of a process.
+type procStat struct {
+	state   byte
+	threads int
+	start   uint64 // as in [pidRef]
+}
+
+func stat(pid int) (procStat, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, err
+		return procStat{}, err
 	}
 	// The command in parentheses may hold anything; the fields follow its end.
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	const stateField, startField = 0, 19
+	const stateField, threadsField, startField = 0, 17, 19
 	if len(fields) <= startField {
-		return 0, 0, fmt.Errorf("pid %d: short stat", pid)
+		return procStat{}, fmt.Errorf("pid %d: short stat", pid)
 	}
-	start, err = strconv.ParseUint(fields[startField], 10, 64)
-	return start, fields[stateField][0], err
+	threads, err1 := strconv.Atoi(fields[threadsField])
+	start, err2 := strconv.ParseUint(fields[startField], 10, 64)
+	return procStat{fields[stateField][0], threads, start}, errors.Join(err1, err2)
 }
 
 // pids lists the processes of the machine.
