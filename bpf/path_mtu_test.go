@@ -206,17 +206,21 @@ func datagramPair(t *testing.T, from, to talker, family int) (in, out *net.UDPCo
 	return in, out
 }
 
-// awaitError waits until the socket's kernel has heard of an error, and takes it.
+// awaitError waits until the socket's kernel has heard of an error, and takes it. The
+// kernel tells of the queued message before it notes the error (net/ipv6/udp.c).
 func awaitError(t *testing.T, c *net.UDPConn) (heard error) {
 	t.Helper()
 	control(t, c, func(fd int) error {
 		on := []unix.PollFd{{Fd: int32(fd)}} // POLLERR is always told
-		if n, err := unix.Poll(on, int(patience.Milliseconds())); err != nil || n == 0 {
-			return fmt.Errorf("no error within %v: %w", patience, err)
+		for end := time.Now().Add(patience); ; {
+			if n, err := unix.Poll(on, int(time.Until(end).Milliseconds())); err != nil || n == 0 {
+				return fmt.Errorf("no error within %v: %w", patience, err)
+			}
+			code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if heard = unix.Errno(code); code != 0 || err != nil || time.Now().After(end) {
+				return err
+			}
 		}
-		code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		heard = unix.Errno(code)
-		return err
 	})
 	return heard
 }
