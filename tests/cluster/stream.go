@@ -81,16 +81,22 @@ func (s *Stream) read() {
 	}
 }
 
+// Arrived returns how many datagrams have come so far.
+func (s *Stream) Arrived() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.seen)
+}
+
 // Stop ends the stream, waits up to two seconds for what is under way, and
 // returns how many datagrams were sent and how many of them never arrived.
 func (s *Stream) Stop() (sent, lost int) {
 	s.stop()
 	s.send.Wait()
-	arrived := func() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.seen) }
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	_ = lab.Until(ctx, "the stream's last datagrams", func() error {
-		if missing := s.sent - arrived(); missing > 0 {
+		if missing := s.sent - s.Arrived(); missing > 0 {
 			return fmt.Errorf("%d are missing", missing)
 		}
 		return nil
@@ -98,7 +104,7 @@ func (s *Stream) Stop() (sent, lost int) {
 	s.from.Close()
 	s.to.Close()
 	s.recv.Wait()
-	return s.sent, s.sent - arrived()
+	return s.sent, s.sent - s.Arrived()
 }
 
 // A Sender sends the same datagram again and again and expects no answer.
