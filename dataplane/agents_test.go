@@ -77,6 +77,41 @@ func TestChannelBesideCloudInit(t *testing.T) {
 	}
 }
 
+// A guest that was resumed is ready for its next place once its agent has said that
+// it is there; one that says nothing is waited for a second.
+func TestResumedAgentIsWaitedFor(t *testing.T) {
+	for name, says := range map[string]bool{"says hello": true, "says nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in, g := resting(w)
+				in.Machine.Personality = vnet.PersonalityAgent
+				ps := w.begin()
+				ps.set(in)
+				settle(time.Minute)
+				in = prepared(in)
+				ps.set(in)
+				settle(stretches / 2)
+				if got := w.phases(in.Next.Epoch); !w.running["vm-23"] || len(got) != 0 {
+					t.Fatalf("running %t, staged %v before its agent was there", w.running["vm-23"], got)
+				}
+				w.mu.Lock()
+				g.hears = says
+				w.mu.Unlock()
+				if says {
+					ps.get(23).kick()
+				} else {
+					settle(stretches)
+				}
+				settle(10 * time.Millisecond)
+				if got := w.phases(in.Next.Epoch); !slices.Equal(got, []vnet.StatusPhase{vnet.StatusPrepared}) {
+					t.Errorf("staged: %v", got)
+				}
+			})
+		})
+	}
+}
+
 // A guest whose agent listens is told after the flip, and its link is not cut. One
 // that does nothing of it, or has gone meanwhile, is bounced as any other.
 func TestAgentIsTold(t *testing.T) {

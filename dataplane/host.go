@@ -199,7 +199,12 @@ func (h *Host) openMetadata() {
 	}
 	refused := func(_ vnet.PortID, reason string) { h.metrics.imds.WithLabelValues(reason).Inc() }
 	h.imds = imds.New(imds.Config{OnReport: report, OnAgent: agent, Refused: refused, Log: h.log})
-	h.channel = channel.New(channel.Config{OnReport: agent, Refused: refused, Log: h.log})
+	came := func(id vnet.PortID) {
+		if p := h.ports.get(id); p != nil {
+			p.kick()
+		}
+	}
+	h.channel = channel.New(channel.Config{OnReport: agent, OnHello: came, Refused: refused, Log: h.log})
 	h.close = append(h.close, h.channel.Shut)
 }
 

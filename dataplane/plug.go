@@ -276,6 +276,8 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return 0, fmt.Errorf("start the machine: %w", err)
 	}
 	p.run.Resumed, p.run.dirty = resumed, true
+	p.started = time.Now()
+	p.agents.Open(p.id, *m)
 	p.log.Info("machine started", "image", m.Image, "resumed", resumed)
 	return 0, nil
 }

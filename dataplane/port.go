@@ -48,6 +48,7 @@ type port struct {
 	refused   vnet.Epoch
 	roomTaken bool               // for Next's rules
 	roomHeld  bool               // of the rules that an undo would go back to
+	started   time.Time          // the machine, by this session
 	since     time.Time          // Next's mappings are waited for
 	drained   time.Time          // until then the port drains; zero: it doesn't
 	ways      map[netip.Addr]Way // to the other ends of the connections that a flip will end

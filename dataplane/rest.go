@@ -14,6 +14,10 @@ const (
 	quiet = 3 * time.Second
 	// wakes is when a guest that is being resumed is looked at again.
 	wakes = 100 * time.Millisecond
+	// stretches is how long the agent of a guest that was resumed may take to say that
+	// it is there. It is told of its next place then; a cut of its link, which is short,
+	// it may not notice so soon.
+	stretches = time.Second
 )
 
 // rests reports whether the machine is to wait as a saved state: its pool says so,
@@ -55,6 +59,14 @@ func (p *port) lost(in *vnet.Intent) bool {
 	here := *in
 	here.Next = nil
 	return p.rests(&here) && in.Machine.Power == vnet.PowerOn && p.power == vnet.PowerOff
+}
+
+// stretching is how long a guest's agent is waited for that slept until now.
+func (p *port) stretching(in *vnet.Intent) time.Duration {
+	if !p.run.Resumed || !personalityOf(in).Agent() || p.agents.Listens(p.id) {
+		return 0
+	}
+	return max(stretches-time.Since(p.started), 0)
 }
 
 // asleep reports whether the guest is not there yet for its next place.

@@ -74,6 +74,9 @@ func (p *port) prepare(ctx context.Context, in *vnet.Intent, next *vnet.Place) (
 		}
 		return wakes, nil
 	}
+	if left := p.stretching(in); left > 0 {
+		return left, nil
+	}
 	if err := p.device(in); err != nil {
 		return 0, err
 	}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"replug/directory/vnet"
 )
@@ -21,6 +22,8 @@ type Config struct {
 	// OnReport takes a guest's report of a document that is published now, At filled
 	// in. After an error the guest is to try again.
 	OnReport func(context.Context, vnet.PortID, vnet.GuestReport) error
+	// OnHello hears that an agent has come. nil: nobody does.
+	OnHello func(vnet.PortID)
 	// Refused counts what was refused; the reason is a metrics label. nil: nobody counts.
 	Refused func(port vnet.PortID, reason string)
 	Log     *slog.Logger // nil: slog.Default()
@@ -33,6 +36,7 @@ type Server struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	retry  time.Duration // before a socket is dialled for the second time
 
 	mu    sync.Mutex
 	ports map[vnet.PortID]*port
@@ -43,6 +47,7 @@ type port struct {
 	s    *Server
 	id   vnet.PortID
 	wake chan struct{} // of length 1: there is something to say
+	dial chan struct{} // of length 1: somebody may be there now
 
 	// Guarded by the server's lock.
 	socket string // "": not open
@@ -60,13 +65,16 @@ func New(cfg Config) *Server {
 	if cfg.OnReport == nil {
 		cfg.OnReport = func(context.Context, vnet.PortID, vnet.GuestReport) error { return nil }
 	}
+	if cfg.OnHello == nil {
+		cfg.OnHello = func(vnet.PortID) {}
+	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(vnet.PortID, string) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Server{cfg: cfg, ports: map[vnet.PortID]*port{}}
+	s := &Server{cfg: cfg, retry: retryFirst, ports: map[vnet.PortID]*port{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -79,12 +87,13 @@ func (s *Server) Shut() error {
 }
 
 // Open speaks with the port's agent at socket from now on, whenever one is there.
-// Repeating it changes nothing.
+// Repeating it says that one may be there now: it is dialled at once.
 func (s *Server) Open(id vnet.PortID, socket string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.port(id)
 	if p.socket == socket || s.ctx.Err() != nil {
+		poke(p.dial)
 		return
 	}
 	if p.stop != nil {
@@ -122,7 +131,7 @@ func (s *Server) Publish(id vnet.PortID, epoch vnet.Epoch, doc *vnet.Document) {
 		return
 	}
 	p.epoch, p.doc, p.told = epoch, &c, 0
-	p.poke()
+	poke(p.wake)
 }
 
 // Withdraw stops telling the port's document: its epoch ends.
@@ -151,7 +160,7 @@ func (s *Server) Moved(id vnet.PortID, m vnet.Moved) bool {
 		return false
 	}
 	p.epoch, p.moved = m.Epoch, &m
-	p.poke()
+	poke(p.wake)
 	return true
 }
 
@@ -159,15 +168,15 @@ func (s *Server) Moved(id vnet.PortID, m vnet.Moved) bool {
 func (s *Server) port(id vnet.PortID) *port {
 	p := s.ports[id]
 	if p == nil {
-		p = &port{s: s, id: id, wake: make(chan struct{}, 1)}
+		p = &port{s: s, id: id, wake: make(chan struct{}, 1), dial: make(chan struct{}, 1)}
 		s.ports[id] = p
 	}
 	return p
 }
 
-func (p *port) poke() {
+func poke(c chan<- struct{}) {
 	select {
-	case p.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

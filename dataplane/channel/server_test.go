@@ -37,12 +37,13 @@ type world struct {
 	reports []vnet.GuestReport
 	refused []string
 	told    chan string // each of them, too
+	came    chan struct{}
 	busy    bool
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, told: make(chan string, 64)}
+	w := &world{t: t, told: make(chan string, 64), came: make(chan struct{}, 64)}
 	w.Server = New(Config{
 		OnReport: func(_ context.Context, id vnet.PortID, r vnet.GuestReport) error {
 			w.mu.Lock()
@@ -54,6 +55,7 @@ func newWorld(t *testing.T) *world {
 			w.reports = append(w.reports, r)
 			return nil
 		},
+		OnHello: func(vnet.PortID) { w.came <- struct{}{} },
 		Refused: func(_ vnet.PortID, reason string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -121,6 +123,28 @@ var doc = &vnet.Document{Instance: "vm-93", Hostname: "web-1"}
 
 func report(counter uint64, kind string) vnet.FromGuest {
 	return vnet.FromGuest{Report: &vnet.GuestReport{Epoch: vnet.NewEpoch(3, counter), Kind: kind, OK: true}}
+}
+
+// A machine that was off for long is dialled as soon as it is said to be on, however
+// long the host would have waited, and the agent in it is heard of at once.
+func TestDialledAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.retry = time.Hour
+	g := w.guest(23)
+	for range 2 {
+		g.conn.Close()
+		w.Open(23, g.l.Addr().String())
+		if err := g.l.(*net.UnixListener).SetDeadline(time.Now().Add(wait)); err != nil {
+			t.Fatal(err)
+		}
+		g.accept()
+	}
+	g.say(vnet.FromGuest{Hello: "ab"})
+	select {
+	case <-w.came:
+	case <-time.After(wait):
+		t.Error("nobody was told that an agent has come")
+	}
 }
 
 // A guest is told its own document and news, by what it said last, and its reports

@@ -32,9 +32,9 @@ var (
 
 // run dials the socket again and again: QEMU may not be there yet, or no more.
 func (p *port) run(ctx context.Context, socket string) {
-	retry := retryFirst
+	retry := p.s.retry
 	for ctx.Err() == nil {
-		begun := time.Now()
+		begun, dial := time.Now(), p.dial
 		err := p.talk(ctx, socket)
 		if ctx.Err() != nil {
 			return // another socket's conversation may have begun
@@ -44,14 +44,17 @@ func (p *port) run(ctx context.Context, socket string) {
 			if errors.Is(err, why) {
 				p.s.cfg.Refused(p.id, why.Error())
 				p.s.cfg.Log.Warn("guest's second channel is closed for a while", "port", p.id, "why", why)
-				begun, retry = time.Now(), retryBound // it is not to cost more than that
+				begun, retry, dial = time.Now(), retryBound, nil // it is not to cost more than that
 			}
 		}
 		if time.Since(begun) > retryBound {
-			retry = retryFirst
+			retry = p.s.retry
 		}
 		select {
 		case <-ctx.Done():
+		case <-dial:
+			retry = p.s.retry
+			continue
 		case <-time.After(retry):
 		}
 		retry = min(2*retry, retryBound)
@@ -97,6 +100,7 @@ func (p *port) listen(ctx context.Context, conn net.Conn) error {
 		switch {
 		case m.Hello != "":
 			p.heard(m.Hello)
+			p.s.cfg.OnHello(p.id)
 		case m.Report != nil:
 			p.reported(ctx, *m.Report)
 		}
@@ -114,7 +118,7 @@ func (p *port) heard(hello string) {
 	defer p.s.mu.Unlock()
 	p.hello = hello[:min(len(hello), most)]
 	p.told, p.moved, p.queue = 0, nil, nil
-	p.poke()
+	poke(p.wake)
 }
 
 // reported takes a report on the document that is published, and on no other one.
@@ -143,7 +147,7 @@ func (p *port) reported(ctx context.Context, r vnet.GuestReport) {
 	if len(p.queue) < maxAnswers {
 		p.queue = append(p.queue, answer)
 	}
-	p.poke()
+	poke(p.wake)
 }
 
 // tell says what there is to say, until the conversation ends. A guest that does not
