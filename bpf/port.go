@@ -194,6 +194,16 @@ func (d *Datapath) Ports() (map[uint16]Port, error) {
 	return ports, err
 }
 
+// eachRow calls f with every row in force.
+func (d *Datapath) eachRow(f func(uint16, datapathPort) error) error {
+	return each(d.objs.Ports, func(id uint32, slot datapathPortSlot) error {
+		if row := slot.Row[slot.Active&1]; row.Ifindex != 0 {
+			return f(uint16(id), row)
+		}
+		return nil
+	})
+}
+
 // flip writes row where no frame looks, then makes frames look there.
 func (d *Datapath) flip(id uint16, row datapathPort) error {
 	if d.unsettled[id] != 0 {

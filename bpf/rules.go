@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
-	"slices"
 )
 
 // MaxRules bounds the rules of one port and direction.
@@ -76,102 +74,6 @@ func (d *Datapath) SetRules(id uint16, rules *RuleSet) error {
 // packets: others are in the groups that they name. It returns [ErrNoPort].
 func (d *Datapath) Rejudge(id uint16) error {
 	return d.setWord(id, func(row *datapathPort) { row.Generation++ })
-}
-
-// A stagedRules is a set that stands in the rules map before a row points to it.
-type stagedRules struct {
-	of      *RuleSet
-	in, out datapathRuleList
-}
-
-// StageRules writes the rules that the next SetPort of a higher epoch will have,
-// where no row points: it finds their room taken, and need not write them. Nil
-// gives the room back. It returns [ErrRule] or [ErrFull], and then nothing is
-// staged. What is staged ends with the process.
-func (d *Datapath) StageRules(id uint16, rules *RuleSet) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if have, ok := d.staged[id]; ok && reflect.DeepEqual(have.of, rules) {
-		return nil
-	}
-	d.unstageRules(id)
-	if rules == nil {
-		return nil
-	}
-	in, out, err := d.writeSet(rules)
-	if err != nil {
-		return fmt.Errorf("port %d: %w", id, err)
-	}
-	d.staged[id] = stagedRules{rules, in, out}
-	return nil
-}
-
-// unstageRules gives back what is staged for a port: no frame has used it.
-func (d *Datapath) unstageRules(id uint16) {
-	s := d.staged[id]
-	d.rules.free(s.in)
-	d.rules.free(s.out)
-	delete(d.staged, id)
-}
-
-// heldRules stand in the rules map after their row has gone.
-type heldRules struct{ in, out datapathRuleList }
-
-// ReleaseRules gives back the room of the rules that the port had before its last
-// higher epoch: it won't go back to them.
-func (d *Datapath) ReleaseRules(id uint16) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.unholdRules(id)
-}
-
-// holdRules keeps the rules of the row that a flip has replaced, instead of those
-// that were kept before.
-func (d *Datapath) holdRules(id uint16, old datapathPort) {
-	d.unholdRules(id)
-	if old.In.Count+old.Out.Count > 0 {
-		d.held[id] = heldRules{old.In, old.Out}
-	}
-}
-
-func (d *Datapath) unholdRules(id uint16) {
-	d.rules.release(id, d.flips, d.held[id].in, d.held[id].out)
-	delete(d.held, id)
-}
-
-// stand reports whether exactly these rules are what a list holds.
-func (d *Datapath) stand(l datapathRuleList, rules []Rule) bool {
-	if int(l.Count) != len(rules) {
-		return false
-	}
-	for i, r := range rules {
-		var is datapathRule
-		want, err := r.value()
-		if err != nil || d.objs.Rules.Lookup(l.Base+uint32(i), &is) != nil || is != want {
-			return false
-		}
-	}
-	return true
-}
-
-// enterRules is placeRules for a row of a new epoch: what was staged for it, or was
-// held since it was there before, is there already, or is of no use any more.
-func (d *Datapath) enterRules(id uint16, row *datapathPort, rules *RuleSet) error {
-	if s, ok := d.staged[id]; ok && rules != nil && reflect.DeepEqual(s.of, rules) {
-		delete(d.staged, id)
-		row.Flags |= datapathPortFlag(hasRules)
-		row.In, row.Out = s.in, s.out
-		return nil
-	}
-	d.unstageRules(id)
-	if h, ok := d.held[id]; ok && rules != nil && d.stand(h.in, rules.In) && d.stand(h.out, rules.Out) {
-		delete(d.held, id)
-		row.Flags |= datapathPortFlag(hasRules)
-		row.In, row.Out = h.in, h.out
-		return nil
-	}
-	d.unholdRules(id)
-	return d.placeRules(row, rules)
 }
 
 // placeRules writes rules where no row points and lets row point there.
@@ -377,92 +279,6 @@ func (d *Datapath) SetMembers(k MappingKey, groups uint64) error {
 func (d *Datapath) EachMember(f func(MappingKey, uint64)) error {
 	return each(d.objs.Members, func(k datapathMappingKey, m datapathMembers) error {
 		f(MappingKey{k.Vni, k.Ca.ip()}, m.Groups)
-		return nil
-	})
-}
-
-// A ruleSpace knows which pieces of the rules map are taken, by first fit. A
-// piece that a replaced row pointed to is free once no frame uses that row.
-type ruleSpace struct {
-	size  uint32
-	taken []datapathRuleList // by Base
-	left  []leftRules
-}
-
-type leftRules struct {
-	port uint16
-	flip uint64
-	datapathRuleList
-}
-
-func (s *ruleSpace) take(n uint32) (datapathRuleList, error) {
-	base := uint32(0)
-	for i, t := range s.taken {
-		if t.Base-base >= n {
-			l := datapathRuleList{Base: base, Count: n}
-			s.taken = slices.Insert(s.taken, i, l)
-			return l, nil
-		}
-		base = t.Base + t.Count
-	}
-	if s.size-base < n {
-		return datapathRuleList{}, fmt.Errorf("%d rules in one piece: %w (raise its capacity)", n, ErrFull)
-	}
-	l := datapathRuleList{Base: base, Count: n}
-	s.taken = append(s.taken, l)
-	return l, nil
-}
-
-func (s *ruleSpace) occupy(l datapathRuleList) {
-	if l.Count == 0 {
-		return
-	}
-	i, _ := slices.BinarySearchFunc(s.taken, l, byBase)
-	s.taken = slices.Insert(s.taken, i, l)
-}
-
-func byBase(a, b datapathRuleList) int { return int(a.Base) - int(b.Base) }
-
-func (s *ruleSpace) free(l datapathRuleList) {
-	if i, ok := slices.BinarySearchFunc(s.taken, l, byBase); ok && l.Count > 0 {
-		s.taken = slices.Delete(s.taken, i, i+1)
-	}
-}
-
-// release says that the row that a port's flip has replaced pointed to lists.
-func (s *ruleSpace) release(port uint16, flip uint64, lists ...datapathRuleList) {
-	for _, l := range lists {
-		if l.Count > 0 {
-			s.left = append(s.left, leftRules{port, flip, l})
-		}
-	}
-}
-
-// settle frees what the port's flips up to one of that number have left.
-func (s *ruleSpace) settle(port uint16, flip uint64) {
-	s.settleIf(func(l leftRules) bool { return l.port == port && l.flip <= flip })
-}
-
-func (s *ruleSpace) settleAll(flip uint64) {
-	s.settleIf(func(l leftRules) bool { return l.flip <= flip })
-}
-
-func (s *ruleSpace) settleIf(done func(leftRules) bool) {
-	s.left = slices.DeleteFunc(s.left, func(l leftRules) bool {
-		if !done(l) {
-			return false
-		}
-		s.free(l.datapathRuleList)
-		return true
-	})
-}
-
-// eachRow calls f with every row in force.
-func (d *Datapath) eachRow(f func(uint16, datapathPort) error) error {
-	return each(d.objs.Ports, func(id uint32, slot datapathPortSlot) error {
-		if row := slot.Row[slot.Active&1]; row.Ifindex != 0 {
-			return f(uint16(id), row)
-		}
 		return nil
 	})
 }

@@ -159,7 +159,8 @@ func (m machine) mount(dev, path string, fs *filesystem) error {
 }
 
 // whenFree mounts a disk that something may have for itself just now: the boot goes on
-// beside the check of a disk that it needs not wait for, and mounts it then.
+// beside the check of a disk that it needs not wait for, and mounts it then. No event
+// tells that a device held exclusively has been let go.
 func whenFree(in time.Duration, mount func() error, there func() bool) error {
 	for end := time.Now().Add(in); ; time.Sleep(100 * time.Millisecond) {
 		err := mount()

@@ -44,7 +44,7 @@ func file(t *testing.T) string {
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is missing: apt-get install tshark", name)
+		t.Fatalf("%s is missing: make setup-test", name)
 	}
 	cmd := exec.Command(name, args...)
 	var said bytes.Buffer

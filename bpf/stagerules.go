@@ -1,0 +1,102 @@
+package bpf
+
+import (
+	"fmt"
+	"reflect"
+)
+
+// A stagedRules is a set that stands in the rules map before a row points to it.
+type stagedRules struct {
+	of      *RuleSet
+	in, out datapathRuleList
+}
+
+// StageRules writes the rules that the next SetPort of a higher epoch will have,
+// where no row points: it finds their room taken, and need not write them. Nil
+// gives the room back. It returns [ErrRule] or [ErrFull], and then nothing is
+// staged. What is staged ends with the process.
+func (d *Datapath) StageRules(id uint16, rules *RuleSet) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if have, ok := d.staged[id]; ok && reflect.DeepEqual(have.of, rules) {
+		return nil
+	}
+	d.unstageRules(id)
+	if rules == nil {
+		return nil
+	}
+	in, out, err := d.writeSet(rules)
+	if err != nil {
+		return fmt.Errorf("port %d: %w", id, err)
+	}
+	d.staged[id] = stagedRules{rules, in, out}
+	return nil
+}
+
+// unstageRules gives back what is staged for a port: no frame has used it.
+func (d *Datapath) unstageRules(id uint16) {
+	s := d.staged[id]
+	d.rules.free(s.in)
+	d.rules.free(s.out)
+	delete(d.staged, id)
+}
+
+// heldRules stand in the rules map after their row has gone.
+type heldRules struct{ in, out datapathRuleList }
+
+// ReleaseRules gives back the room of the rules that the port had before its last
+// higher epoch: it won't go back to them.
+func (d *Datapath) ReleaseRules(id uint16) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unholdRules(id)
+}
+
+// holdRules keeps the rules of the row that a flip has replaced, instead of those
+// that were kept before.
+func (d *Datapath) holdRules(id uint16, old datapathPort) {
+	d.unholdRules(id)
+	if old.In.Count+old.Out.Count > 0 {
+		d.held[id] = heldRules{old.In, old.Out}
+	}
+}
+
+func (d *Datapath) unholdRules(id uint16) {
+	d.rules.release(id, d.flips, d.held[id].in, d.held[id].out)
+	delete(d.held, id)
+}
+
+// stand reports whether exactly these rules are what a list holds.
+func (d *Datapath) stand(l datapathRuleList, rules []Rule) bool {
+	if int(l.Count) != len(rules) {
+		return false
+	}
+	for i, r := range rules {
+		var is datapathRule
+		want, err := r.value()
+		if err != nil || d.objs.Rules.Lookup(l.Base+uint32(i), &is) != nil || is != want {
+			return false
+		}
+	}
+	return true
+}
+
+// enterRules is placeRules for a row of a new epoch: what was staged for it, or was
+// held since it was there before, is there already, or is of no use any more.
+func (d *Datapath) enterRules(id uint16, row *datapathPort, rules *RuleSet) error {
+	if s, ok := d.staged[id]; ok && rules != nil && reflect.DeepEqual(s.of, rules) {
+		delete(d.staged, id)
+		row.Flags |= datapathPortFlag(hasRules)
+		row.In, row.Out = s.in, s.out
+		return nil
+	}
+	d.unstageRules(id)
+	if h, ok := d.held[id]; ok && rules != nil && d.stand(h.in, rules.In) && d.stand(h.out, rules.Out) {
+		delete(d.held, id)
+		row.Flags |= datapathPortFlag(hasRules)
+		row.In, row.Out = h.in, h.out
+		return nil
+	}
+	d.unholdRules(id)
+	return d.placeRules(row, rules)
+}
