@@ -16,6 +16,10 @@ import (
 const (
 	million  = 1_000_000
 	thousand = 1_000
+	// What disturbs a shared machine lasts for seconds: short rounds, and more of them,
+	// share it out among what is compared.
+	turns    = 4
+	turnTime = ppsTime / turns
 )
 
 // scale compares small packets of a host that knows and asks little with those of
@@ -58,7 +62,7 @@ func scale(ctx context.Context, o Options) (figures []Figure, err error) {
 
 // scaleRules lets the last rule decide, among one and among a thousand.
 func (w *world) scaleRules(ctx context.Context, o Options, got measured) error {
-	for range o.Rounds {
+	for range turns * o.Rounds {
 		for _, n := range []int{1, thousand} {
 			set := &bpf.RuleSet{}
 			for i := range n - 1 {
@@ -70,7 +74,7 @@ func (w *world) scaleRules(ctx context.Context, o Options, got measured) error {
 					return err
 				}
 			}
-			p, err := w.pps(ctx, ours)
+			p, err := w.pps(ctx, ours, turnTime)
 			if err != nil {
 				return err
 			}
@@ -95,8 +99,8 @@ func (w *world) scaleMappings(ctx context.Context, o Options, got measured) (loa
 				return 0, 0, err
 			}
 		}
-		for range o.Rounds {
-			p, err := w.pps(ctx, ours)
+		for range turns * o.Rounds {
+			p, err := w.pps(ctx, ours, turnTime)
 			if err != nil {
 				return 0, 0, err
 			}

@@ -86,7 +86,7 @@ func (w *world) round(ctx context.Context, v variant, got measured) (err error) 
 			return w.offloaded(ctx, func() (float64, error) { return w.tcp(ctx, name+"-offload") })
 		}},
 		{"rr", func() (float64, error) { return w.roundTrips(ctx) }},
-		{"pps", func() (float64, error) { return w.pps(ctx, v.name) }},
+		{"pps", func() (float64, error) { return w.pps(ctx, v.name, ppsTime) }},
 	} {
 		n, err := load.run()
 		if err != nil {
@@ -159,7 +159,7 @@ func (w *world) tcp(ctx context.Context, name string) (float64, error) {
 }
 
 // pps returns how many small packets of 1,024 flows arrive for each second of CPU.
-func (w *world) pps(ctx context.Context, name string) (float64, error) {
+func (w *world) pps(ctx context.Context, name string, d time.Duration) (float64, error) {
 	a, b := w.sides[0], w.sides[1]
 	var via net.HardwareAddr
 	switch name {
@@ -174,7 +174,7 @@ func (w *world) pps(ctx context.Context, name string) (float64, error) {
 		return 0, err
 	}
 	defer g.close()
-	return g.run(ctx, ppsTime)
+	return g.run(ctx, d)
 }
 
 // disown takes the owner off frames on the sender's wire; see pps.bpf.c.
