@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	pb "replug/control/controlpb"
 	"replug/directory/vnet"
 )
@@ -60,8 +63,8 @@ func (w *world) claimDone(id string) *pb.Claim {
 	return last
 }
 
-// S20, S28, S39, S41, S46: the pool keeps its number, in a network of its own, by
-// partial success; and takes its VMs from nobody.
+// S20, S28, S29, S39, S41, S46: the pool keeps its number, in a network of its own, by
+// partial success, without rules and services; and takes its VMs from nobody.
 func TestPoolFills(t *testing.T) {
 	w := newWorld(t, nil)
 	w.furnish()
@@ -73,6 +76,15 @@ func TestPoolFills(t *testing.T) {
 		if vm.Phase != "pooled" || vm.Guest.Kind != "partial" || !in.Current.Isolated || !in.Current.Document.Partial() {
 			t.Errorf("VM %v, place %+v", vm, in.Current)
 		}
+	}
+	_, err := w.as("olga").CreateService(w.ctx, &pb.CreateServiceRequest{RequestId: "vip", Service: &pb.Service{
+		Tenant: "platform", Network: "placeholder", Name: "web", Ip: "10.0.0.9", Port: 443, Protocol: "tcp"}})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a service in the pool's network: %v", err)
+	}
+	_, err = w.as("olga").CreateGroup(w.ctx, &pb.CreateGroupRequest{RequestId: "group", Tenant: "platform", Network: "placeholder", Name: "web"})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a group in the pool's network: %v", err)
 	}
 	must(w.as("olga").DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "lost", Name: vms[3].Id}))(t)
 	w.ready(5)
@@ -130,7 +142,7 @@ func TestPoolIsPatient(t *testing.T) {
 	}
 }
 
-// S50, S51, S53, S54, S55, S60, S61: a pooled VM becomes the tenant's: its network,
+// S50, S51, S53, S54, S55, S60, S61, S80: a pooled VM becomes the tenant's: its network,
 // address, name, disks; MAC and physical address stay; nothing reboots.
 func TestClaimFromPool(t *testing.T) {
 	w := newWorld(t, nil)

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"fmt"
 
 	"replug/control/compute"
 	pb "replug/control/controlpb"
@@ -23,6 +24,16 @@ func (c *caller) inNetwork(ctx context.Context, tenant, moniker string) (store.R
 		return store.Row[network.Network]{}, err
 	}
 	return c.networks.Get(ctx, tenant, m)
+}
+
+// inCustomersNetwork reads a network that may have groups and services. The pool's
+// has none, whoever asks: what waits there is nobody's yet.
+func (c *caller) inCustomersNetwork(ctx context.Context, tenant, moniker string) (store.Row[network.Network], error) {
+	net, err := c.inNetwork(ctx, tenant, moniker)
+	if err == nil && net.Value.Isolated {
+		err = fmt.Errorf("%w network %q: it is the pool's, and has no groups and no services; name a tenant's", ErrInvalid, moniker)
+	}
+	return net, err
 }
 
 func (groupsAPI) CreateGroup(ctx context.Context, q *pb.CreateGroupRequest) (*pb.Group, error) {
@@ -56,7 +67,7 @@ func (c *caller) changeGroup(ctx context.Context, q change, tenant, moniker, nam
 		return nil, err
 	}
 	_, err = c.once(ctx, q, func(txn *store.Txn) (string, error) {
-		net, err := c.inNetwork(ctx, tenant, moniker)
+		net, err := c.inCustomersNetwork(ctx, tenant, moniker)
 		if err != nil {
 			return "", err
 		}

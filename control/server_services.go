@@ -59,7 +59,7 @@ func (c *caller) composeService(ctx context.Context, net store.Row[network.Netwo
 func (c *caller) changeService(ctx context.Context, q change, tenant, moniker, name string,
 	compose func(store.Row[network.Network], *store.Txn) error) (*pb.Service, error) {
 	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
-		net, err := c.inNetwork(ctx, tenant, moniker)
+		net, err := c.inCustomersNetwork(ctx, tenant, moniker)
 		if err != nil {
 			return "", err
 		}

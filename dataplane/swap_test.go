@@ -56,7 +56,8 @@ func TestFirstPlace(t *testing.T) {
 	})
 }
 
-// The four steps of a swap, in order, and what is reported of them.
+// S65, S66, S69, S71, S73, S74: the four steps of a swap, in order, and what is
+// reported of them.
 func TestSwap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -42,7 +42,8 @@ func (w *world) wantPhase(p Phase) {
 	}
 }
 
-// Five durable writes, and what each of them holds.
+// S64: five durable writes, and what each of them holds; the host is told to switch
+// when all else is done.
 func TestGoodSwapIsFiveWrites(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.memory.commits = nil

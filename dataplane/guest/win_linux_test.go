@@ -199,7 +199,7 @@ func TestWindowsSetupEnds(t *testing.T) {
 	})
 }
 
-// Nothing is applied while Windows' setup runs: the session begins when it is done.
+// S44: nothing is applied while Windows' setup runs: the session begins when it is done.
 func TestWindowsWaitsForSetup(t *testing.T) {
 	w, f := newWin(t)
 	f.image = "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"

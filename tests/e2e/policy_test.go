@@ -79,8 +79,7 @@ func (m *member) eventually(ctx context.Context, t *testing.T, what, addr, want 
 	}
 }
 
-// Security groups take effect on live ports, on both sides of hosts, and a swap
-// brings those of its new network.
+// S59: security groups take effect on live ports, on both sides of hosts.
 func TestSecurityGroups(t *testing.T) {
 	w := shared
 	ctx := w.within(t, time.Minute)
@@ -133,7 +132,7 @@ func TestSecurityGroups(t *testing.T) {
 	}
 }
 
-// A service leads to its VMs wherever they are; one that is swapped away takes its
+// S62, S84: a service leads to its VMs wherever they are; one that is swapped away takes its
 // seat to the other network's service of the name.
 func TestServiceFollows(t *testing.T) {
 	w := shared

@@ -242,7 +242,7 @@ func (m *member) talk(ctx context.Context, t *testing.T, from *member) func(want
 	}
 }
 
-// A port that is swapped is in its new groups with the first frame: a rule of the
+// S59, S84: a port that is swapped is in its new groups with the first frame: a rule of the
 // network that names its group lets it in at once; undone, it is in none.
 func TestGroupsComeWithSwap(t *testing.T) {
 	w := shared
