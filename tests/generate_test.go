@@ -53,7 +53,10 @@ func copySources(t *testing.T, to string) map[string][]byte {
 			return err
 		}
 		name, _ := filepath.Rel(root, path)
-		if name == ".git" || name == "bin" || name == "out" {
+		switch {
+		case name == ".git" && !d.IsDir():
+			return nil // of a second worktree
+		case name == ".git" || name == "bin" || name == "out":
 			return filepath.SkipDir
 		}
 		if d.IsDir() {
