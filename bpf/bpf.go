@@ -161,7 +161,7 @@ func load(spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
 
 // loadBy loads over the pinned maps, or migrates them.
 func loadBy(p *plan, spec *ebpf.CollectionSpec, dir string) (*Datapath, error) {
-	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}, staged: map[uint16]stagedRules{}, held: map[uint16]heldRules{}}
+	d := &Datapath{dir: dir, unsettled: map[uint16]uint64{}, staged: map[uint16]stagedRules{}}
 	err := HaveTCX()
 	if d.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !d.noTCX {
 		return nil, err

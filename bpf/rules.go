@@ -250,15 +250,29 @@ func (d *Datapath) rulesAt(l datapathRuleList) ([]Rule, error) {
 
 func (p datapathPort) lists() []datapathRuleList { return []datapathRuleList{p.In, p.Out} }
 
-// readRules learns which pieces of the rules map the rows in force point to.
+// readRules learns which pieces of the rules map the rows in force point to, and
+// those that they have replaced.
 func (d *Datapath) readRules() error {
 	d.rules = ruleSpace{size: d.objs.Rules.MaxEntries()}
-	return d.eachRow(func(_ uint16, row datapathPort) error {
+	d.held = map[uint16]heldRules{}
+	replaced := map[uint16]datapathPort{}
+	err := each(d.objs.Ports, func(id uint32, slot datapathPortSlot) error {
+		row, old := slot.Row[slot.Active&1], slot.Row[1-slot.Active&1]
+		if row.Ifindex == 0 {
+			return nil
+		}
 		for _, l := range row.lists() {
 			d.rules.occupy(l)
 		}
+		if old.Ifindex != 0 && old.Epoch < row.Epoch {
+			replaced[uint16(id)] = old
+		}
 		return nil
 	})
+	for id, old := range replaced {
+		d.reholdRules(id, old)
+	}
+	return err
 }
 
 // SetMembers says which groups of its network a CA is in; 0 takes it out of all.

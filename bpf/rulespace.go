@@ -45,6 +45,17 @@ func (s *ruleSpace) occupy(l datapathRuleList) {
 	s.taken = slices.Insert(s.taken, i, l)
 }
 
+// vacant reports whether nothing has taken any of l.
+func (s *ruleSpace) vacant(l datapathRuleList) bool {
+	if l.Count == 0 {
+		return true
+	}
+	i, _ := slices.BinarySearchFunc(s.taken, l, byBase) // the first that begins at or after l
+	before := i == 0 || s.taken[i-1].Base+s.taken[i-1].Count <= l.Base
+	after := i == len(s.taken) || l.Base+l.Count <= s.taken[i].Base
+	return before && after && l.Base+l.Count <= s.size
+}
+
 func byBase(a, b datapathRuleList) int { return int(a.Base) - int(b.Base) }
 
 func (s *ruleSpace) free(l datapathRuleList) {

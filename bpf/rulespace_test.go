@@ -62,6 +62,19 @@ func TestRuleSpace(t *testing.T) {
 				waiting = append(waiting, leftRules{port, flips, held[i]})
 				held = slices.Delete(held, i, i+1)
 			},
+			"occupy": func(t *rapid.T) {
+				l := datapathRuleList{Base: rapid.Uint32Max(size).Draw(t, "base"), Count: rapid.Uint32Range(1, 23).Draw(t, "n")}
+				want := l.Base+l.Count <= size && !slices.ContainsFunc(busy(), func(b datapathRuleList) bool {
+					return b.Base < l.Base+l.Count && l.Base < b.Base+b.Count
+				})
+				if got := s.vacant(l); got != want {
+					t.Fatalf("%+v is vacant: %t, want %t", l, got, want)
+				}
+				if want {
+					s.occupy(l)
+					held = append(held, l)
+				}
+			},
 			"settle": func(t *rapid.T) {
 				port := rapid.Uint16Range(1, 3).Draw(t, "port")
 				upto := rapid.Uint64Range(0, flips).Draw(t, "flip")

@@ -61,6 +61,18 @@ func (d *Datapath) holdRules(id uint16, old datapathPort) {
 	}
 }
 
+// reholdRules is holdRules by a new process. Whether the port may still go back it
+// can't know, nor whether the rules are still what they were: see [Datapath.stand].
+// Room that something else has taken since is not held.
+func (d *Datapath) reholdRules(id uint16, old datapathPort) {
+	if !d.rules.vacant(old.In) || !d.rules.vacant(old.Out) {
+		return
+	}
+	d.rules.occupy(old.In)
+	d.rules.occupy(old.Out)
+	d.holdRules(id, old)
+}
+
 func (d *Datapath) unholdRules(id uint16) {
 	d.rules.release(id, d.flips, d.held[id].in, d.held[id].out)
 	delete(d.held, id)

@@ -60,6 +60,42 @@ func TestRulesAreHeldForTheWayBack(t *testing.T) {
 	h.must(h.dp.StageRules(redA2.id, h.set(8)))
 }
 
+// An agent that starts keeps that room too, until it is told; what another port has
+// made of it meanwhile is neither kept nor taken for what it was.
+func TestRulesAreHeldOverARestart(t *testing.T) {
+	h := newRulesRoom(t)
+	restart := func() {
+		t.Helper()
+		h.must(h.reload(func(*Options) {}))
+	}
+	h.must(h.flip(redA, 0, h.set(5)))
+	h.must(h.flip(redA, 1, h.set(3)))
+	restart()
+	h.full("what it left is held", redA2, 1)
+	h.must(h.flip(redA, 2, h.set(5)))
+	h.inForce("gone back after a restart", redA, h.set(5))
+	restart()
+	h.dp.ReleaseRules(redA.id)
+	h.must(h.dp.Settle())
+	h.full("more than was held", redA2, 4)
+
+	h.must(h.dp.StageRules(redA2.id, h.set(2)))
+	restart() // with which that ends
+	h.must(h.flip(redA, 3, h.set(3)))
+	h.inForce("gone back to rules that were written over", redA, h.set(3))
+	h.dp.ReleaseRules(redA.id)
+	h.must(errors.Join(h.flip(redA2, 1, h.set(1)), h.flip(redA2, 2, h.set(4)))) // where redA's were
+	restart()
+	h.inForce("beside a port that took the room", redA, h.set(3))
+	h.inForce("in the room of another", redA2, h.set(4))
+	h.dp.ReleaseRules(redA2.id)
+	h.must(h.dp.DeletePort(redA.id))
+	h.must(h.dp.Settle())
+	h.full("what is in force is not written over", redA2, 5)
+	h.must(h.dp.StageRules(redA2.id, h.set(4)))
+	h.inForce("beside what is staged", redA2, h.set(4))
+}
+
 // A rulesRoom is a host with room for eight rules and two ports.
 type rulesRoom struct{ *host }
 

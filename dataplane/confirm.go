@@ -68,7 +68,6 @@ func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
 // settled has nothing left to do but to pass on what the guest says later, after
 // a reboot for instance.
 func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
-	p.releaseRules()
 	if p.reported() && p.run.Guest != nil {
 		phase := vnet.StatusPublished
 		if in.Current.Document != nil && confirms(p.run.Guest, in.Current.Document) {
@@ -89,7 +88,6 @@ func (p *port) untimed(in *vnet.Intent) (outcome, error) {
 	if left := long - time.Since(p.run.Flipped); left > 0 {
 		return wait(left), nil
 	}
-	p.releaseRules() // nobody has waited so long for a report
 	if err := p.datapath.SetTimed(p.id, false); err != nil {
 		return outcome{}, err
 	}

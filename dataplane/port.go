@@ -205,6 +205,7 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 		return p.serve(ctx, in)
 	}
 	swap, err := p.advance(ctx, in)
+	p.releaseRules(&in)
 	// A port that is held up goes by the newest rules and limits all the same, and
 	// one whose rules can't be had goes on under those in force.
 	kept := errors.Join(p.keepRules(&in), p.keepLimits(&in))

@@ -153,7 +153,7 @@ func (p *port) tryAdopt(row *Row) error {
 		}
 		row = nil
 	}
-	p.row = row
+	p.row, p.roomHeld = row, row != nil // for all that is known
 	return nil
 }
 

@@ -63,7 +63,7 @@ type Datapath interface {
 	// there; [open] or nil gives it back.
 	StageRules(vnet.PortID, *Ruleset) error
 	// ReleaseRules gives back the room of the rules of the last epoch's row, which is
-	// kept for the way back.
+	// kept for the way back, also by a datapath that is loaded anew.
 	ReleaseRules(vnet.PortID)
 	// SetRules replaces the rules of the row in force, all at once.
 	SetRules(vnet.PortID, *Ruleset) error

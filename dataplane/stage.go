@@ -146,11 +146,13 @@ func (p *port) unstageRules() error {
 	return err
 }
 
-// releaseRules gives back the room that an undo would have needed.
-func (p *port) releaseRules() {
-	if p.roomHeld {
-		p.datapath.ReleaseRules(p.id)
+// releaseRules gives back the room that an undo would have needed, once the swap that
+// led to the row in force has ended.
+func (p *port) releaseRules(in *vnet.Intent) {
+	if !p.roomHeld || p.row == nil || p.row.Epoch != in.Current.Epoch || in.Current.Undoable {
+		return
 	}
+	p.datapath.ReleaseRules(p.id)
 	p.roomHeld = false
 }
 

@@ -231,29 +231,65 @@ func TestUndo(t *testing.T) {
 	})
 }
 
-// Of a guest that never reports, the room for the way back is given up in the end.
-func TestNobodyReports(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		in := intent()
-		w.guestAt(in, "10.17.34.51").reports = false
-		ps := w.begin()
-		ps.set(in)
-		settle(time.Second)
-		in = prepared(in)
-		ps.set(in)
-		settle(time.Second)
-		in = switched(in)
-		ps.set(in)
-		settle(30 * time.Second)
-		if len(w.released) != 0 {
-			t.Errorf("given up in %v, and the guest may still report", w.released)
-		}
-		settle(time.Minute)
-		if want := []vnet.Epoch{in.Current.Epoch}; !slices.Equal(w.released, want) {
-			t.Errorf("given up in %v, want %v", w.released, want)
-		}
-	})
+// Room for the way back is kept for as long as the swap may be undone, whatever the
+// guest has done, and not a moment longer: also by an agent that starts meanwhile,
+// and by one that starts when all is over.
+func TestRoomForTheWayBack(t *testing.T) {
+	for name, reports := range map[string]bool{"the guest reports": true, "nobody reports": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := intent()
+				w.guestAt(in, "10.17.34.51").reports = reports
+				ps := w.begin()
+				restart := func() {
+					w.end()
+					ps = w.begin()
+					settle(time.Minute) // before a server speaks
+					ps.set(in)
+					settle(time.Minute)
+				}
+				kept := func(when string) {
+					t.Helper()
+					if len(w.released) != 0 {
+						t.Errorf("%s: given up in %v", when, w.released)
+					}
+				}
+				given := func(when string) {
+					t.Helper()
+					if want := []vnet.Epoch{in.Current.Epoch}; !slices.Equal(w.released, want) {
+						t.Errorf("%s: given up in %v, want %v", when, w.released, want)
+					}
+					w.released = nil
+				}
+				ps.set(in)
+				settle(time.Second)
+				in = prepared(in)
+				ps.set(in)
+				settle(time.Second)
+				kept("prepared")
+				in = switched(in)
+				ps.set(in)
+				settle(time.Hour)
+				kept("the caller takes its time")
+				ps.set(intent())
+				settle(time.Second)
+				ps.set(in)
+				kept("what was, comes late")
+				restart()
+				kept("and the agent starts anew")
+				in.Current.Undoable = false
+				ps.set(in)
+				settle(time.Second)
+				given("committed")
+				ps.set(in)
+				settle(time.Hour)
+				kept("for the second time")
+				restart()
+				given("an agent that knows of no swap")
+			})
+		})
+	}
 }
 
 // A stopped VM is flipped without a proof, and proves itself when it boots.

@@ -414,6 +414,7 @@ func prepared(in vnet.Intent) vnet.Intent {
 
 func switched(in vnet.Intent) vnet.Intent {
 	in.Current, in.Next = *in.Next, nil
+	in.Current.Undoable = true
 	return in
 }
 

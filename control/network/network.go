@@ -214,7 +214,7 @@ func (n *Network) Place(p Port, cas []vnet.CA, epoch vnet.Epoch) vnet.Place {
 func (n *Network) Renew(place vnet.Place, p Port) vnet.Place {
 	next := n.Place(p, CAsOf(&place), place.Epoch)
 	next.Groups, next.Slots = place.Groups, place.Slots
-	next.Document, next.Swap, next.Undo = place.Document, place.Swap, place.Undo
+	next.Document, next.Swap, next.Undo, next.Undoable = place.Document, place.Swap, place.Undo, place.Undoable
 	next.Confirm, next.Trigger = place.Confirm, place.Trigger
 	next.OldConnections, next.Drain, next.Hold = place.OldConnections, place.Drain, place.Hold
 	return next

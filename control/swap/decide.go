@@ -69,10 +69,7 @@ func decide(r *Record, f facts) (Phase, string) {
 		return Abandoned, "the port was deleted in mid-swap"
 	}
 	t := transitions[r.Phase]
-	undo := t.undo
-	if r.Claim != "" {
-		undo = t.claim
-	}
+	undo := t.otherwise(r)
 	if why := refused(r, f); why != "" && undo != 0 {
 		return undo, why
 	}

@@ -68,6 +68,14 @@ func confirmBudget(b Budgets) time.Duration { return b.Confirm }
 func undoBudget(b Budgets) time.Duration    { return b.Undo }
 func noBudget(Budgets) time.Duration        { return 0 }
 
+// otherwise is where a swap goes from a phase if it is given up.
+func (t transition) otherwise(r *Record) Phase {
+	if r.Claim != "" {
+		return t.claim
+	}
+	return t.undo
+}
+
 // Ended reports whether a swap stays in p for ever.
 func (p Phase) Ended() bool { return len(transitions[p].next) == 0 }
 

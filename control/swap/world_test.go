@@ -292,8 +292,9 @@ func (w *world) check() error {
 	if in := w.intent(); in.Port != "" && !in.Gone && len(at) != 1 {
 		return fmt.Errorf("invariant 3: the port is mapped in %d networks", len(at))
 	}
-	live := 0
+	live, undoable := 0, false
 	for _, r := range listed[Record](w, store.Swaps) {
+		undoable = undoable || r.Claim == "" && (r.Phase == Switched || r.Phase == Confirmed)
 		if !r.Phase.Ended() {
 			live++
 		}
@@ -303,6 +304,9 @@ func (w *world) check() error {
 	}
 	if locks := len(listed[string](w, store.Live)); live != locks || live > 1 {
 		return fmt.Errorf("%d live swaps, %d locks", live, locks)
+	}
+	if in := w.intent(); in.Port != "" && !in.Gone && in.Current.Undoable != undoable {
+		return fmt.Errorf("the host is told %t of a way back, and it is %t", in.Current.Undoable, undoable)
 	}
 	return nil
 }

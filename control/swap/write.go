@@ -49,9 +49,16 @@ func (d *driver) place(ctx context.Context, c *change) error {
 	r := &c.record
 	switch r.Phase {
 	case Switched:
-		c.intent = d.intentWith(func(i *vnet.Intent) { i.Current, i.Next = r.After, nil })
+		c.intent = d.intentWith(func(i *vnet.Intent) {
+			i.Current, i.Next = r.After, nil
+			i.Current.Undoable = transitions[Switched].otherwise(r) == Undoing
+		})
 		c.txn.Delete(EpochKey(r.Port))
 		r.move(&c.txn, &r.Before, &r.After)
+	case Committed:
+		if d.intent.Value.Current.Undoable { // the host keeps what the way back needs
+			c.intent = d.intentWith(func(i *vnet.Intent) { i.Current.Undoable = false })
+		}
 	case Undoing:
 		home, err := d.engine.Objects.Undo(ctx, r, &c.txn)
 		if err != nil {

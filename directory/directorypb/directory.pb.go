@@ -2342,7 +2342,8 @@ type Place struct {
 	OldConnections string                 `protobuf:"bytes,20,opt,name=old_connections,json=oldConnections,proto3" json:"old_connections,omitempty"` // reset, drain, silence; empty: reset
 	Drain          *durationpb.Duration   `protobuf:"bytes,21,opt,name=drain,proto3" json:"drain,omitempty"`
 	FlowLog        bool                   `protobuf:"varint,22,opt,name=flow_log,json=flowLog,proto3" json:"flow_log,omitempty"`
-	Hold           string                 `protobuf:"bytes,40,opt,name=hold,proto3" json:"hold,omitempty"` // vnet.Hold; empty: warm
+	Undoable       bool                   `protobuf:"varint,23,opt,name=undoable,proto3" json:"undoable,omitempty"` // the swap that led here may still go back
+	Hold           string                 `protobuf:"bytes,40,opt,name=hold,proto3" json:"hold,omitempty"`          // vnet.Hold; empty: warm
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2527,6 +2528,13 @@ func (x *Place) GetDrain() *durationpb.Duration {
 func (x *Place) GetFlowLog() bool {
 	if x != nil {
 		return x.FlowLog
+	}
+	return false
+}
+
+func (x *Place) GetUndoable() bool {
+	if x != nil {
+		return x.Undoable
 	}
 	return false
 }
@@ -3440,7 +3448,7 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x0e\n" +
-	"\x02os\x18\x03 \x01(\bR\x02os\"\xb1\x05\n" +
+	"\x02os\x18\x03 \x01(\bR\x02os\"\xcd\x05\n" +
 	"\x05Place\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
@@ -3464,7 +3472,8 @@ const file_directory_directorypb_directory_proto_rawDesc = "" +
 	"\x06router\x18\x13 \x01(\bR\x06router\x12'\n" +
 	"\x0fold_connections\x18\x14 \x01(\tR\x0eoldConnections\x12/\n" +
 	"\x05drain\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x19\n" +
-	"\bflow_log\x18\x16 \x01(\bR\aflowLog\x12\x12\n" +
+	"\bflow_log\x18\x16 \x01(\bR\aflowLog\x12\x1a\n" +
+	"\bundoable\x18\x17 \x01(\bR\bundoable\x12\x12\n" +
 	"\x04hold\x18( \x01(\tR\x04hold\"Z\n" +
 	"\x04Addr\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x12\n" +

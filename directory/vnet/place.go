@@ -89,6 +89,7 @@ type Place struct {
 	Document *Document `json:"document,omitempty"` // what IMDS serves once published; nil: nothing
 	Swap     string    `json:"swap,omitempty"`     // the swap that led here; "" for the first place
 	Undo     bool      `json:"undo,omitempty"`     // the swap came back here
+	Undoable bool      `json:"undoable,omitempty"` // the swap that led here has not ended, and may still go back
 	Confirm  Confirm   `json:"confirm,omitempty"`
 	Trigger  Trigger   `json:"trigger,omitempty"`
 	Groups   []string  `json:"groups,omitempty"` // security groups of the network, by name

@@ -28,7 +28,7 @@ func FromPlace(p *vnet.Place) *directorypb.Place {
 		Dns: each(p.DHCP.DNS, text), Domain: p.DHCP.Domain, Ntp: each(p.DHCP.NTP, text),
 		Lease: durationpb.New(p.DHCP.Lease), Document: fromDocument(p.Document),
 		Hold: string(p.Hold),
-		Swap: p.Swap, Undo: p.Undo, Confirm: string(p.Confirm), Trigger: string(p.Trigger),
+		Swap: p.Swap, Undo: p.Undo, Undoable: p.Undoable, Confirm: string(p.Confirm), Trigger: string(p.Trigger),
 		Groups: p.Groups, Router: p.Router, FlowLog: p.FlowLog,
 		OldConnections: string(p.OldConnections), Drain: durationpb.New(p.Drain),
 	}
@@ -51,7 +51,7 @@ func (r *reader) place(field string, m *directorypb.Place) *vnet.Place {
 		},
 		Document: r.document(field+".document", m.Document),
 		Hold:     vnet.Hold(m.Hold),
-		Swap:     m.Swap, Undo: m.Undo,
+		Swap:     m.Swap, Undo: m.Undo, Undoable: m.Undoable,
 		Confirm: vnet.Confirm(m.Confirm), Trigger: vnet.Trigger(m.Trigger),
 		Groups: each(m.Groups, same), Router: m.Router, FlowLog: m.FlowLog,
 		OldConnections: vnet.OldConnections(m.OldConnections), Drain: r.duration(field+".drain", m.Drain),

@@ -82,7 +82,7 @@ func place(t *rapid.T) vnet.Place {
 					return vnet.DataDisk{ID: words.Draw(t, "id"), Path: words.Draw(t, "path")}
 				}), "disks"), UserData: list(t, rapid.Byte(), "user data")}
 		}), true).Draw(t, "document"),
-		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"),
+		Swap: words.Draw(t, "swap"), Undo: rapid.Bool().Draw(t, "undo"), Undoable: rapid.Bool().Draw(t, "undoable"),
 		Confirm: rapid.SampledFrom([]vnet.Confirm{"", vnet.ConfirmLease, vnet.ConfirmGuest, vnet.ConfirmCaller}).Draw(t, "confirm"),
 		Hold:    rapid.SampledFrom([]vnet.Hold{"", vnet.HoldSnapshot}).Draw(t, "hold"),
 		Trigger: rapid.SampledFrom([]vnet.Trigger{"", vnet.TriggerBounce, vnet.TriggerNone}).Draw(t, "trigger"),
