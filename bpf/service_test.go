@@ -71,6 +71,40 @@ func TestBackendGoes(t *testing.T) {
 	}
 }
 
+// A backend that joins takes its share from the others, who exchange none. Where the
+// table grows they do: three times on the way to 256 backends.
+func TestBackendJoins(t *testing.T) {
+	const flows = 20_000
+	s, numbers := serviceOf(0, protoTCP), map[backendKey]uint32{}
+	var before []uint32
+	grown := 0
+	for n := 1; n <= 256; n++ {
+		b := Backend{CA: addr4([4]byte{10, 17, byte(34 + n/256), byte(n)}), Port: 7951, Weight: 100}
+		s.Backends, numbers[backendKey{b.CA, b.Port}] = append(s.Backends, b), uint32(n)
+		if slotCount(n) != slotCount(max(n-1, 1)) {
+			grown, before = grown+1, nil
+		}
+		if n > 12 && n%40 > 2 { // a table of many takes a while
+			before = nil
+			continue
+		}
+		moved := 0
+		now := chosen(s, numbers, flows)
+		for i := range before {
+			if now[i] != before[i] && now[i] != uint32(n) {
+				moved++
+			}
+		}
+		if moved != 0 {
+			t.Errorf("backend %d joins: %d of %d flows move between others", n, moved, flows)
+		}
+		before = now
+	}
+	if grown > 3 {
+		t.Errorf("the table grew %d times, want 3 at most", grown)
+	}
+}
+
 // The share of each backend follows its weight.
 func TestBackendWeights(t *testing.T) {
 	const flows = 200_000
