@@ -6,9 +6,11 @@ import (
 	"slices"
 )
 
-// A firewall is what a host's rules say of frames that go up the stack, whoever
-// keeps them: nftables, which has those of iptables-nft too, and iptables-legacy.
+// A firewall is what a host's rules say of the frames of one family that go up the
+// stack, whoever keeps them: nftables, which has those of iptables-nft too, and
+// iptables-legacy. What is said of the other family is left out.
 type firewall struct {
+	of     family
 	chains []firewallChain
 	rules  []firewallRule
 }
@@ -33,9 +35,9 @@ type firewallRule struct {
 // errNoRules says that nobody here can read the rules.
 var errNoRules = errors.New("the kernel has rules that nothing here can list: install nftables and iptables")
 
-// rulesOfHost reads the rules of all kinds that the kernel has.
-func rulesOfHost() (firewall, error) {
-	var all firewall
+// rulesOfHost reads the rules of all kinds that the kernel has for a family.
+func rulesOfHost(of family) (firewall, error) {
+	all := firewall{of: of}
 	return all, errors.Join(all.readNFT(), all.readLegacy())
 }
 

@@ -39,25 +39,42 @@ func (f *firewall) addNFT(list []byte) error {
 		return fmt.Errorf("read what nft lists: %w", err)
 	}
 	for _, i := range all.Items {
-		if c := i.Chain; c != nil && c.Hook != "" {
+		if c := i.Chain; c != nil && c.Hook != "" && f.sees(c.Family) {
 			f.chains = append(f.chains, firewallChain{c.Family + " " + c.Table, c.Name,
 				slices.Contains([]string{"ingress", "prerouting", "input"}, c.Hook), c.Policy == "drop"})
 		}
-		if r := i.Rule; r != nil {
-			f.rules = append(f.rules, nftRule(r.Family+" "+r.Table, r.Chain, r.Expr))
+		if r := i.Rule; r != nil && f.sees(r.Family) {
+			f.rules = append(f.rules, f.nftRule(r.Family+" "+r.Table, r.Chain, r.Expr))
 		}
 	}
 	return nil
 }
 
-func nftRule(table, chain string, expr []json.RawMessage) firewallRule {
+// sees reports whether a table of nftables gets frames of the firewall's family.
+func (f *firewall) sees(table string) bool {
+	switch table {
+	case "ip":
+		return f.of == ipv4
+	case "ip6":
+		return f.of == ipv6
+	case "arp":
+		return false
+	}
+	return true // inet, netdev, bridge
+}
+
+// nftRule reads a rule. One for frames of the other family alone says nothing here but
+// that the kernel tracks connections: it then does so for all families of the table.
+func (f *firewall) nftRule(table, chain string, expr []json.RawMessage) firewallRule {
 	r := firewallRule{table: table, chain: chain, all: true}
+	may := true
 	for _, e := range expr {
 		s := string(e)
 		has := func(word string) bool { return strings.HasPrefix(s, `{"`+word+`":`) }
 		switch {
 		case has("match"):
-			r.all = false
+			fits, nothingElse := nftMatches(e, f.of)
+			may, r.all = may && fits, r.all && nothingElse
 			r.vxlan = r.vxlan || strings.Contains(s, "4789")
 			r.tracks = r.tracks || strings.Contains(s, `"ct"`)
 		case has("accept"), has("drop"), has("reject"):
@@ -66,29 +83,79 @@ func nftRule(table, chain string, expr []json.RawMessage) firewallRule {
 			r.untracked = true
 		case has("masquerade"), has("snat"), has("dnat"), has("redirect"):
 			r.tracks = true
+		case has("xt"): // a match or target of iptables-nft that nft can't put in its own words
+			r.all = r.all && !strings.Contains(s, `"match"`)
+			r.tracks = r.tracks || slices.ContainsFunc(xtTracks, func(name string) bool { return strings.Contains(s, `"`+name+`"`) })
 		}
+	}
+	if !may {
+		return firewallRule{table: table, chain: chain, tracks: r.tracks}
 	}
 	return r
 }
 
+// xtTracks are the extensions of iptables that make the kernel track connections.
+var xtTracks = []string{"conntrack", "state", "MASQUERADE", "SNAT", "DNAT", "REDIRECT"}
+
+// An nftField is what a match of nftables looks at.
+type nftField struct {
+	Payload struct{ Protocol string }
+	Meta    struct{ Key string }
+	Concat  []nftField
+}
+
+// nftMatches reports whether a frame of a family may fit a match, and whether its
+// family is all that it is asked for.
+func nftMatches(expr json.RawMessage, of family) (fits, nothingElse bool) {
+	var e struct {
+		Match struct {
+			Op    string
+			Left  nftField
+			Right json.RawMessage
+		}
+	}
+	if json.Unmarshal(expr, &e) != nil {
+		return true, false // of a shape that no family has
+	}
+	m := e.Match
+	if m.Left.Meta.Key == "nfproto" || m.Left.Meta.Key == "protocol" {
+		named := slices.ContainsFunc(nftNames[of], func(name string) bool { return strings.Contains(string(m.Right), name) })
+		return named != (m.Op == "!="), true
+	}
+	for _, field := range append(m.Left.Concat, m.Left) {
+		switch field.Payload.Protocol {
+		case "ip", "icmp", "igmp":
+			return of == ipv4, false
+		case "ip6", "icmpv6":
+			return of == ipv6, false
+		}
+	}
+	return true, false
+}
+
+// nftNames are those of a family as nft prints them, of nfproto and of protocol.
+var nftNames = [...][]string{ipv4: {`"ipv4"`, `"ip"`}, ipv6: {`"ipv6"`, `"ip6"`}}
+
 // readLegacy adds what iptables-legacy keeps, beside nftables and unseen by it. A
 // kernel without its tables isn't asked: that would load them.
 func (f *firewall) readLegacy() error {
-	for _, family := range []struct{ tables, save string }{{"ip_tables_names", "iptables-legacy-save"}, {"ip6_tables_names", "ip6tables-legacy-save"}} {
-		b, err := os.ReadFile("/proc/thread-self/net/" + family.tables)
-		if err != nil || len(b) == 0 {
-			continue
-		}
-		save, err := exec.LookPath(family.save)
-		if err != nil {
-			return errNoRules
-		}
-		out, err := exec.Command(save).Output()
-		if err != nil {
-			return fmt.Errorf("%s: %w", family.save, err)
-		}
-		f.addLegacy(strings.TrimSuffix(family.save, "-save"), string(out))
+	tables, program := "ip_tables_names", "iptables-legacy"
+	if f.of == ipv6 {
+		tables, program = "ip6_tables_names", "ip6tables-legacy"
 	}
+	b, err := os.ReadFile("/proc/thread-self/net/" + tables)
+	if err != nil || len(b) == 0 {
+		return nil
+	}
+	save, err := exec.LookPath(program + "-save")
+	if err != nil {
+		return errNoRules
+	}
+	out, err := exec.Command(save).Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w", save, err)
+	}
+	f.addLegacy(program, string(out))
 	return nil
 }
 

@@ -91,48 +91,100 @@ func TestCheckSeesWhatIsWrong(t *testing.T) {
 	}
 }
 
+// The rules of either family judge VXLAN over it, and say nothing of the other.
 func TestRulesAgainstVXLAN(t *testing.T) {
+	const in, drops = "add chain inet t in { type filter hook input priority 0; }; ", "add chain inet t in { type filter hook input priority 0; policy drop; }; "
 	for name, c := range map[string]struct {
-		nft, legacy string
-		want        State
+		nft, iptables string
+		over4, over6  State
 	}{
-		"none":                      {"", "", Have},
-		"policy accept":             {"add chain inet t in { type filter hook input priority 0; policy accept; }", "", Have},
-		"policy drop":               {"add chain inet t in { type filter hook input priority 0; policy drop; }", "", Lack},
-		"drop, but this port":       {"add chain inet t in { type filter hook input priority 0; policy drop; }; add rule inet t in udp dport { 53, 4789 } accept", "", Have},
-		"before the input chain":    {"add chain inet t pre { type filter hook prerouting priority -300; policy drop; }", "", Lack},
-		"of forwarded frames":       {"add chain inet t f { type filter hook forward priority 0; policy drop; }", "", Have},
-		"of the host's own frames":  {"add chain inet t o { type filter hook output priority 0; policy drop; }", "", Have},
-		"by its port":               {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 drop", "", Lack},
-		"rejected":                  {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in udp dport 4789 reject", "", Lack},
-		"all that is left":          {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in tcp dport 22 accept; add rule inet t in counter reject with icmpx admin-prohibited", "", Lack},
-		"all that is left of TCP":   {"add chain inet t in { type filter hook input priority 0; }; add rule inet t in meta l4proto tcp drop", "", Have},
-		"all, where nobody goes":    {"add chain inet t aside; add rule inet t aside drop", "", Have},
-		"legacy, policy":            {"", "-P INPUT DROP", Lack},
-		"legacy, policy, and port":  {"", "-P INPUT DROP\n-A INPUT -p udp --dport 4789 -j ACCEPT", Have},
-		"legacy, all that is left":  {"", "-A INPUT -p tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT", Lack},
-		"legacy, by its port":       {"", "-A INPUT -p udp -m multiport --dports 53,4789 -j DROP", Lack},
-		"legacy, another port":      {"", "-A INPUT -p udp --dport 14789 -j DROP", Have},
-		"legacy, of forwarded ones": {"", "-P FORWARD DROP", Have},
-		"legacy, before":            {"", "-t raw -A PREROUTING -p udp --dport 4789 -j DROP", Lack},
+		"none":                      {"", "", Have, Have},
+		"policy accept":             {in, "", Have, Have},
+		"policy drop":               {drops, "", Lack, Lack},
+		"drop, but this port":       {drops + "add rule inet t in udp dport { 53, 4789 } accept", "", Have, Have},
+		"before the input chain":    {"add chain inet t pre { type filter hook prerouting priority -300; policy drop; }", "", Lack, Lack},
+		"of forwarded frames":       {"add chain inet t f { type filter hook forward priority 0; policy drop; }", "", Have, Have},
+		"of the host's own frames":  {"add chain inet t o { type filter hook output priority 0; policy drop; }", "", Have, Have},
+		"by its port":               {in + "add rule inet t in udp dport 4789 drop", "", Lack, Lack},
+		"rejected":                  {in + "add rule inet t in udp dport 4789 reject", "", Lack, Lack},
+		"all that is left":          {in + "add rule inet t in tcp dport 22 accept; add rule inet t in counter reject with icmpx admin-prohibited", "", Lack, Lack},
+		"all that is left of TCP":   {in + "add rule inet t in meta l4proto tcp drop", "", Have, Have},
+		"all, where nobody goes":    {"add chain inet t aside; add rule inet t aside drop", "", Have, Have},
+		"of ARP":                    {"add table arp t; add chain arp t in { type filter hook input priority 0; policy drop; }", "", Have, Have},
+		"a table of IPv4":           {"add table ip t; add chain ip t in { type filter hook input priority 0; policy drop; }", "", Lack, Have},
+		"a table of IPv6":           {"add table ip6 t; add chain ip6 t in { type filter hook input priority 0; }; add rule ip6 t in udp dport 4789 drop", "", Have, Lack},
+		"IPv4 in a common table":    {in + "add rule inet t in meta nfproto ipv4 udp dport 4789 drop", "", Lack, Have},
+		"all IPv6 in one":           {in + "add rule inet t in meta nfproto ipv6 drop", "", Have, Lack},
+		"all but IPv6 in one":       {in + "add rule inet t in meta protocol != ip6 drop", "", Lack, Have},
+		"all of both in one":        {in + "add rule inet t in meta nfproto { ipv4, ipv6 } drop", "", Lack, Lack},
+		"drop, but from IPv4 peers": {drops + "add rule inet t in ip saddr 10.0.0.0/8 udp dport 4789 accept", "", Have, Lack},
+		"drop, but from IPv6 peers": {drops + "add rule inet t in ip6 saddr . udp dport { fd64::7 . 4789 } accept", "", Lack, Have},
+		"iptables-nft, states":      {"", "iptables-nft -A INPUT -m conntrack --ctstate INVALID -j DROP", Have, Have},
+		"iptables-nft, policy":      {"", "ip6tables-nft -P INPUT DROP", Have, Lack},
+		"legacy, policy":            {"", "iptables-legacy -P INPUT DROP", Lack, Have},
+		"legacy, policy, and port":  {"", "iptables-legacy -P INPUT DROP\niptables-legacy -A INPUT -p udp --dport 4789 -j ACCEPT", Have, Have},
+		"legacy, all that is left":  {"", "iptables-legacy -A INPUT -p tcp --dport 22 -j ACCEPT\niptables-legacy -A INPUT -j REJECT", Lack, Have},
+		"legacy, by its port":       {"", "iptables-legacy -A INPUT -p udp -m multiport --dports 53,4789 -j DROP", Lack, Have},
+		"legacy, another port":      {"", "iptables-legacy -A INPUT -p udp --dport 14789 -j DROP", Have, Have},
+		"legacy, of forwarded ones": {"", "iptables-legacy -P FORWARD DROP", Have, Have},
+		"legacy, before":            {"", "iptables-legacy -t raw -A PREROUTING -p udp --dport 4789 -j DROP", Lack, Have},
 	} {
 		t.Run(name, func(t *testing.T) {
 			aHost(t)
-			if out, err := exec.Command("nft", "add table inet t; "+c.nft).CombinedOutput(); err != nil {
-				t.Fatalf("nft: %v: %s", err, out)
-			}
-			for line := range strings.Lines(c.legacy) {
-				if out, err := exec.Command("iptables-legacy", strings.Fields(line)...).CombinedOutput(); err != nil {
-					t.Fatalf("iptables-legacy %s: %v: %s", line, err, out)
+			enforce(t, c.nft, c.iptables)
+			for of, want := range []State{ipv4: c.over4, ipv6: c.over6} {
+				if got, why := judgeRules(rulesOfHost(family(of))); got != want {
+					t.Errorf("%s: got %s (%s), want %s", family(of), got, why, want)
 				}
-			}
-			if got, why := judgeRules(rulesOfHost()); got != c.want {
-				t.Errorf("got %s (%s), want %s", got, why, c.want)
 			}
 		})
 	}
 	if got, _ := judgeRules(firewall{}, errNoRules); got != Unknown {
 		t.Errorf("rules that can't be read: got %s, want unknown", got)
+	}
+}
+
+// enforce puts rules in force: of nft in its table inet t, and by iptables of any kind.
+func enforce(t *testing.T, nft, iptables string) {
+	t.Helper()
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	run("nft", "add table inet t; "+nft)
+	for line := range strings.Lines(iptables) {
+		run(strings.Fields(line)...)
+	}
+}
+
+// Connections are tracked for each family of the table in which a rule asks for their
+// state, whatever frames the rule is for.
+func TestRulesThatTrack(t *testing.T) {
+	const in, raw = "add chain inet t in { type filter hook input priority 0; }; ", "add chain inet t raw { type filter hook prerouting priority -300; }; "
+	const states = in + "add rule inet t in ct state established accept; "
+	for name, c := range map[string]struct {
+		nft, iptables string
+		over4, over6  State
+	}{
+		"nobody asks":               {in, "", Have, Have},
+		"states":                    {states, "", Lack, Lack},
+		"states of IPv6, by both":   {in + "add rule inet t in meta nfproto ipv6 ct state established accept", "", Lack, Lack},
+		"states, a table of IPv6":   {"add table ip6 t; add chain ip6 t in { type filter hook input priority 0; }; add rule ip6 t in ct state established accept", "", Have, Lack},
+		"states, not of it":         {states + raw + "add rule inet t raw udp dport 4789 notrack", "", Have, Have},
+		"states, not of it by IPv4": {states + raw + "add rule inet t raw meta nfproto ipv4 udp dport 4789 notrack", "", Have, Lack},
+		"iptables-nft, states":      {"", "iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", Lack, Have},
+	} {
+		t.Run(name, func(t *testing.T) {
+			aHost(t)
+			enforce(t, c.nft, c.iptables)
+			for of, want := range []State{ipv4: c.over4, ipv6: c.over6} {
+				if got, why := judgeTracking(rulesOfHost(family(of))); got != want {
+					t.Errorf("%s: got %s (%s), want %s", family(of), got, why, want)
+				}
+			}
+		})
 	}
 }
 
@@ -162,8 +214,9 @@ func TestLegacyRules(t *testing.T) {
 	}
 }
 
-// An uplink that is too small for IPv6, and one that is too small for anything.
-func TestCheckSmallMTU(t *testing.T) {
+// An uplink of both families is judged by the rules of the one that the underlay has.
+// One is too small for IPv6, and one is too small for anything.
+func TestCheckUplink(t *testing.T) {
 	aHost(t)
 	up, err := netlink.LinkByName("up0")
 	if err != nil {
@@ -178,6 +231,20 @@ func TestCheckSmallMTU(t *testing.T) {
 		t.Fatal(err)
 	}
 	pas4, pas6 := netip.MustParsePrefix("100.64.9.0/24"), netip.MustParsePrefix("fd64:9::/112")
+	const against, tracks = "no firewall rule against UDP 4789 over ", "no connection tracking of UDP 4789 over "
+	enforce(t, "add table ip6 t; add chain ip6 t in { type filter hook input priority 0; policy drop; }; add rule ip6 t in ct state established accept", "")
+	for _, c := range []struct {
+		pas    netip.Prefix
+		family string
+		want   State
+	}{{pas4, "IPv4", Have}, {pas6, "IPv6", Lack}} {
+		all := answer(uplinkProbes("up0", c.pas))
+		for _, what := range []string{against + c.family, tracks + c.family} {
+			if f := found(all, what); f.State != c.want || f.State == Lack && !strings.Contains(f.Do, c.family) {
+				t.Errorf("%s of an underlay of %s: %v, want %s", what, c.pas, f, c.want)
+			}
+		}
+	}
 	for _, c := range []struct {
 		mtu    int
 		pas    netip.Prefix

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"replug/dataplane/netdev"
+	"replug/directory/vnet"
 )
 
 // uplinkProbes ask what the device to the underlay can do and what is in its way.
@@ -81,7 +82,7 @@ func offloadProbes(device string) []probe {
 
 // pathProbes look at what handles a frame before the datapath, and above it.
 func pathProbes(up netdev.Uplink) []probe {
-	device := up.Name
+	device, of := up.Name, familyOf(vnet.CA{Addr: up.Addr})
 	probes := []probe{
 		{"threaded NAPI of " + device, false, "frames are received in softirqs, which come before a VM's CPUs on the same core: a busy sender slows the VMs there", "echo 1 > /sys/class/net/" + device + "/threaded",
 			func() (State, string) {
@@ -91,10 +92,10 @@ func pathProbes(up netdev.Uplink) []probe {
 				}
 				return is(on), ""
 			}},
-		{"no firewall rule against UDP 4789", false, "merged frames, which is most of TCP, are dropped on their way to the VXLAN device", "let UDP port 4789 pass in the input chain, from the underlay",
-			func() (State, string) { return judgeRules(rulesOfHost()) }},
-		{"no connection tracking of UDP 4789", false, "each merged frame costs a look-up, and each flow a row, in the host's table", "a notrack rule for UDP port 4789 in a raw prerouting chain",
-			func() (State, string) { return judgeTracking(rulesOfHost()) }},
+		{"no firewall rule against UDP 4789 over " + of.String(), false, "merged frames, which is most of TCP, are dropped on their way to the VXLAN device", "let UDP port 4789 pass in the " + of.String() + " input chain, from the underlay",
+			func() (State, string) { return judgeRules(rulesOfHost(of)) }},
+		{"no connection tracking of UDP 4789 over " + of.String(), false, "each merged frame costs a look-up, and each flow a row, in the host's table", "a notrack rule for UDP port 4789 in a raw prerouting chain of " + of.String(),
+			func() (State, string) { return judgeTracking(rulesOfHost(of)) }},
 	}
 	if up.Addr.Is4() { // the kernel has no such filter for IPv6
 		probes = append(probes, reverseProbe(device))
