@@ -31,7 +31,7 @@ type judge struct {
 
 const (
 	judgePatience = 6 * time.Second        // for one way to lead to a new address; DHCPv6 has waits of a second each
-	judgeProbing  = 15 * time.Second       // the same for dhcpcd, which looks 5 s for others that have it (RFC 5227)
+	judgeProbing  = 15 * time.Second       // the same for dhcpcd: alone it looks 5 s for others that have it (RFC 5227)
 	judgeSeen     = 6 * time.Second        // the same for networkd 252: up to 1.5 s to its router solicitation, 2 to an address that nobody else has
 	judgeOther    = 3 * time.Second        // for the guest's other family, once one has its address and the host has named none
 	judgeSilence  = 2 * time.Second        // for an address to lead to a metadata service that was silent: it may be slow

@@ -90,9 +90,9 @@ func TestTheirs(t *testing.T) {
 		want    time.Duration
 	}{
 		{"at the start", two, reason{}, true, judgeProbing},
-		{"dhcpcd at a flap", one, reason{}, false, judgeProbing},
+		{"dhcpcd at a flap", one, reason{}, false, 0},
 		{"networkd at a flap", []otherClient{{name: networkd}}, reason{}, false, judgeSeen},
-		{"both at a flap", []otherClient{{name: networkd}, {name: dhcpcd}}, reason{}, false, judgeProbing},
+		{"both at a flap", []otherClient{{name: networkd}, {name: dhcpcd}}, reason{}, false, 0},
 		{"dhcpcd without a flap", one, reason{moved: &vnet.Moved{}}, false, 0},
 		{"dhcpcd at the start, in another network", one, reason{moved: &vnet.Moved{}}, true, 0},
 		{"one that is deaf to its link", two, reason{}, false, 0},

@@ -215,7 +215,7 @@ func theirs(clients []otherClient, why reason, start bool) (longest time.Duratio
 }
 
 // seesLinks are the clients that follow the carrier, and what they may take then.
-var seesLinks = map[string]time.Duration{dhcpcd: judgeProbing, networkd: judgeSeen}
+var seesLinks = map[string]time.Duration{networkd: judgeSeen}
 
 func removed[T fmt.Stringer](gone []T) string {
 	if len(gone) == 0 {

@@ -40,6 +40,7 @@ type link struct {
 	state   linkState
 	changed chan struct{} // closed at each change of state
 	muted   bool          // the agent itself sets the NIC down and up
+	untold  chan struct{} // closed when the kernel tells all of the state; nil: it has
 	err     error         // why the watch has ended
 }
 
@@ -48,6 +49,9 @@ const (
 	downPoll    = 2 * time.Millisecond
 	downPollFor = 3 * time.Second
 )
+
+// toldBound is longer than the kernel holds its messages back.
+const toldBound = 1500 * time.Millisecond
 
 // watchLink starts to follow the named NIC, or the first Ethernet NIC, which it
 // sets up; it waits for one to appear. The watch ends with ctx.
@@ -97,6 +101,26 @@ func (l *link) quietly(ctx context.Context, f func() error) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// told returns when the kernel has told everybody of the carrier that is there: who
+// follows the link by its messages has heard then all that it will hear of a flap.
+// False: the kernel has not.
+func (l *link) told(ctx context.Context) bool {
+	l.mu.Lock()
+	untold := l.untold
+	l.mu.Unlock()
+	if untold == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, toldBound)
+	defer cancel()
+	select {
+	case <-untold:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // wait returns when the watch has ended.
@@ -216,6 +240,9 @@ func (l *link) take(b []byte) error {
 		default:
 			found := l.state.index == 0
 			l.set(st)
+			if st.carrier && tellsAll(&m) {
+				l.hear()
+			}
 			if found && !st.admin { // only then: who sets it down later means it
 				if err := setUp(st.index); err != nil && !errors.Is(err, unix.ENODEV) {
 					return fmt.Errorf("set %s up: %w (is the agent root?)", st.name, err)
@@ -235,6 +262,9 @@ func (l *link) set(st linkState) {
 		return
 	}
 	l.state = st
+	if st.carrier && st.changes != old.changes && old.index != 0 && l.untold == nil {
+		l.untold = make(chan struct{})
+	}
 	if l.muted {
 		return
 	}
@@ -249,5 +279,15 @@ func (l *link) set(st linkState) {
 		l.log.say("link up %s", st.name)
 	case old.carrier || old.index == 0:
 		l.log.say("link down %s", st.name)
+	}
+}
+
+// hear takes note that the kernel has told all of the state.
+func (l *link) hear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.untold != nil {
+		close(l.untold)
+		l.untold = nil
 	}
 }

@@ -28,6 +28,11 @@ func TestFastFlaps(t *testing.T) {
 	defer cancel()
 	up, _, end, err := l.session(ctx)
 	check(t, err)
+	if l.untold != nil {
+		t.Error("before a flap there is something to be told")
+	}
+	others := make(chan netlink.LinkUpdate, 999)
+	check(t, netlink.LinkSubscribe(others, ctx.Done()))
 	for _, down := range []time.Duration{20 * time.Millisecond, 31 * time.Millisecond, 3 * time.Millisecond} {
 		changes := l.current().changes
 		carrier(t, tap, 0)
@@ -54,6 +59,67 @@ func TestFastFlaps(t *testing.T) {
 		}
 	}
 	end()
+	if !l.told(ctx) {
+		t.Error("the kernel has told nobody of the flaps")
+	}
+	var last netlink.LinkUpdate
+	for _, u := range drain(others) {
+		if u.Attrs().Index == l.current().index {
+			last = u
+		}
+	}
+	if last.Link == nil || last.IfInfomsg.Flags&unix.IFF_RUNNING == 0 {
+		t.Errorf("the others have not heard that the link is up: %+v", last)
+	}
+}
+
+// What the kernel tells all of the link counts, not the answers to the agent's own
+// questions; and a state that others follow (IFF_RUNNING), not the carrier alone.
+func TestTold(t *testing.T) {
+	l := &link{log: newLogger(t.Output()), changed: make(chan struct{}), state: linkState{index: 7, name: "eth0", admin: true, carrier: true, changes: 2}}
+	const mine, up = 4711, unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
+	for _, c := range []struct {
+		what           string
+		to, flags      uint32
+		carrier, count byte
+		want           bool
+	}{
+		{"nothing new", mine, up, 1, 2, true},
+		{"an answer after a flap", mine, up, 1, 4, false},
+		{"the kernel, of a link that is down", 0, unix.IFF_UP, 0, 4, false},
+		{"the kernel, of a carrier that others don't follow yet", 0, unix.IFF_UP | unix.IFF_LOWER_UP, 1, 4, false},
+		{"the kernel", 0, up, 1, 4, true},
+		{"the kernel at once, of the next flap", 0, up, 1, 6, true},
+		{"an answer, of a cut", mine, unix.IFF_UP, 0, 7, true},
+		{"an answer, of its end", mine, up, 1, 8, false},
+	} {
+		check(t, l.take(newLink(c.to, c.flags, c.carrier, c.count)))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got := l.told(ctx); got != c.want {
+			t.Errorf("%s: %t", c.what, got)
+		}
+	}
+}
+
+// newLink is an RTM_NEWLINK of NIC 7.
+func newLink(to, flags uint32, carrier, changes byte) []byte {
+	b := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
+	attr := func(kind uint16, value ...byte) {
+		b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
+		b = binary.NativeEndian.AppendUint16(b, kind)
+		b = append(b, append(value, make([]byte, -len(value)&3)...)...)
+	}
+	attr(unix.IFLA_IFNAME, []byte("eth0")...)
+	attr(unix.IFLA_CARRIER, carrier)
+	attr(unix.IFLA_CARRIER_CHANGES, binary.NativeEndian.AppendUint32(nil, uint32(changes))...)
+	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], unix.RTM_NEWLINK)
+	binary.NativeEndian.PutUint32(b[12:], to)
+	binary.NativeEndian.PutUint16(b[18:], unix.ARPHRD_ETHER)
+	binary.NativeEndian.PutUint32(b[20:], 7)
+	binary.NativeEndian.PutUint32(b[24:], flags)
+	return b
 }
 
 // A NIC that goes away ends the session, and one that comes by its name is followed.

@@ -41,6 +41,13 @@ func parseLink(m *syscall.NetlinkMessage) (linkState, bool) {
 	return st, true
 }
 
+// tellsAll reports whether a link message tells all who listen that the link is up.
+// The answers to the agent's own questions carry its port, and run ahead: the state
+// that the kernel tells of (IFF_RUNNING) is as late as its messages.
+func tellsAll(m *syscall.NetlinkMessage) bool {
+	return m.Header.Pid == 0 && m.Header.Type == unix.RTM_NEWLINK && binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_RUNNING != 0
+}
+
 // refusal is why the kernel refused what it was asked. It is busy (EBUSY) while it
 // still lists the links for an earlier question.
 func refusal(m *syscall.NetlinkMessage) unix.Errno {

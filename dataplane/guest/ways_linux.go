@@ -28,7 +28,7 @@ type way struct {
 var ways = map[string][]way{
 	networkd:       {reconfigure, linkDownUp},
 	networkManager: {activate, command("nmcli", "--wait", "0", "device", "connect")},
-	dhcpcd:         {command("dhcpcd", "-n"), linkDownUp},
+	dhcpcd:         {askAtOnce, linkDownUp},
 	dhclient:       {{"dhclient, begun anew", beginAnew}},
 	udhcpc:         {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc, begun anew", beginAnew}},
 	udhcpc6:        {{"SIGUSR2 and SIGUSR1", forget}, {"udhcpc6, begun anew", beginAnew}},
