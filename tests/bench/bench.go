@@ -52,6 +52,7 @@ type part struct {
 var parts = []part{
 	{"traffic", traffic},
 	{"xdp", intoTapByXDP},
+	{"packet", packet},
 	{"scale", scale},
 	{"order", order},
 	{"swaps", swaps},

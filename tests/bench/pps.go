@@ -134,16 +134,22 @@ func udpFrame(src, dst netip.Addr, srcMAC, dstMAC net.HardwareAddr) []byte {
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(f)-14))
 	copy(ip[12:], src.AsSlice())
 	copy(ip[16:], dst.AsSlice())
+	sumHeader(ip)
+	binary.BigEndian.PutUint16(f[34:], 10000)
+	binary.BigEndian.PutUint16(f[36:], 9000)
+	binary.BigEndian.PutUint16(f[38:], uint16(len(f)-34))
+	return f
+}
+
+// sumHeader writes the checksum of an IPv4 header without options.
+func sumHeader(ip []byte) {
+	binary.BigEndian.PutUint16(ip[10:], 0)
 	var sum uint32
 	for i := 0; i < 20; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
 	}
 	sum = sum&0xffff + sum>>16
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
-	binary.BigEndian.PutUint16(f[34:], 10000)
-	binary.BigEndian.PutUint16(f[36:], 9000)
-	binary.BigEndian.PutUint16(f[38:], uint16(len(f)-34))
-	return f
 }
 
 func indexOf(n *lab.Node, dev string) (index int, err error) {

@@ -117,10 +117,9 @@ func fill(d *bpf.Datapath, n int) (float64, error) {
 	for at := 0; at < n; at += batch {
 		rows := make([]bpf.Mapping, 0, batch)
 		for i := at; i < min(at+batch, n); i++ {
-			var ca [4]byte
-			binary.BigEndian.PutUint32(ca[:], 10<<24|1<<23|uint32(i))
+			ca := address(i).As4()
 			rows = append(rows, bpf.Mapping{
-				MappingKey: bpf.MappingKey{VNI: vni(vethNIC), CA: netip.AddrFrom4(ca)},
+				MappingKey: bpf.MappingKey{VNI: vni(vethNIC), CA: address(i)},
 				PA:         netip.AddrFrom4([4]byte{100, 65, byte(i % 250), 1}), MAC: [6]byte{2, 0x52, ca[0], ca[1], ca[2], ca[3]}, NextHop: 1,
 			})
 		}
@@ -129,6 +128,16 @@ func fill(d *bpf.Datapath, n int) (float64, error) {
 		}
 	}
 	return (threadCPU() - begin).Seconds(), nil
+}
+
+// filled is where the addresses of fill are.
+var filled = netip.MustParsePrefix("10.128.0.0/9")
+
+// address is the i-th that fill writes.
+func address(i int) netip.Addr {
+	var ca [4]byte
+	binary.BigEndian.PutUint32(ca[:], 10<<24|1<<23|uint32(i))
+	return netip.AddrFrom4(ca)
 }
 
 // memoryOf returns the kernel memory of a pinned map, for each row it has room for.

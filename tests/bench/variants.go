@@ -154,7 +154,7 @@ func open(s *side) (d *bpf.Datapath, up, vx, imds int, err error) {
 		return nil, 0, 0, 0, err
 	}
 	d, err = bpf.Load(bpf.Options{PinDir: pins(s), Uplink: dev.Index, IMDS: m.Near.Ifindex, IMDSMAC: m.Near.MAC, GatewayMAC: vnet.GatewayMAC,
-		HostAddress: s.addr, PAPrefix: netip.PrefixFrom(s.nics[0].pa, 24).Masked(), UnderlayMTU: wireMTU, Mappings: s.mappings,
+		HostAddress: s.addr, PAPrefix: netip.PrefixFrom(s.nics[0].pa, 24).Masked(), UnderlayMTU: wireMTU, Mappings: s.mappings, Flows: s.flows, FlowQuota: s.flows,
 		UplinkMAC: [6]byte(dev.HardwareAddr)})
 	return d, dev.Index, v.Ifindex, m.Near.Ifindex, err
 }

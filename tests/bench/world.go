@@ -26,7 +26,7 @@ type side struct {
 	mac   net.HardwareAddr
 	nics  [2]nic // tap, veth
 
-	mappings uint32 // that its datapath has room for; 0: the default
+	mappings, flows uint32 // that its datapath has room for; 0: the default
 }
 
 // A nic is one of a guest's.
