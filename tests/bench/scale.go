@@ -62,6 +62,18 @@ func scale(ctx context.Context, o Options) (figures []Figure, err error) {
 
 // scaleRules lets the last rule decide, among one and among a thousand.
 func (w *world) scaleRules(ctx context.Context, o Options, got measured) error {
+	var hosts []*bpf.Datapath
+	for _, s := range w.sides {
+		err := s.host.Do(func() error {
+			d, _, _, _, err := open(s)
+			hosts = append(hosts, d)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		defer hosts[len(hosts)-1].Close()
+	}
 	for range turns * o.Rounds {
 		for _, n := range []int{1, thousand} {
 			set := &bpf.RuleSet{}
@@ -69,8 +81,8 @@ func (w *world) scaleRules(ctx context.Context, o Options, got measured) error {
 				set.In = append(set.In, bpf.Rule{ID: uint32(i), Protocol: 17, MinPort: 100, MaxPort: uint16(100 + i)})
 			}
 			set.In = append(set.In, bpf.Rule{ID: uint32(n), Protocol: 17, MinPort: 9000, MaxPort: 9000})
-			for _, s := range w.sides {
-				if err := s.with(func(d *bpf.Datapath, _ int) error { return d.SetRules(11+vethNIC, set) }); err != nil {
+			for _, d := range hosts {
+				if err := d.SetRules(11+vethNIC, set); err != nil {
 					return err
 				}
 			}
