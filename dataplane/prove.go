@@ -58,13 +58,14 @@ func (p *port) watchWork(in *vnet.Intent) {
 
 // due is when the wait for the proof ends. A guest that stirs since its link was cut
 // is on its way; one that has leased whatever it can may be looking whether
-// somebody else has its address. Another cut would only throw it back.
+// somebody else has its address. Another cut would only throw it back. One that
+// stirs and has leased nothing gets it in the end: its link may not be what it heard.
 func (p *port) due(in *vnet.Intent) time.Time {
 	p.mu.Lock()
 	stirred := p.events.stirred.in(&p.run)
 	p.mu.Unlock()
-	due := p.run.dueBy
-	if leases := p.leases(in); len(leases) > 0 && len(leases) == len(p.leasing(in)) {
+	due, leases := p.run.dueBy, p.leases(in)
+	if len(leases) > 0 && len(leases) == len(p.leasing(in)) {
 		due = later(due, slices.MaxFunc(leases, time.Time.Compare).Add(settling))
 	}
 	if half := p.run.half; !half.IsZero() {
@@ -73,7 +74,7 @@ func (p *port) due(in *vnet.Intent) time.Time {
 	stirred = later(stirred, p.run.workedAt)
 	if stirred.After(p.run.cutAt) {
 		stirs := stirred.Add(stirring)
-		if most := p.run.dueBy.Add(settling); stirs.After(most) {
+		if most := p.run.dueBy.Add(settling); len(leases) == 0 && stirs.After(most) {
 			stirs = most
 		}
 		due = later(due, stirs)

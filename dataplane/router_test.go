@@ -302,7 +302,8 @@ func TestBothFamiliesAreProven(t *testing.T) {
 
 // A client that has leased may look for others with its address for seconds before
 // it uses it. It isn't thrown back meanwhile; one that has leased for one family
-// only is no reason to wait. One that stirs has three seconds more, but not for ever.
+// only is no reason to wait, unless it stirs. One that stirs has three seconds more, but
+// not for ever if it comes to nothing.
 func TestGuestSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -318,6 +319,33 @@ func TestGuestSettles(t *testing.T) {
 		settle(3 * time.Second)
 		if g.cuts() != 2 || g.link {
 			t.Errorf("bounced %d times, link is %t: it is to be dark for long", g.cuts(), g.link)
+		}
+	})
+}
+
+// A client that has leased for one family and still works at the other has heard its
+// link: another cut would throw it back in both, and what is left of the leader's 25 s
+// is too short for a dhcpcd to begin anew.
+func TestGuestAtWorkIsNotCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
+			g.deaf6 = true
+			next := in.Next.Epoch
+			for i := range 18 { // from a second after the switch on
+				time.AfterFunc(time.Duration(i+2)*time.Second, func() { w.stir(in.ID, next) })
+			}
+			time.AfterFunc(20*time.Second, func() {
+				w.mu.Lock()
+				p := w.agent.get(in.ID)
+				g.deaf6 = false
+				w.mu.Unlock()
+				g.ask6(p)
+			})
+		})
+		settle(19 * time.Second)
+		if s := w.last(in.Current.Epoch); g.cuts() != 1 || s.Phase != vnet.StatusConfirmed {
+			t.Errorf("bounced %d times, last status %+v", g.cuts(), s)
 		}
 	})
 }
