@@ -28,24 +28,7 @@ func silent(ctx context.Context, t *testing.T, what string, from *lab.Node, ip s
 // greets makes a guest tell its name to whoever connects, until the test ends.
 func (m *member) greets(t *testing.T, port int) {
 	t.Helper()
-	var l net.Listener
-	if err := m.Do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprintln(c, m.port)
-			c.Close()
-		}
-	}()
+	t.Cleanup(m.opens(t, "tcp", port))
 }
 
 // hears returns who answers at an address, or "".

@@ -17,24 +17,41 @@ import (
 )
 
 // A backend that doesn't answer its host's check gets no more connections, and gets
-// them again when it answers: whatever its rules say, and wherever the client is.
+// them again when it answers: whatever its rules say, and wherever the client is. It
+// is asked in the service's family, and listens in no other.
 func TestServiceIsChecked(t *testing.T) {
-	w := shared
+	t.Run("IPv4", func(t *testing.T) {
+		shared.checked(t, "tcp4", "red", "10.20.200.201", func(m *member, _ context.Context, _ *testing.T) string { return m.ip })
+	})
+	t.Run("IPv6", func(t *testing.T) {
+		ctx := shared.within(t, time.Minute)
+		// Detached guests' addresses rest, so the network is of no further use.
+		if _, err := pb.NewNetworksClient(shared.conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: shared.id(), Network: &pb.Network{
+			Moniker: "amber", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: "10.20.0.0/16"}, {Prefix: "fd20:8::/64"}}}}); err != nil {
+			t.Fatal(err)
+		}
+		shared.checked(t, "tcp6", "amber", "fd20:8::c9", (*member).six)
+	})
+}
+
+// checked is the test in one family.
+func (w *world) checked(t *testing.T, family, network, vip string, address func(*member, context.Context, *testing.T) string) {
 	ctx := w.within(t, time.Minute)
-	one, two, client := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true), w.guest(ctx, t, 1, "red", true)
-	one.greets(t, 8443)
-	shut := two.opens(t, 8443)
-	w.must(ctx, t, "group", "create", "quiet", "--network", "red", "--rule", "100 a in allow tcp/8443 from "+client.ip+"/32")
+	one, two, client := w.guest(ctx, t, 1, network, true), w.guest(ctx, t, 2, network, true), w.guest(ctx, t, 1, network, true)
+	from := netip.MustParseAddr(address(client, ctx, t))
+	w.must(ctx, t, "group", "create", "quiet", "--network", network, "--rule", fmt.Sprintf("100 a in allow tcp/8443 from %s/%d", from, from.BitLen()))
 	for _, m := range []*member{one, two} {
+		address(m, ctx, t)
 		w.must(ctx, t, "port", "group", m.port, "quiet")
 	}
-	const vip = "10.20.200.201"
-	w.must(ctx, t, "service", "create", "checked", "--network", "red", "--ip", vip, "--port", "443",
+	defer one.opens(t, family, 8443)()
+	shut := two.opens(t, family, 8443)
+	w.must(ctx, t, "service", "create", "checked", "--network", network, "--ip", vip, "--port", "443",
 		"--backend", one.port+":8443", "--backend", two.port+":8443", "--check", "--check-interval", "200ms", "--check-fall", "2", "--check-rise", "2")
 	dead := func(want string) {
 		t.Helper()
 		if err := lab.Until(ctx, "dead: "+want, func() error {
-			s, err := pb.NewServicesClient(w.conn).GetService(ctx, &pb.GetServiceRequest{Tenant: tenant, Network: "red", Name: "checked"})
+			s, err := pb.NewServicesClient(w.conn).GetService(ctx, &pb.GetServiceRequest{Tenant: tenant, Network: network, Name: "checked"})
 			if err != nil {
 				return err
 			}
@@ -52,38 +69,40 @@ func TestServiceIsChecked(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	at := net.JoinHostPort(vip, "443")
 	both := func() {
 		t.Helper()
-		client.eventually(ctx, t, "the first", vip+":443", one.port)
-		client.eventually(ctx, t, "the second", vip+":443", two.port)
+		client.eventually(ctx, t, "the first", at, one.port)
+		client.eventually(ctx, t, "the second", at, two.port)
 	}
 	dead("")
 	both()
 	shut()
 	dead(two.port)
-	client.eventually(ctx, t, "the one that lives", vip+":443", one.port)
+	client.eventually(ctx, t, "the one that lives", at, one.port)
 	for range 20 {
-		if got := client.hears(vip + ":443"); got != one.port {
+		if got := client.hears(at); got != one.port {
 			t.Errorf("one of two backends is dead, and the client hears %q", got)
 		}
 	}
-	shut = two.opens(t, 8443)
+	shut = two.opens(t, family, 8443)
 	defer shut()
 	dead("")
 	both()
-	w.must(ctx, t, "service", "delete", "checked", "--network", "red")
+	w.must(ctx, t, "service", "delete", "checked", "--network", network)
 	for _, m := range []*member{one, two} {
 		w.must(ctx, t, "port", "group", m.port, "--none")
 	}
-	w.must(ctx, t, "group", "delete", "quiet", "--network", "red")
+	w.must(ctx, t, "group", "delete", "quiet", "--network", network)
 }
 
-// opens is greets, until the returned function is called.
-func (m *member) opens(t *testing.T, port int) func() {
+// opens makes a guest tell its name to whoever connects, until the returned function
+// is called.
+func (m *member) opens(t *testing.T, family string, port int) func() {
 	t.Helper()
 	var l net.Listener
 	if err := m.Do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		l, err = net.Listen(family, fmt.Sprintf(":%d", port))
 		return err
 	}); err != nil {
 		t.Fatal(err)
