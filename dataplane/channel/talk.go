@@ -116,6 +116,9 @@ func (p *port) heard(hello string) {
 	const most = 64 // bytes that are said back
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
+	if p.hello == "" && hello != "" { // a guest can't fill the log: it has to be away first
+		p.s.cfg.Log.Info("guest's agent listens", "port", p.id)
+	}
 	p.hello = hello[:min(len(hello), most)]
 	p.told, p.moved, p.queue = 0, nil, nil
 	poke(p.wake)

@@ -40,7 +40,10 @@ func TestCloudInitSaved(t *testing.T) {
 	in.Current.Hold = vnet.HoldSnapshot
 	s.dir.put(in)
 	s.saved(in)
-	in, _ = s.claim(in, nil)
+	in, st := s.claim(in, nil)
+	if st.Rung == "agent" {
+		t.Error("it was moved by an agent: there is none of ours in it")
+	}
 	s.applied(in)
 	if now := s.in(in, bootID); now != boot {
 		t.Errorf("boot id was %s, is %s", boot, now)

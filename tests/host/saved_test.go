@@ -29,19 +29,40 @@ func TestSaved(t *testing.T) {
 	time.Sleep(slept) // what is looked at is the time that goes by
 	p := place("blue", blue, "10.17.34.62", 8)
 	prepare, change := to(in, p, vnet.TriggerBounce)
-	begun := time.Now()
+	asleep, begun := w.listening(), time.Now()
 	w.dir.put(prepare)
 	w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusPrepared, vnet.StatusRefused)
+	// The host itself waits for a second, which is not enough on a machine with much to do.
+	if err := lab.Until(w.ctx, "the agent to wake", func() error {
+		if w.listening() == asleep {
+			return errors.New("the host does not hear it")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	w.dir.put(change)
 	s := w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
 	t.Logf("its owner's %d ms after the claim: %s", time.Since(begun).Milliseconds(), timeline(s))
 	if s.Phase != vnet.StatusConfirmed || s.Guest.BootID != pooled.Guest.BootID || s.Guest.Hostname != "in-blue" {
 		t.Errorf("claimed: %+v %+v, boot id was %s", s, s.Guest, pooled.Guest.BootID)
 	}
+	if s.Rung != "agent" {
+		t.Errorf("it was moved by %q: its agent was there to be told, and no link is to be cut", s.Rung)
+	}
 	w.awake(in)
 	if said, err := os.ReadFile(join(w.lab.Host(1).Dir(), "state/vms/"+in.VM+"/console.log")); err != nil || !bytes.Contains(said, []byte("random numbers are renewed")) {
 		t.Errorf("its agent does not say that it was woken: %v, %s", err, said)
 	}
+}
+
+// listening is how often the host has begun to hear an agent of a guest.
+func (w *world) listening() int {
+	b, err := os.ReadFile(join(w.lab.Host(1).Dir(), "replug-host.log"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return bytes.Count(b, []byte("guest's agent listens"))
 }
 
 // saved waits until the host says that the VM rests.
