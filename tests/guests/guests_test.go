@@ -64,11 +64,12 @@ func world(t *testing.T, f Family) *World {
 // worldOf is a world whose hosts have an image, too.
 func worldOf(t *testing.T, f Family, config cluster.Config) *World {
 	t.Helper()
-	return worldIn(t, labOf(t, f), f, config)
+	return worldIn(t, labOf(t, f.letter()), f, config)
 }
 
-// labOf is a lab of one host where nothing runs yet.
-func labOf(t *testing.T, f Family) *lab.Lab {
+// labOf is a lab of one host where nothing runs yet. The letter tells it from those
+// that are there at the same time.
+func labOf(t *testing.T, letter string) *lab.Lab {
 	t.Helper()
 	kit, err := build()
 	if err != nil {
@@ -76,7 +77,7 @@ func labOf(t *testing.T, f Family) *lab.Lab {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	l, err := lab.Up(ctx, lab.Config{Name: fmt.Sprintf("guests%d%s", os.Getpid()%10000, f.letter()), Hosts: 1, Helper: kit.helper})
+	l, err := lab.Up(ctx, lab.Config{Name: fmt.Sprintf("guests%d%s", os.Getpid()%10000, letter), Hosts: 1, Helper: kit.helper})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,9 +136,11 @@ var only = regexp.MustCompile(os.Getenv("REPLUG_GUESTS_ONLY"))
 
 func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c.String()) }
 
-// TestTable is the table of the clients, all of it in machines: `make test-guests`. The
-// families go beside each other, as many as the machine has processors.
+// TestTable is the table of the clients, all of it in machines: `make test-guests`. Three
+// go beside each other on two processors, of the families and the package's: a machine
+// waits most of its time, for cuts of its link and for what its client waits for.
 func TestTable(t *testing.T) {
+	t.Parallel()
 	runs := full()
 	if runs == 0 {
 		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
@@ -149,12 +152,16 @@ func TestTable(t *testing.T) {
 		}
 		t.Run(f.Name, func(t *testing.T) {
 			t.Parallel()
+			begun := time.Now()
 			s, err := world(t, f).VM(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Logf("%s: the machine took %s", f.Name, time.Since(begun).Round(time.Second))
 			for _, c := range clients {
+				begun = time.Now()
 				line(t, s, c, runs)
+				t.Logf("%s: %s took %s", f.Name, c, time.Since(begun).Round(time.Second))
 			}
 			if err := s.End(context.Background()); err != nil {
 				t.Error(err)

@@ -22,6 +22,7 @@ import (
 // follows a swap, does what is promised of data disks over a reboot and a growth, is
 // upgraded, and goes without a trace.
 func TestPackage(t *testing.T) {
+	t.Parallel()
 	f := Families[0]
 	if full() == 0 {
 		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
@@ -29,16 +30,27 @@ func TestPackage(t *testing.T) {
 	if !only.MatchString("package") {
 		t.Skip("not asked for")
 	}
-	l := labOf(t, f)
-	w := worldIn(t, l, f, cluster.Config{Image: packaged(t, l), Memory: map[int]int{1: 2048}})
-	p := w.packagedVM(t)
-	p.started()
-	p.follows()
-	p.formatted()
-	p.rebooted()
-	p.grown()
-	p.upgraded()
-	p.removed()
+	var p *packagedVM
+	for _, step := range []struct {
+		name string
+		do   func()
+	}{
+		{"installed", func() {
+			l := labOf(t, "p")
+			p = worldIn(t, l, f, cluster.Config{Image: packaged(t, l), Memory: map[int]int{1: 2048}}).packagedVM(t)
+		}},
+		{"started", func() { p.started() }},
+		{"follows", func() { p.follows() }},
+		{"formatted", func() { p.formatted() }},
+		{"rebooted", func() { p.rebooted() }},
+		{"grown", func() { p.grown() }},
+		{"upgraded", func() { p.upgraded() }},
+		{"removed", func() { p.removed() }},
+	} {
+		begun := time.Now()
+		step.do()
+		t.Logf("%s after %s", step.name, time.Since(begun).Round(time.Second))
+	}
 }
 
 // networkdUnit gives the NIC to networkd, as most of Debian's cloud images do.
@@ -103,8 +115,7 @@ func packaged(t *testing.T, l *lab.Lab) string {
 // makeDeb makes the package for the machines of this test.
 func makeDeb(t *testing.T, version string) string {
 	t.Helper()
-	t.Setenv("VERSION", version)
-	return run(t, "../../packaging/deb.sh", "amd64", t.TempDir())
+	return run(t, "env", "VERSION="+version, "../../packaging/deb.sh", "amd64", t.TempDir())
 }
 
 func run(t *testing.T, args ...string) string {
