@@ -70,7 +70,10 @@ static __always_inline enum drop_reason translate_marked(struct __sk_buff *skb, 
 {
 	struct packet *p = r->f.p;
 	const struct flow *flow;
+	enum drop_reason why = match_fragment(p, p->id, r->port, true);
 
+	if (why)
+		return why;
 	make_key(p, p->id, true);
 	flow = find_flow(&p->key, p->v6);
 	if (!flow || flow->epoch != r->port->epoch || !(flow->flags & FLOW_BACKEND))

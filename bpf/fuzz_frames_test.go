@@ -37,7 +37,7 @@ func (f *fuzzer) next() trial {
 			copy(frame, pick(r, redA.mac[:], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, []byte{0x33, 0x33, 0, 0, 0, 0xfb}))
 		}
 		frame = f.spoil(frame, 14+70)
-		return trial{host, from.id, f.gso(len(frame)), frame}
+		return trial{host, from.id, f.gso(len(frame), 16), frame}
 	}
 	to := f.of(pick(r, redA, redA2, blueA, redB, blueB))
 	for r.IntN(16) > 0 && (from.vni != to.vni || from.id == to.id) {
@@ -56,7 +56,7 @@ func (f *fuzzer) next() trial {
 	}
 	frame := u.with(from.inner(to, f.packetTo(from, to)))
 	frame = f.twins[host].arriving(f.spoil(frame, 14+126))
-	return trial{host, 0, f.gso(len(frame)), frame}
+	return trial{host, 0, f.gso(len(frame), 5), frame}
 }
 
 // reply is one of the metadata service, to a port in its epoch or nearly so.
@@ -83,9 +83,9 @@ func (f *fuzzer) reply() trial {
 	return trial{host, metadata, 0, f.spoil(eth(to.mac, imdsMAC, etherOf(packet), packet), 14+70)}
 }
 
-// gso makes some frames superpackets: of segments that are smaller than they.
-func (f *fuzzer) gso(size int) int {
-	if g := pick(f.r, 17, 536, 1187, 1400, 1448, 1460, 1473); f.r.IntN(16) == 0 && g+200 < size {
+// gso makes one of so many frames a superpacket: of segments that are smaller than it.
+func (f *fuzzer) gso(size, of int) int {
+	if g := pick(f.r, 17, 17, 536, 1187, 1400, 1448, 1460, 1473); f.r.IntN(of) == 0 && g+200 < size {
 		return g
 	}
 	return 0

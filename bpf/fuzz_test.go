@@ -94,6 +94,9 @@ func (f *fuzzer) try(tr trial) bool {
 	switch tr.port {
 	case 0:
 		wrong = w.fromWire(tr.frame, tr.gso)
+		if wrong == "" && w.up != nil {
+			wrong = f.climb(w)
+		}
 	case metadata:
 		wrong = w.fromHost(tr.frame)
 	default:
@@ -107,6 +110,26 @@ func (f *fuzzer) try(tr trial) bool {
 	f.t.Errorf("host %d, port %d, gso %d: %s\nof the frame\n%s", tr.host, tr.port, tr.gso, wrong, dump(tr.frame))
 	f.keep(tr)
 	return f.kept < 5
+}
+
+// climb lets a frame that was sent up arrive there, sometimes spoilt.
+func (f *fuzzer) climb(w *twin) string {
+	c := *w.up
+	switch f.r.IntN(8) {
+	case 0:
+		c.mark ^= 1 << f.r.IntN(32)
+	case 1:
+		c.vni = pick(f.r, red, blue)
+	case 2:
+		c.frame = f.spoil(c.frame, 14+70)
+	case 3:
+		c.src = pick(f.r, f.of(redA2).pa, f.of(redB).pa)
+	}
+	f.reasons["climbs"]++
+	if wrong := w.climb(c); wrong != "" {
+		return fmt.Sprintf("climbs with mark %#x, VNI %d, from %s: %s", c.mark, c.vni, c.src, wrong)
+	}
+	return ""
 }
 
 // corpus is where frames are kept that were once judged in two ways.

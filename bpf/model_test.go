@@ -8,9 +8,7 @@ import (
 // The model is the datapath once more, in plain Go: what vnet.h, docs/frame.md
 // and the RFCs ask for, written to be read and not to be fast. It knows one host
 // with a directory that stands still; buckets, quotas, counters and clocks have
-// tests of their own, and so has from_vxlan: the kernel's test run can't give a
-// frame the tunnel's key that the VXLAN device gives it. fuzz_test.go puts frames
-// through both.
+// tests of their own. fuzz_test.go puts frames through both.
 
 // A model is one host.
 type model struct {

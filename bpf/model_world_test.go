@@ -17,6 +17,8 @@ type twin struct {
 	*host
 	model *model
 	traps *TrapReader
+	lift  *lift
+	up    *climber // the last frame, if from_wire has sent it up
 	cpu   int
 	xdp   [5]int // how often from_nic gave each verdict
 	last  string // what the last frame was counted under; "": it wasn't ours, or went up
@@ -66,7 +68,7 @@ func twinOf(h *host, pas [2]netip.Prefix, self netip.Addr, own, mtu int, of func
 			m.mappings[mapping.MappingKey] = mapping
 		}
 	}
-	tw := &twin{host: h, model: m, sets: map[uint16][2]*RuleSet{}}
+	tw := &twin{host: h, model: m, lift: newLift(h, self.Is6()), sets: map[uint16][2]*RuleSet{}}
 	traps, err := h.dp.Traps()
 	h.must(err)
 	h.t.Cleanup(func() { _ = traps.Close() })
@@ -208,6 +210,10 @@ func (w *twin) fromWire(frame []byte, gso int) string {
 		if wrong := w.compareXDP(frame, want); wrong != "" {
 			return "from_nic: " + wrong
 		}
+	}
+	if w.up = nil; want.mark != 0 {
+		o, vni, _ := w.model.outer(frame)
+		w.up = &climber{frame: frame[o.header:], gso: gso, mark: want.mark, vni: vni, src: o.src}
 	}
 	return w.compare(w.dp.objs.FromWire, skb{Ifindex: uint32(w.uplink.Attrs().Index), GSOSize: uint32(gso), GSOSegs: 2}, frame, want)
 }
