@@ -119,6 +119,7 @@ func (c cableTaps) Delete(vnet.PortID) error { return nil }
 type cableLinks struct{ *cable }
 
 func (c cableLinks) Open(context.Context, vnet.Intent, func()) (Link, error) { return c, nil }
+func (cableLinks) Boots(context.Context) (bool, error)                       { return false, nil }
 func (cableLinks) Close() error                                              { return nil }
 func (c cableLinks) Plug(ctx context.Context, in bool) error                 { return c.Set(ctx, in) }
 

@@ -151,6 +151,14 @@ func (f *worldLinks) Open(_ context.Context, in vnet.Intent, reset func()) (Link
 	return worldLink{w, in.ID}, nil
 }
 
+// Boots reports a guest that was reset and isn't up yet.
+func (l worldLink) Boots(context.Context) (bool, error) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	g := l.w.guests[l.id]
+	return g != nil && g.boots, nil
+}
+
 func (worldLink) Close() error { return nil }
 
 func (l worldLink) Set(_ context.Context, up bool) error {
@@ -187,7 +195,7 @@ func (l worldLink) Plug(_ context.Context, in bool) error {
 	g.link = in
 	if in && g.plugs {
 		deaf := g.deaf
-		g.deaf = false
+		g.deaf, g.boots = false, false
 		g.ask()
 		g.deaf = deaf
 	}
@@ -220,7 +228,7 @@ func (g *guest) ask() {
 // reboot resets the guest, which then boots for so long before it asks for a lease.
 func (g *guest) reboot(boots time.Duration) {
 	g.w.mu.Lock()
-	g.ca, g.deaf = vnet.CA{}, true
+	g.ca, g.deaf, g.boots = vnet.CA{}, true, true
 	says := g.monitor
 	g.w.mu.Unlock()
 	says()

@@ -161,4 +161,11 @@ func (l *link) Plug(ctx context.Context, in bool) error {
 	return l.monitor.Unplug(ctx, l.nic)
 }
 
+// Boots goes by what a reset leaves of a virtio NIC's filter: everything passes, and
+// no address is in it. A driver that has put the NIC up asks for multicast at least.
+func (l *link) Boots(ctx context.Context) (bool, error) {
+	f, err := l.monitor.Filter(ctx, l.nic)
+	return f.Promiscuous && len(f.Unicast)+len(f.Multicast) == 0, err
+}
+
 func (l *link) Close() error { return l.monitor.Close() }

@@ -183,10 +183,12 @@ func (p *port) settleNetworks(in *vnet.Intent) error {
 // hasLink reports whether the guest's end of the cable can be pulled.
 func (p *port) hasLink(in *vnet.Intent) bool { return in.Machine != nil || in.Monitor != "" }
 
+// monitorTime is how long a monitor may take to answer.
+const monitorTime = 2 * time.Second
+
 // setLink pulls or plugs the guest's end of the cable. A monitor that was
 // restarted since is dialled again, once.
 func (p *port) setLink(ctx context.Context, in *vnet.Intent, up bool) error {
-	const monitorTime = 2 * time.Second
 	const slotTime = 5 * time.Second // the guest has to let go of its NIC first
 	if !p.hasLink(in) {
 		return errNoMonitor

@@ -73,6 +73,42 @@ func TestResetInMidSwap(t *testing.T) {
 	}
 }
 
+// A reset that nobody told of shows by the guest's NIC: one in mid-swap while the agent
+// was away, and one in the place before, while no monitor was open.
+func TestResetUnheard(t *testing.T) {
+	for name, away := range map[string]bool{"the agent was away": true, "nobody listened": false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			l := w.lineOf(w.begin(), 23, "tiny", nothing)
+			l.notices(time.Hour)
+			w.mu.Lock()
+			l.g.monitor = func() {}
+			w.mu.Unlock()
+			if away {
+				l.begins(time.Second)
+				w.end()
+				l.g.reboot(90 * time.Second)
+				l.ps = w.begin()
+				l.ps.set(l.in)
+				settle(time.Second)
+			} else {
+				settle(lately)
+				l.g.reboot(90 * time.Second)
+				l.begins(time.Second)
+			}
+			settle(60 * time.Second)
+			resets, failures := w.tells(l.in.Current.Epoch)
+			if s := w.last(l.in.Current.Epoch); resets == 0 || failures != 0 || l.g.cuts() > 1 {
+				t.Errorf("%s: cut %d times, told %d times, failed %d times, %+v", name, l.g.cuts(), resets, failures, s)
+			}
+			settle(40 * time.Second)
+			if s := w.last(l.in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Rung != "boot" || l.g.ca != l.in.Current.Addrs[0].CA {
+				t.Errorf("%s: when it is up at %s: %+v", name, l.g.ca, s)
+			}
+		})
+	}
+}
+
 // A guest that was reset some time before a swap, and was heard since, is cut off as
 // any other; so is one of which nothing was heard for minutes.
 func TestResetBeforeSwap(t *testing.T) {

@@ -182,6 +182,9 @@ type Link interface {
 	// Plug takes the NIC out of the machine, or puts it in again. One that is
 	// there, or gone, already is no error.
 	Plug(ctx context.Context, in bool) error
+	// Boots reports whether nobody has taken the NIC into use since the machine was
+	// started or reset. One that can't tell is an error.
+	Boots(ctx context.Context) (bool, error)
 	Close() error
 }
 

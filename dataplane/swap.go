@@ -87,6 +87,7 @@ type run struct {
 
 	dirty              bool // the record doesn't have this yet
 	resumed            bool // an earlier session of the agent began it
+	asked              bool // its NIC, whether it boots
 	again              bool // bounced by this session because there was no proof
 	cutAt              time.Time
 	half               time.Time // it was first seen in one family and not in the other
@@ -131,7 +132,7 @@ func (p *port) advance(ctx context.Context, in vnet.Intent) (time.Duration, erro
 		p.again(&in)
 	}
 	p.recorded = false
-	p.heedReset(&in)
+	p.heedReset(ctx, &in)
 	if err := p.refresh(&in); err != nil {
 		return 0, err
 	}

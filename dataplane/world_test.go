@@ -88,6 +88,7 @@ type guest struct {
 	gone     bool          // it has stopped listening by the time it is told
 	reports  bool          // runs an agent
 	fails    bool          // reports failure
+	boots    bool          // nobody has its NIC yet
 	monitor  func()        // says that it was reset
 	bounced  int
 	reported vnet.Epoch

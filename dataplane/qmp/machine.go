@@ -61,6 +61,26 @@ func (c *Client) Plug(ctx context.Context, device map[string]any) error {
 	return err
 }
 
+// A Filter is what a NIC takes in.
+type Filter struct {
+	Promiscuous bool     `json:"promiscuous"`
+	Unicast     []string `json:"unicast-table"`
+	Multicast   []string `json:"multicast-table"`
+}
+
+// Filter returns the receive filter of a NIC, named by its id. Not every adapter has one.
+func (c *Client) Filter(ctx context.Context, id string) (Filter, error) {
+	var all []Filter
+	err := c.Execute(ctx, "query-rx-filter", map[string]string{"name": id}, &all)
+	if err == nil && len(all) != 1 {
+		err = fmt.Errorf("query-rx-filter: %d filters of %s: %w", len(all), id, ErrProtocol)
+	}
+	if err != nil {
+		return Filter{}, err
+	}
+	return all[0], nil
+}
+
 // Status returns the machine's run state: "running", "paused", "shutdown", ...
 func (c *Client) Status(ctx context.Context) (string, error) {
 	var s struct {

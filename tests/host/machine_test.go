@@ -2,11 +2,13 @@ package host_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"replug/dataplane/qmp"
 	"replug/directory/vnet"
 	"replug/tests/lab"
 )
@@ -29,6 +31,48 @@ func (w *world) smallImage() []string {
 	}
 	return []string{"--memory", "512", "--images", images, "--accel", accel,
 		"--qemu-arg=-serial", "--qemu-arg=unix:{dir}/exec.sock,server=on,wait=off"}
+}
+
+// resetUnheard kills the agent once it has flipped the VM, resets the VM, and starts the
+// agent again: it has to find out that the guest boots, and to leave its link alone. The
+// guest stands still until it has, so it is no race.
+func (w *world) resetUnheard(in vnet.Intent, agent *lab.Proc, args []string) (vnet.Intent, *lab.Proc) {
+	w.t.Helper()
+	p := place("blue", blue, "10.17.34.62", 10)
+	prepare, change := to(in, p, vnet.TriggerBounce)
+	w.dir.put(prepare)
+	w.dir.await(w.ctx, w.t, in.Port, p.Epoch, vnet.StatusPrepared)
+	monitor, err := qmp.Dial(w.ctx, join(w.lab.Host(1).Dir(), "state/vms/"+in.VM+"/power.sock"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer monitor.Close()
+	do := func(err error) {
+		w.t.Helper()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	do(monitor.Stop(w.ctx))
+	w.dir.put(change)
+	w.dir.await(w.ctx, w.t, in.Port, p.Epoch, vnet.StatusFlipped)
+	do(agent.Signal(unix.SIGKILL))
+	_ = agent.Wait(w.ctx)
+	do(monitor.Execute(w.ctx, "system_reset", nil, nil))
+	agent = w.agent(1, args...)
+	do(lab.Until(w.ctx, "the agent to tell of the reset", func() error {
+		if s := w.dir.last(in.Port); s.Epoch != p.Epoch || !slices.ContainsFunc(s.Hops, func(h vnet.Hop) bool { return h.Name == vnet.HopReset }) {
+			return fmt.Errorf("last status %+v", s)
+		}
+		return nil
+	}))
+	do(monitor.Cont(w.ctx))
+	s := w.dir.await(w.ctx, w.t, in.Port, p.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
+	w.t.Logf("reset while the agent was away: %s", timeline(s))
+	if s.Phase != vnet.StatusConfirmed || s.Rung != "boot" {
+		w.t.Errorf("reset while the agent was away: %+v", s)
+	}
+	return change, agent
 }
 
 func smallMachine() vnet.Intent {
@@ -82,6 +126,7 @@ func TestMachine(t *testing.T) {
 		t.Errorf("in the guest: %s, %v", out, err)
 	}
 
+	in, agent = w.resetUnheard(in, agent, args)
 	in.Gone = true
 	w.dir.put(in)
 	w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusGone)
