@@ -148,6 +148,9 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		r.hop("no proof by " + p.rung(in).String())
 		r.Tried++
 	}
+	if p.last.Epoch == r.Epoch && p.last.Phase != vnet.StatusFailed {
+		p.tell(p.last.Phase, r.Epoch, nil) // for the receipt of a swap that ends before its ladder
+	}
 	r.again, r.dueBy = true, time.Time{}
 	last := len(p.ladder(in)) - 1
 	if p.halfway(in) && r.Tried < last {

@@ -199,9 +199,10 @@ func scrape(ctx context.Context, n *lab.Node, port int) (map[string]float64, err
 	}
 	all := make(map[string]float64)
 	for line := range strings.Lines(string(out)) {
-		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if v, err := strconv.ParseFloat(value, 64); ok && err == nil {
-			all[name] = v
+		line = strings.TrimSpace(line)
+		space := strings.LastIndexByte(line, ' ') // there may be some in labels
+		if v, err := strconv.ParseFloat(line[space+1:], 64); space > 0 && err == nil {
+			all[line[:space]] = v
 		}
 	}
 	return all, nil
