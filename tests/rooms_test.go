@@ -18,6 +18,7 @@ type rule struct {
 }
 
 var rules = []rule{
+	{"replug", nil, []string{"github.com/pion"}, "SCTP in user space is for tests"},
 	{"replug/directory/vnet", nil, []string{"replug", "google.golang.org", "go.etcd.io", "github.com"}, "the vocabulary needs the standard library only"},
 	{"replug/bpf", nil, []string{"replug/directory", "replug/dataplane", "replug/control", "google.golang.org", "go.etcd.io"}, "the datapath knows cilium/ebpf only"},
 	{"replug/control", nil, []string{"replug/dataplane", "replug/bpf", "replug/tests", "replug/cmd"}, "control says what, the host does how: they meet in the directory"},
