@@ -107,6 +107,11 @@ type Swept struct {
 	Ended int
 	Ports map[uint16]uint32 // flows of each port that has any
 
+	// Full4 and Full6 are how full the tables of the two families were, ended flows
+	// included. From 1 on a table has forgotten flows, or does so next; who forgets one
+	// tells nobody that it has ended.
+	Full4, Full6 float64
+
 	tenants map[uint32]uint32 // rows of each that has ports
 	tenant  map[uint16]uint32 // of each port
 }
@@ -131,7 +136,13 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 		return Swept{}, err
 	}
 	var idle []datapathFlowKey
+	rows4, rows6 := 0, 0
 	err = d.eachFlow(func(k datapathFlowKey, v datapathFlow) error {
+		if k.Local.ip().Is4() {
+			rows4++
+		} else {
+			rows6++
+		}
 		if clock.alive(k, v, epochs[k.PortId]) {
 			s.count(k, v)
 		} else {
@@ -140,6 +151,12 @@ func (d *Datapath) Sweep(quota func(port uint16, rows uint32) uint32, ended func
 		return nil
 	})
 	if err != nil {
+		return s, err
+	}
+	if s.Full4, err = fullness(rows4, d.objs.Flows4); err != nil {
+		return s, err
+	}
+	if s.Full6, err = fullness(rows6, d.objs.Flows); err != nil {
 		return s, err
 	}
 	for _, k := range idle {

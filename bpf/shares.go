@@ -3,12 +3,17 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"runtime"
+
+	"github.com/cilium/ebpf"
 )
 
 // setShares writes down what each tenant has of the table of flows, and may have.
 func (d *Datapath) setShares(rows map[uint32]uint32) error {
-	quotas := shares(roomFor(d.objs.Flows4.MaxEntries()), rows)
+	room, err := flowRoom(d.objs.Flows4)
+	if err != nil {
+		return err
+	}
+	quotas := shares(room, rows)
 	for tenant, n := range rows {
 		if tenant == 0 {
 			continue
@@ -18,7 +23,7 @@ func (d *Datapath) setShares(rows map[uint32]uint32) error {
 		}
 	}
 	var gone []uint32
-	err := each(d.objs.TenantFlows, func(tenant uint32, _ datapathFlowBudget) error {
+	err = each(d.objs.TenantFlows, func(tenant uint32, _ datapathFlowBudget) error {
 		if _, here := rows[tenant]; !here {
 			gone = append(gone, tenant)
 		}
@@ -30,10 +35,23 @@ func (d *Datapath) setShares(rows map[uint32]uint32) error {
 	return err
 }
 
-// roomFor is how many rows a table of flows takes before it forgets any: each CPU
-// keeps up to 128 free ones at hand (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.h).
-func roomFor(rows uint32) uint32 {
-	return rows - max(rows/10, min(rows/2, uint32(128*runtime.NumCPU())))
+// flowRoom is how many rows a table of flows takes before it forgets any: each CPU that
+// the kernel may have, whichever this process may use, keeps up to 128 free ones at
+// hand (LOCAL_FREE_TARGET, kernel/bpf/bpf_lru_list.h).
+func flowRoom(table *ebpf.Map) (uint32, error) {
+	cpus, err := ebpf.PossibleCPU()
+	return roomFor(table.MaxEntries(), cpus), err
+}
+
+func roomFor(rows uint32, cpus int) uint32 {
+	return rows - max(rows/10, min(rows/2, uint32(128*cpus)))
+}
+
+// fullness is how full a table of flows is that has a number of rows: from 1 on it
+// forgets some, live ones too, without a word.
+func fullness(rows int, table *ebpf.Map) (float64, error) {
+	room, err := flowRoom(table)
+	return float64(rows) / float64(max(room, 1)), err
 }
 
 // shares returns how many rows each tenant may have. Half of the room is kept for

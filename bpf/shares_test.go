@@ -36,6 +36,19 @@ func TestShares(t *testing.T) {
 	})
 }
 
+// What CPUs may keep at hand is no room, however many this process may use.
+func TestRoomForFlows(t *testing.T) {
+	for _, c := range []struct {
+		rows uint32
+		cpus int
+		want uint32
+	}{{1 << 20, 2, 1<<20 - 104857}, {65536, 2, 58983}, {65536, 96, 65536 - 12288}, {4096, 2, 4096 - 409}, {1024, 96, 512}} {
+		if got := roomFor(c.rows, c.cpus); got != c.want {
+			t.Errorf("%d rows and %d CPUs: room for %d, want %d", c.rows, c.cpus, got, c.want)
+		}
+	}
+}
+
 // A tenant whose ports begin flows without end, as each lets it, takes none of
 // another's: those are all there, and new ones begin.
 func TestTenantsShareFlows(t *testing.T) {
@@ -91,6 +104,18 @@ func TestTenantsShareFlows(t *testing.T) {
 	}
 	if s := sweep(); s.Ports[blueA.id] != some+600 {
 		t.Errorf("%d of %d flows of the other tenant are left", s.Ports[blueA.id], some+600)
+	}
+	if s := sweep(); s.Full4 <= 0.5 || s.Full4 >= 1 || s.Full6 != 0 {
+		t.Errorf("while budgets bind, the tables are full to %.2f and %.2f, want less than 1 and 0", s.Full4, s.Full6)
+	}
+	a.must(a.dp.objs.Swept.Put(uint32(0), uint64(0))) // no agent sweeps
+	for range 4096 {
+		if !begin(redA, redB) {
+			t.Fatal("a budget binds without an agent")
+		}
+	}
+	if s := sweep(); s.Full4 < 1 || s.Ports[blueA.id] == some+600 {
+		t.Errorf("without an agent %d flows of the other tenant are left, and the table is full to %.2f, want some forgotten, and 1", s.Ports[blueA.id], s.Full4)
 	}
 	a.must(a.dp.DeletePort(blueA.id))
 	sweep()

@@ -162,5 +162,5 @@ func (m *maps) Sweep(ended func(FlowEvent)) (Swept, error) {
 			Packets: f.From.Packets + f.To.Packets, Bytes: f.From.Bytes + f.To.Bytes,
 		})
 	})
-	return Swept{Alive: s.Alive, Ended: s.Ended}, err
+	return Swept{Alive: s.Alive, Ended: s.Ended, Full: [...]float64{ipv4: s.Full4, ipv6: s.Full6}}, err
 }

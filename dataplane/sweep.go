@@ -21,7 +21,12 @@ type Flows interface {
 }
 
 // Swept is what a sweep found.
-type Swept struct{ Alive, Ended int }
+type Swept struct {
+	Alive, Ended int
+	// Full is how full the table of each family was: from 1 on it forgets flows, and
+	// nobody hears of their end.
+	Full [2]float64
+}
 
 // A sweeper keeps the flows and what is counted of networks in order.
 type sweeper struct {
@@ -30,6 +35,8 @@ type sweeper struct {
 	told     func(FlowEvent) // hears of each flow's end
 	log      *slog.Logger
 	alive    prometheus.Gauge
+	full     *prometheus.GaugeVec
+	overran  [2]bool // the table of each family, when it was looked at last
 	ended    prometheus.Counter
 	took     prometheus.Histogram
 }
@@ -38,11 +45,13 @@ func newSweeper(f Flows, a *accounts, r prometheus.Registerer, log *slog.Logger)
 	s := &sweeper{
 		flows: f, accounts: a, told: func(FlowEvent) {}, log: log,
 		alive: prometheus.NewGauge(prometheus.GaugeOpts{Name: "replug_flows", Help: "Flows that the datapath remembers, of all ports."}),
+		full: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "replug_flow_table_full",
+			Help: "Rows of a table of flows, to those that it takes before it forgets any: from 1 on it does."}, []string{"family"}),
 		ended: prometheus.NewCounter(prometheus.CounterOpts{Name: "replug_flows_ended_total", Help: "Flows that have ended, or whose port has left their network."}),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "replug_sweep_seconds", Help: "Time to look at all flows.",
 			Buckets: []float64{1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1}}),
 	}
-	r.MustRegister(s.alive, s.ended, s.took)
+	r.MustRegister(s.alive, s.full, s.ended, s.took)
 	return s
 }
 
@@ -68,6 +77,22 @@ func (s *sweeper) sweep() {
 	}
 	s.alive.Set(float64(swept.Alive))
 	s.ended.Add(float64(swept.Ended))
+	for f, full := range swept.Full {
+		s.full.WithLabelValues(family(f).String()).Set(full)
+		if over := full >= 1; over != s.overran[f] {
+			s.overran[f] = over
+			s.say(family(f), over)
+		}
+	}
 	s.took.Observe(time.Since(begun).Seconds())
 	s.accounts.all()
+}
+
+// say tells of a table that has begun or ceased to forget flows.
+func (s *sweeper) say(f family, over bool) {
+	if over {
+		s.log.Warn("the table of flows is full: it forgets some, which are judged again as new ones, and no flow log tells their end; start this host's agent with a larger --max-flows", "family", f)
+		return
+	}
+	s.log.Info("the table of flows has room again", "family", f)
 }
