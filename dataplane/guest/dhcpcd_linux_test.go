@@ -1,17 +1,24 @@
 package guest
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,7 +37,12 @@ func TestDhcpcdAsksAtOnce(t *testing.T) {
 			w.start(func(c *Config) { c.DHCP = DHCPAuto })
 			w.said("dhcp is left to dhcpcd\n")
 			next(t, w.reports, "report")
+			if dad, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + w.nic + "/accept_dad"); err != nil || string(dad) != "0\n" {
+				t.Errorf("the kernel looks for others with its addresses: %q, %v", dad, err)
+			}
+			signs := w.signs()
 			w.flap(20 * time.Millisecond)
+			next(t, signs, "sign that the guest is on its way")
 			w.said("dhcpcd is told to renew: dhcpcd -n --noarp --nodelay")
 			w.becomes("address after the flap", "10.37.91.66/24", w.addrs)
 			want := map[string]string{
@@ -75,6 +87,52 @@ func (w *world) dhcpcd(version string) (told string) {
 	check(t, daemon.Start())
 	t.Cleanup(func() { daemon.Process.Kill(); daemon.Wait() })
 	return told
+}
+
+// signs are the router solicitations from no address that the host hears.
+func (w *world) signs() <-chan []byte {
+	all := make(chan []byte, 999)
+	w.inHost(func() {
+		c, err := packet.Listen(&net.Interface{Index: w.host.Attrs().Index}, packet.Datagram, unix.ETH_P_IPV6, nil)
+		if err != nil {
+			w.t.Error(err)
+			return
+		}
+		ended := make(chan struct{})
+		var closed atomic.Bool
+		w.t.Cleanup(func() { closed.Store(true); c.Close(); <-ended })
+		go func() {
+			defer close(ended)
+			b := make([]byte, 1500)
+			for {
+				n, _, err := c.ReadFrom(b)
+				if err != nil && closed.Load() { // else it is the flap's
+					return
+				}
+				if err == nil && n == 48 && b[40] == 133 && bytes.Equal(b[8:24], make([]byte, 16)) {
+					all <- bytes.Clone(b[:n])
+				}
+			}
+		}()
+	})
+	return all
+}
+
+// The host drops what has a wrong checksum: over both addresses, the length and the
+// protocol (RFC 8200, section 8.1).
+func TestSolicitation(t *testing.T) {
+	b := solicitation[:]
+	sum := uint32(len(b)-40) + unix.IPPROTO_ICMPV6
+	for i := 8; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	if sum = sum>>16 + sum&0xffff; sum != 0xffff {
+		t.Errorf("checksum is wrong: %#x", sum)
+	}
+	m, err := icmp.ParseMessage(unix.IPPROTO_ICMPV6, b[40:])
+	if to, _ := netip.AddrFromSlice(b[24:40]); err != nil || m.Type != ipv6.ICMPTypeRouterSolicitation || to != netip.MustParseAddr("ff02::2") || b[7] != 255 {
+		t.Errorf("%+v to %s (%v)", m, to, err)
+	}
 }
 
 // Which dhcpcd takes one command of its tool only.

@@ -71,6 +71,7 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
+			quiet6(st.name) // whoever leases them
 			l.log.say("dhcp is left to %s", names(clients))
 			return time.Time{}, l.drive(ctx, st, clients, why, start)
 		}
