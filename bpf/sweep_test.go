@@ -204,16 +204,11 @@ func budgets(t *testing.T, a *host) {
 			t.Errorf("flow %d of 3: counted %s, want %s", i+2, got, want)
 		}
 	}
-	stale := func(by time.Duration) {
-		var at uint64
-		a.must(a.dp.objs.Swept.Lookup(uint32(0), &at))
-		a.must(a.dp.objs.Swept.Put(uint32(0), at-ticks(by)))
-	}
-	stale(50 * time.Second)
+	a.sweptEarlier(50 * time.Second)
 	if got := begin(); got != "flow_quota" {
 		t.Errorf("50 s after the sweep: counted %s, want flow_quota", got)
 	}
-	stale(11 * time.Second)
+	a.sweptEarlier(11 * time.Second)
 	if got := begin(); got != "none" {
 		t.Errorf("61 s after the sweep: counted %s, want none: the agent may be dead", got)
 	}
@@ -225,6 +220,14 @@ func budgets(t *testing.T, a *host) {
 			t.Errorf("flow %d of a new port with the default: counted %s", i, got)
 		}
 	}
+}
+
+// sweptEarlier makes the last sweep that much older.
+func (h *host) sweptEarlier(by time.Duration) {
+	h.t.Helper()
+	var at uint64
+	h.must(h.dp.objs.Swept.Lookup(uint32(0), &at))
+	h.must(h.dp.objs.Swept.Put(uint32(0), at-ticks(by)))
 }
 
 // Connections tells what a reset of both ends needs: who, and where each one's
