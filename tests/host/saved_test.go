@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"replug/dataplane/qmp"
 	"replug/directory/vnet"
 	"replug/tests/lab"
 )
@@ -17,14 +18,18 @@ import (
 const slept = 5 * time.Second
 
 // A pooled VM with our agent is saved, uses nothing, and goes on at the claim without
-// a reboot, with the time of now and other random numbers than it was about to draw.
+// a reboot, with the time of now and other random numbers than it was about to draw. Its
+// firmware tells it that it is another one now, for kernels that renew theirs by that.
 func TestSaved(t *testing.T) {
 	w := newWorld(t, "hostsaved", 1)
 	w.agent(1, w.smallImage()...)
 	in := smallMachine()
-	in.Current.Document.Tag, in.Current.Hold = vnet.TagPartial, vnet.HoldSnapshot
+	in.Current.Document.Tag = vnet.TagPartial
 	w.dir.put(in)
 	pooled := w.dir.await(w.ctx, t, in.Port, in.Current.Epoch, vnet.StatusConfirmed)
+	was, told := w.generation(in)
+	in.Current.Hold = vnet.HoldSnapshot
+	w.dir.put(in)
 	w.saved(in)
 	time.Sleep(slept) // what is looked at is the time that goes by
 	p := place("blue", blue, "10.17.34.62", 8)
@@ -51,6 +56,9 @@ func TestSaved(t *testing.T) {
 		t.Errorf("it was moved by %q: its agent was there to be told, and no link is to be cut", s.Rung)
 	}
 	w.awake(in)
+	if is, again := w.generation(in); is == was || again != told+1 {
+		t.Errorf("its generation was %s and is %s, and it was told %d times, then %d", was, is, told, again)
+	}
 	if said, err := os.ReadFile(join(w.lab.Host(1).Dir(), "state/vms/"+in.VM+"/console.log")); err != nil || !bytes.Contains(said, []byte("random numbers are renewed")) {
 		t.Errorf("its agent does not say that it was woken: %v, %s", err, said)
 	}
@@ -63,6 +71,33 @@ func (w *world) listening() int {
 		w.t.Fatal(err)
 	}
 	return bytes.Count(b, []byte("guest's agent listens"))
+}
+
+// generation returns the VM's generation id, and how often its kernel was told that it is
+// another one: events of the ACPI device, which QEMU has at GPE 5, whether or not the
+// kernel has a driver for it.
+func (w *world) generation(in vnet.Intent) (id string, told int) {
+	w.t.Helper()
+	dir := join(w.lab.Dir(), in.Host+"/state/vms/"+in.VM)
+	m, err := qmp.Dial(w.ctx, join(dir, "power.sock"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer m.Close()
+	var g struct {
+		GUID string `json:"guid"`
+	}
+	if err := m.Execute(w.ctx, "query-vm-generation-id", nil, &g); err != nil {
+		w.t.Fatal(err)
+	}
+	out, err := lab.GuestExec(w.ctx, join(dir, "exec.sock"), "cat /sys/firmware/acpi/interrupts/gpe05")
+	if fields := strings.Fields(out); err == nil && len(fields) > 0 {
+		told, err = strconv.Atoi(fields[0])
+	}
+	if err != nil {
+		w.t.Fatalf("%q: %v", out, err)
+	}
+	return g.GUID, told
 }
 
 // saved waits until the host says that the VM rests.
