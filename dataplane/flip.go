@@ -37,6 +37,9 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		}
 	}
 	p.run.cutAt = time.Now()
+	if !p.run.Dark.IsZero() {
+		p.run.cutAt = p.run.Dark
+	}
 	return outcome{kind: done}, nil
 }
 
@@ -119,7 +122,7 @@ func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		p.docs.Renew(p.id, true)
 		r.hop(polling.String())
 	}
-	r.kicked, r.dueBy = time.Now(), time.Time{}
+	r.kicked, r.dueBy, r.Dark = time.Now(), time.Time{}, time.Time{}
 	r.tellAnew()
 	return outcome{kind: done}, nil
 }

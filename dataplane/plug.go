@@ -278,6 +278,9 @@ func (p *port) drive(ctx context.Context, in vnet.Intent) (time.Duration, error)
 		return 0, fmt.Errorf("start the machine: %w", err)
 	}
 	p.run.Resumed, p.run.dirty = resumed, true
+	if !resumed {
+		p.run.Dark = time.Time{} // a machine that boots has its link
+	}
 	p.started = time.Now()
 	p.agents.Open(p.id, *m)
 	p.log.Info("machine started", "image", m.Image, "resumed", resumed)

@@ -12,6 +12,9 @@ const (
 	// quiet is for a guest that has just reported: the answer is to reach it before
 	// it stands still, or it would ask a connection that is no more. Nothing tells.
 	quiet = 3 * time.Second
+	// noticing is for a guest to notice that its link was cut before it is saved. Nothing
+	// tells: its kernel says so a second late at most, and it hears that of its kernel.
+	noticing = 2 * time.Second
 	// wakes is when a guest that is being resumed is looked at again.
 	wakes = 100 * time.Millisecond
 	// stretches is how long the agent of a guest that was resumed may take to say that
@@ -40,6 +43,9 @@ func (p *port) rest(ctx context.Context, in *vnet.Intent) (time.Duration, error)
 			return left, nil
 		}
 	}
+	if left, err := p.cutBefore(ctx, in); err != nil || left > 0 {
+		return left, err
+	}
 	p.closeLink()
 	ctx, cancel := p.long(ctx)
 	defer cancel()
@@ -50,6 +56,24 @@ func (p *port) rest(ctx context.Context, in *vnet.Intent) (time.Duration, error)
 	p.turned()
 	p.log.Info("machine saved")
 	return powerCheck, nil
+}
+
+// cutBefore takes the link of a guest down that will be woken by that, and says how long
+// it may take to notice it yet. A cut is noticed at leisure now, and would be slowly when
+// it has just been resumed, where a short one is swallowed: at its claim the link only
+// has to come up.
+func (p *port) cutBefore(ctx context.Context, in *vnet.Intent) (time.Duration, error) {
+	if l := ladderOf(personalityOf(in), p.pooled(), p.docs.Polls(p.id)); personalityOf(in) != vnet.PersonalityCloudInit || l[0].kind != bounce {
+		return 0, nil
+	}
+	if p.run.Dark.IsZero() {
+		if err := p.setLink(ctx, in, false); err != nil {
+			return 0, fmt.Errorf("cut the link of the machine to be saved: %w", err)
+		}
+		p.run.Dark, p.run.dirty = time.Now(), true
+		p.log.Info("link cut, to be saved so")
+	}
+	return max(noticing-time.Since(p.run.Dark), 0), nil
 }
 
 // lost reports whether the machine was to rest, or did, and has no state to go on

@@ -22,12 +22,13 @@ func resting(w *world) (vnet.Intent, *guest) {
 }
 
 // A pooled VM is saved once its guest waits and has had its answer; it goes on when
-// its next place is made ready, and is bounced there like any other.
+// its next place is made ready. The cut of its link that wakes it was made before it was
+// saved, long enough for any guest; there the link only comes up.
 func TestSnapshotPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		in, g := resting(w)
-		g.notices = 150 * time.Millisecond
+		g.notices = 1500 * time.Millisecond
 		ps := w.begin()
 		ps.set(in)
 		settle(2 * time.Second)
@@ -41,7 +42,7 @@ func TestSnapshotPool(t *testing.T) {
 		in = prepared(in)
 		ps.set(in)
 		settle(time.Second)
-		w.inOrder("start vm-23", "publish 23 3.7", "save vm-23", "start vm-23")
+		w.inOrder("start vm-23", "publish 23 3.7", "link 23 false", "save vm-23", "start vm-23")
 		if got := w.phases(in.Next.Epoch); !slices.Equal(got, []vnet.StatusPhase{vnet.StatusPrepared}) || !w.running["vm-23"] {
 			t.Fatalf("staged: %v, running %t", got, w.running["vm-23"])
 		}
@@ -52,9 +53,19 @@ func TestSnapshotPool(t *testing.T) {
 		if s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 200ms" || s.Power != vnet.PowerOn || !w.slept[23] {
 			t.Errorf("last status %+v, told that it slept: %t", s, w.slept[23])
 		}
-		if n := count(w.acts, "save vm-23"); n != 1 {
-			t.Errorf("saved %d times", n)
+		at := map[string]time.Time{}
+		for _, h := range s.Hops {
+			at[h.Name] = h.At
 		}
+		if dark := at["link_up"].Sub(at["link_down"]); dark != 0 {
+			t.Errorf("its link came up %s after the claim had it cut", dark)
+		}
+		if n := count(w.acts, "save vm-23"); n != 1 || g.cuts() != 1 {
+			t.Errorf("saved %d times, cut %d times", n, g.cuts())
+		}
+		w.mu.Lock()
+		g.notices = 150 * time.Millisecond
+		w.mu.Unlock()
 		in = w.move(ps, in) // its clock is right by now
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || w.slept[23] {
 			t.Errorf("a later swap: last status %+v, told that it slept: %t", s, w.slept[23])
@@ -77,6 +88,9 @@ func TestSnapshotPoolRests(t *testing.T) {
 		settle(time.Minute)
 		if n := count(w.acts, "save vm-23"); n != 2 || !w.saved["vm-23"] {
 			t.Errorf("after a swap that was released it was saved %d times, rests: %t", n, w.saved["vm-23"])
+		}
+		if n := count(w.acts, "link 23 false"); n != 1 || count(w.acts, "link 23 true") != 0 {
+			t.Errorf("its link was cut %d times and put up %d times while it waited", n, count(w.acts, "link 23 true"))
 		}
 		starts := count(w.acts, "start vm-23")
 		ps = w.begin()

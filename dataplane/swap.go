@@ -84,6 +84,7 @@ type run struct {
 	Jumped   bool              `json:"jumped,omitempty"`  // rungs were left out
 	Agent    bool              `json:"agent,omitempty"`   // the guest's agent is told instead of a first cut
 	Resumed  bool              `json:"resumed,omitempty"` // the guest slept until this walk: its clock stood still
+	Dark     time.Time         `json:"dark,omitzero"`     // since when the guest, which was saved so, has no link
 
 	dirty              bool // the record doesn't have this yet
 	resumed            bool // an earlier session of the agent began it
@@ -158,7 +159,7 @@ func (p *port) begin(in *vnet.Intent) {
 	old := p.run
 	defer func() { p.setFormer(leave(old.Former, p.left(in), p.mtu)) }()
 	p.run = run{Epoch: in.Current.Epoch, Step: stepPart, Boots: p.row == nil && in.Machine != nil,
-		Pooled: p.pooled(), Polls: p.docs.Polls(p.id), Speaks: p.heard(&old), begun: time.Now()}
+		Pooled: p.pooled(), Polls: p.docs.Polls(p.id), Speaks: p.heard(&old), Dark: old.Dark, begun: time.Now()}
 	switch {
 	case p.row != nil && p.row.Epoch == in.Current.Epoch:
 		// Flipped by a session that left no word of it. The guest may have
