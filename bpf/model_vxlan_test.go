@@ -73,12 +73,16 @@ func (m *model) answerClimber(j *judged, p *modelPort, c climber, why string) ou
 	if m.wayOf(j, p, true, false) != "" {
 		return out
 	}
+	out.verdict = actRedirect
+	if j.route.here { // its address is resolved by the kernel, behind the program
+		return out
+	}
 	packet := j.resetPacket
 	if j.tooBig != 0 {
 		packet = func() []byte { return j.tooBigPacket(j.dst) }
 	}
 	by := eth(m.hop.Src, m.hop.Dst, etherIPv4, nil) // as if it had come by the next hop
-	out.verdict, out.out = actRedirect, m.wayBack(j, p, c.vni, by, packet())
+	out.out = m.wayBack(j, p, c.vni, by, packet())
 	return out
 }
 
