@@ -39,6 +39,9 @@ func (m *model) fromWire(frame []byte, gso int) outcome {
 		}
 		return out
 	}
+	if o.tos&3 == 3 && j.tos&3 == 0 { // RFC 6040, 4.2
+		return refuse("ecn")
+	}
 	if j.climbs {
 		return m.climb(j, p, frame, o)
 	}
@@ -177,9 +180,6 @@ func (m *model) deliver(j *judged, p *modelPort, o outer) outcome {
 		out[12], out[13] = 0x86, 0xdd
 	}
 	if o.tos&3 == 3 && j.tos&3 != 3 {
-		if j.tos&3 == 0 {
-			return refuse("ecn")
-		}
 		if j.v6 {
 			out[15] |= 0x30
 		} else {

@@ -66,7 +66,9 @@ static __always_inline enum drop_reason examine(struct received *r)
 	why = check_scope(p);
 	if (why)
 		return why;
-	return as_inner(permit(&r->f, p->id, r->port, true));
+	why = as_inner(permit(&r->f, p->id, r->port, true));
+	/* The VXLAN device would drop it without a name. */
+	return !why && p->climbs && is_congested(p, r->outer.tos) ? DROP_ECN : why;
 }
 
 #endif

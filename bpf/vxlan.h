@@ -250,6 +250,12 @@ static __always_inline void mark_congestion4(struct iphdr *ip)
 	csum_replace16(&ip->check, bpf_htons(tos), bpf_htons(tos | ECN_CE));
 }
 
+/* Who isn't ECN-capable can be told of congestion by a loss only (RFC 6040, 4.2). */
+static __always_inline bool is_congested(const struct packet *p, __u8 outer_tos)
+{
+	return (outer_tos & ECN_MASK) == ECN_CE && !(p->tos & ECN_MASK);
+}
+
 /* Congestion seen on the underlay is told to the inner receiver (RFC 6040, 4.2). */
 static __always_inline enum drop_reason merge_ecn(struct frame *f, __u8 outer_tos)
 {
@@ -258,7 +264,7 @@ static __always_inline enum drop_reason merge_ecn(struct frame *f, __u8 outer_to
 
 	if ((outer_tos & ECN_MASK) != ECN_CE || (p->tos & ECN_MASK) == ECN_CE)
 		return DROP_NONE;
-	if (!(p->tos & ECN_MASK))
+	if (is_congested(p, outer_tos))
 		return DROP_ECN;
 	ip = ip_header(f, sizeof(struct iphdr));
 	if (!ip)
