@@ -25,15 +25,10 @@ import (
 // it does alone. It is late by what the kernel holds back and by its own scripts: the
 // host is given a sign meanwhile that the guest is on its way.
 var askAtOnce = way{"dhcpcd " + strings.Join(atOnce, " "), func(ctx context.Context, l *linux, st linkState, c otherClient) error {
-	sign, err := openSigns(st)
-	if err != nil {
-		return err
-	}
-	defer sign.close()
-	sign.give()
+	_ = giveSign(st) // without it there may be another cut
 	lossy := losesCommands(dhcpcdVersion(ctx))
 	l.link.told(ctx)
-	c.hears(ctx, sign.give)
+	c.hears(ctx)
 	if lossy {
 		return l.writeCommands(ctx, st.name, append([]string{"dhcpcd"}, atOnce...), []string{"--version"})
 	}
@@ -45,9 +40,8 @@ var atOnce = []string{"-n", "--noarp", "--nodelay"}
 // hearsBound is what a client's scripts may take in a slow guest.
 const hearsBound = 10 * time.Second
 
-// hears returns when the client has read what the kernel has told it. It calls idle all
-// the time until then.
-func (c otherClient) hears(ctx context.Context, idle func()) {
+// hears returns when the client has read what the kernel has told it.
+func (c otherClient) hears(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hearsBound)
 	defer cancel()
 	for ctx.Err() == nil {
@@ -55,7 +49,6 @@ func (c otherClient) hears(ctx context.Context, idle func()) {
 		if err != nil || !unread(string(table), c.pids) {
 			return
 		}
-		idle()
 		pause(ctx, 5*time.Millisecond)
 	}
 }

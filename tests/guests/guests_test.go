@@ -215,7 +215,7 @@ func keep(t *testing.T, row Row) {
 func line(t *testing.T, s *Subject, c Client, runs int) {
 	row, err := s.Try(t.Context(), c, runs)
 	if err != nil {
-		t.Errorf("%s: %v", s.Family.Name, err)
+		t.Errorf("%s: %v; the agent said:\n%s", s.Family.Name, err, s.log(t.Context()))
 		return
 	}
 	keep(t, row)
