@@ -87,18 +87,21 @@ func TestTheirs(t *testing.T) {
 		clients []otherClient
 		why     reason
 		start   bool
+		six     bool
 		want    time.Duration
 	}{
-		{"at the start", two, reason{}, true, judgeProbing},
-		{"dhcpcd at a flap", one, reason{}, false, 0},
-		{"networkd at a flap", []otherClient{{name: networkd}}, reason{}, false, judgeSeen},
-		{"both at a flap", []otherClient{{name: networkd}, {name: dhcpcd}}, reason{}, false, 0},
-		{"dhcpcd without a flap", one, reason{moved: &vnet.Moved{}}, false, 0},
-		{"dhcpcd at the start, in another network", one, reason{moved: &vnet.Moved{}}, true, 0},
-		{"one that is deaf to its link", two, reason{}, false, 0},
-		{"silence", two, reason{stale: 1}, false, judgeSilence},
+		{"at the start", two, reason{}, true, false, judgeProbing},
+		{"dhcpcd at a flap", one, reason{}, false, false, 0},
+		{"dhcpcd at a flap, with IPv6", one, reason{}, false, true, judgeProbing},
+		{"networkd at a flap", []otherClient{{name: networkd}}, reason{}, false, false, judgeSeen},
+		{"both at a flap", []otherClient{{name: networkd}, {name: dhcpcd}}, reason{}, false, false, 0},
+		{"dhcpcd without a flap", one, reason{moved: &vnet.Moved{}}, false, false, 0},
+		{"dhcpcd at the start, in another network", one, reason{moved: &vnet.Moved{}}, true, false, 0},
+		{"one that is deaf to its link", two, reason{}, false, false, 0},
+		{"silence", two, reason{stale: 1}, false, false, judgeSilence},
 	} {
-		if got := theirs(c.clients, c.why, c.start); got != c.want {
+		l := &linux{six: c.six}
+		if got := l.theirs(c.clients, c.why, c.start); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}

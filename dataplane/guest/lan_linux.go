@@ -32,6 +32,7 @@ type linux struct {
 	link  *link
 	nic   *nic
 	begun bool // the NIC was configured before
+	six   bool // a client had made it an IPv6 address the last time
 	end6  func()
 }
 
@@ -71,7 +72,6 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
-			quiet6(st.name) // whoever leases them
 			l.log.say("dhcp is left to %s", names(clients))
 			return time.Time{}, l.drive(ctx, st, clients, why, start)
 		}
@@ -151,13 +151,13 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		return err
 	}
 	defer news.close()
-	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: why.moved, patience: theirs(clients, why, start)}
+	j := judge{nic: l.nic, index: st.index, name: st.name, imds: newIMDS(l.c.IMDS, l.c.Wait).addr, moved: why.moved, patience: l.theirs(clients, why, start)}
 	if !start {
 		j.old = l.nic.addresses(st.index)
 	}
 	if j.patience > 0 {
 		if gone, ok := j.await(ctx, news); ok {
-			l.log.say("addresses %s%s", list(l.nic.addresses(st.index)), removed(gone))
+			l.good(st, gone)
 			return nil
 		}
 	}
@@ -180,7 +180,7 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		}
 		gone, ok := j.await(ctx, news)
 		if ok {
-			l.log.say("addresses %s%s", list(l.nic.addresses(st.index)), removed(gone))
+			l.good(st, gone)
 			return nil
 		}
 		if try == 0 { // a client that was ended has another number now
@@ -193,10 +193,17 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 	return nil
 }
 
+// good takes note of the addresses that the NIC has now.
+func (l *linux) good(st linkState, gone []netip.Prefix) {
+	all := l.nic.addresses(st.index)
+	l.six = slices.ContainsFunc(all, func(a netip.Prefix) bool { return a.Addr().Is6() })
+	l.log.say("addresses %s%s", list(all), removed(gone))
+}
+
 // theirs is how long clients are left alone first: at the agent's start they have just
 // asked; a metadata service that is silent may be slow; and who has seen the flap
 // begins by itself, and told to renew on top of that would begin once more.
-func theirs(clients []otherClient, why reason, start bool) (longest time.Duration) {
+func (l *linux) theirs(clients []otherClient, why reason, start bool) (longest time.Duration) {
 	switch {
 	case why.stale > 0:
 		return judgeSilence
@@ -207,7 +214,7 @@ func theirs(clients []otherClient, why reason, start bool) (longest time.Duratio
 	}
 	for _, c := range clients {
 		alone, sees := seesLinks[c.name]
-		if !sees {
+		if !sees || c.name == dhcpcd && !l.six {
 			return 0
 		}
 		longest = max(longest, alone)
@@ -216,7 +223,8 @@ func theirs(clients []otherClient, why reason, start bool) (longest time.Duratio
 }
 
 // seesLinks are the clients that follow the carrier, and what they may take then.
-var seesLinks = map[string]time.Duration{networkd: judgeSeen}
+// dhcpcd asks routers soon; only with IPv4 alone is it faster if it is told.
+var seesLinks = map[string]time.Duration{dhcpcd: judgeProbing, networkd: judgeSeen}
 
 func removed[T fmt.Stringer](gone []T) string {
 	if len(gone) == 0 {
