@@ -105,7 +105,7 @@ func (w *world) firstPackets(o Options, got measured) error {
 		all  int
 	}{{"1 k", thousand}, {"1 M", million}} {
 		if err := a.with(func(d *bpf.Datapath, _ int) error {
-			_, err := fill(d, n.all)
+			_, err := fill(d, 0, n.all)
 			return errors.Join(err, d.PutRoute(bpf.Route{VNI: vni(vethNIC), Prefix: filled}))
 		}); err != nil {
 			return err
