@@ -74,7 +74,7 @@ func (m *model) answerClimber(j *judged, p *modelPort, c climber, why string) ou
 		return out
 	}
 	out.verdict = actRedirect
-	if j.route.here { // its address is resolved by the kernel, behind the program
+	if j.route.here || !j.route.pa.IsValid() { // no next hop: the kernel finds one, behind the program
 		return out
 	}
 	packet := j.resetPacket
