@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 
@@ -155,6 +156,8 @@ const mappingBatch = 8192
 // fill writes the mappings of addresses from one number to another, behind 250 hosts,
 // and returns the CPU time it took, s.
 func fill(d *bpf.Datapath, from, to int) (float64, error) {
+	runtime.LockOSThread() // whose CPU time it is
+	defer runtime.UnlockOSThread()
 	begin := threadCPU()
 	for at := from; at < to; at += mappingBatch {
 		rows := make([]bpf.Mapping, 0, mappingBatch)
