@@ -192,8 +192,12 @@ func TestConversation(t *testing.T) {
 func TestReportsRefused(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(23)
-	w.Publish(23, vnet.NewEpoch(3, 7), &vnet.Document{Tag: vnet.TagPartial})
 	g.say(vnet.FromGuest{Hello: "h"})
+	g.say(report(7, vnet.ReportPartial)) // the host agent has just started
+	if m := g.hear(); m.Answer == nil || m.Answer.Error != "nothing published yet" || !m.Answer.Again {
+		t.Errorf("before a document: answer %+v", m.Answer)
+	}
+	w.Publish(23, vnet.NewEpoch(3, 7), &vnet.Document{Tag: vnet.TagPartial})
 	g.hear()
 	for _, c := range []struct {
 		say   vnet.FromGuest
@@ -214,7 +218,7 @@ func TestReportsRefused(t *testing.T) {
 			t.Errorf("%+v: answer %+v", c.say.Report, m.Answer)
 		}
 	}
-	if len(w.reports) != 0 || len(w.refused) != 4 {
+	if len(w.reports) != 0 || len(w.refused) != 5 {
 		t.Errorf("taken %v, refused %q", w.reports, w.refused)
 	}
 }

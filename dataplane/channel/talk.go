@@ -128,9 +128,11 @@ func (p *port) heard(hello string) {
 func (p *port) reported(ctx context.Context, r vnet.GuestReport) {
 	answer := vnet.ReportAnswer{Epoch: r.Epoch}
 	p.s.mu.Lock()
-	doc := p.doc
+	doc, epoch := p.doc, p.epoch
 	p.s.mu.Unlock()
 	switch {
+	case epoch == 0: // a host agent that has just started has not come so far
+		answer.Error, answer.Again = "nothing published yet", true
 	case doc == nil || doc.Epoch != r.Epoch:
 		answer.Error = "report on another epoch"
 	case r.Kind != vnet.ReportPartial && r.Kind != vnet.ReportFinal || doc.Partial() != (r.Kind == vnet.ReportPartial):

@@ -176,8 +176,12 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *ref
 	case rep.Kind != vnet.ReportPartial && rep.Kind != vnet.ReportFinal:
 		return &refusal{http.StatusBadRequest, "unknown kind of report", `say "partial" or "final"`, false}
 	}
-	pub, _ := s.published(who)
+	pub, over := s.published(who)
 	doc := pub.doc
+	if doc == nil && !over && low(rep.Epoch) == who.Epoch {
+		// A host agent that has just started has not come so far: it needs this report.
+		return &refusal{http.StatusServiceUnavailable, "nothing published yet", "send it again", false}
+	}
 	if doc == nil || doc.Epoch != rep.Epoch {
 		return &refusal{http.StatusConflict, "report on another epoch", "ask " + PathConfig + " again", false}
 	}
