@@ -21,7 +21,7 @@ GUEST_MAX := 8388608
 PACKAGES := qemu-system-x86 qemu-utils busybox-static xz-utils tzdata ca-certificates
 PACKAGES_TEST := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler \
 	e2fsprogs iproute2 ethtool procps iperf3 tcpdump tshark vagrant \
-	isc-dhcp-client dhcpcd-base dbus-daemon mmdebstrap kmod cpio gzip nftables
+	isc-dhcp-client dhcpcd-base dbus-daemon mmdebstrap kmod cpio gzip nftables iptables
 
 export DEBIAN_FRONTEND := noninteractive
 export CGO_ENABLED := 0
