@@ -17,7 +17,6 @@ type cast struct {
 	memory   string        // MiB
 	budget   time.Duration // for booting anything
 	patience time.Duration // for a script inside
-	faster   float64       // than a VM from scratch a claim has to be
 	lease    time.Duration // for a swap until it is seen; 0: as usual
 	rename   string        // what a swap calls it; "": nobody in it takes settings after the claim
 	settled  string        // a script that ends once the guest has done what follows a claim; "": nothing does
@@ -32,12 +31,12 @@ var casts = map[string]cast{
 		image: func(ctx context.Context, bin string) (string, error) {
 			return lab.BuildGuest(ctx, filepath.Join(bin, "replug-guest"))
 		},
-		memory: "128", budget: 3 * time.Minute, patience: 20 * time.Second, faster: 10, rename: "blue-1",
+		memory: "128", budget: 3 * time.Minute, patience: 20 * time.Second, rename: "blue-1",
 		deaf: "mkdir -p /run/replug-guest; touch /run/replug-guest/dhcp-off", hears: "rm /run/replug-guest/dhcp-off",
 	},
 	"debian": {
 		image:  func(ctx context.Context, _ string) (string, error) { return lab.BuildDebian(ctx) },
-		memory: "384", budget: 12 * time.Minute, patience: 2 * time.Minute, lease: time.Minute, faster: 4,
+		memory: "384", budget: 12 * time.Minute, patience: 2 * time.Minute, lease: time.Minute,
 		settled: "until test -f /var/lib/cloud/instance/boot-finished; do sleep 1; done",
 		// Held, not stopped: as it stops it gives its addresses up.
 		deaf: "kill -STOP $(pidof systemd-networkd)", hears: "kill -CONT $(pidof systemd-networkd)",

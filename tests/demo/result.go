@@ -16,8 +16,6 @@ type Result struct {
 	Bystander            Bystander `json:"bystander"`
 	Leaks                Leaks     `json:"leaks"`
 	Residue              []string  `json:"residue"`
-
-	faster float64 // than a VM from scratch the claim has to be
 }
 
 // A Move is one VM's way from one network to another. Times are in ms since the
