@@ -14,11 +14,12 @@ import (
 
 // tellGaps are the times between the advertisements that follow an event and that
 // nobody has asked for. A guest that has seen its link come back listens only when
-// its link-local address is good, and systemd-networkd (252) asks up to 1.5 s after
-// that. RFC 4861, section 10, wants 3 s between two on a link of many hosts and
-// routers, RFC 6275, section 7.5, as little as 30 ms where a host has just arrived;
-// here one guest hears them.
-var tellGaps = []time.Duration{250 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second}
+// its link-local address is good, and systemd-networkd (252), which listens some 50 ms
+// after that, asks up to 1.5 s later. RFC 4861, section 10, wants 3 s between two on a
+// link of many hosts and routers, RFC 6275, section 7.5, as little as 30 ms where a host
+// has just arrived; here one guest hears them.
+var tellGaps = []time.Duration{50 * time.Millisecond, 75 * time.Millisecond, 125 * time.Millisecond, 250 * time.Millisecond,
+	500 * time.Millisecond, time.Second, 3 * time.Second}
 
 const (
 	// Then they come at random within these bounds (the RFC's own), a third of

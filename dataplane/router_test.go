@@ -136,7 +136,7 @@ func TestRouterIsTold(t *testing.T) {
 			t.Fatalf("last status %+v", s)
 		}
 		both := "-" + redRouter + " " + blueRouter
-		if got := w.heard(); got != times(4, both) {
+		if got := w.heard(); got != times(6, both) {
 			t.Errorf("at once: %s", got)
 		}
 		settle(8 * time.Second)
@@ -216,7 +216,7 @@ func TestRouterOfNoIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		in, _ := dualSwap(w, func(in *vnet.Intent, _ *guest) { in.Next.Addrs = in.Next.Addrs[:1] })
-		if got := w.heard(); got != times(4, "-"+redRouter) {
+		if got := w.heard(); got != times(6, "-"+redRouter) {
 			t.Errorf("heard %s", got)
 		}
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {
@@ -266,7 +266,7 @@ func TestRouterOfAChangedPlace(t *testing.T) {
 		w.agent.set(in)
 		settle(time.Second)
 		// What the router itself has said before is taken back in its own name.
-		if got := w.heard(); got != times(4, "-"+redRouter, blueRouter, blueRouter) {
+		if got := w.heard(); got != times(6, "-"+redRouter, blueRouter, blueRouter) {
 			t.Errorf("heard %s", got)
 		}
 	})
