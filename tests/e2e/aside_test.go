@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -105,7 +104,7 @@ func (w *world) dialer(ctx context.Context, addr string) (conn net.Conn, err err
 // The VNIs are used up: a network more is refused, and one given back is given out.
 func TestVNIsUsedUp(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	a := w.aside(ctx, t, filepath.Join(t.TempDir(), "data"), "--vni-range", "70007-70009")
 	networks := pb.NewNetworksClient(a.conn(t))
 	if _, err := pb.NewTenantsClient(a.conn(t)).CreateTenant(ctx, &pb.CreateTenantRequest{RequestId: w.id(), Name: tenant}); err != nil {
@@ -142,7 +141,7 @@ func TestVNIsUsedUp(t *testing.T) {
 // again changes work without a restart.
 func TestDiskFull(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	dir := t.TempDir()
 	if err := unix.Mount("replug-e2e", dir, "tmpfs", 0, "size=256m"); err != nil {
 		t.Fatal(err)
@@ -185,7 +184,7 @@ func TestDiskFull(t *testing.T) {
 // for byte; the way out works.
 func TestCorruptedDataDirectory(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	base := t.TempDir()
 	sound := filepath.Join(base, "sound")
 	a := w.aside(ctx, t, sound)
@@ -223,10 +222,8 @@ func TestCorruptedDataDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := sums(t, dir)
-			bounded, cancel := context.WithTimeout(ctx, 15*time.Second)
-			defer cancel()
-			_, err := w.Lab.Server().Run(bounded, w.asideArgs(dir, fmt.Sprint(w.Lab.ServerAddr(), ":7599"))...)
-			if err == nil || bounded.Err() != nil || !strings.Contains(err.Error(), "corrupted") || !strings.Contains(err.Error(), "replug restore") {
+			_, err := w.Lab.Server().Run(ctx, w.asideArgs(dir, fmt.Sprint(w.Lab.ServerAddr(), ":7599"))...)
+			if err == nil || !strings.Contains(err.Error(), "corrupted") || !strings.Contains(err.Error(), "replug restore") {
 				t.Errorf("the server ended with %v, want it to name the directory corrupted, and the way out", err)
 			}
 			if after := sums(t, dir); !maps.Equal(before, after) {

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -29,7 +28,7 @@ type holding map[string]int
 // don't expire (invariant 8).
 func TestNothingPilesUp(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web, cold := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", false)
 	w.peer(ctx, t, "red")
 	w.peer(ctx, t, "blue")
@@ -68,9 +67,7 @@ func TestNothingPilesUp(t *testing.T) {
 	round(6) // what is made once is made
 	before := w.holding(ctx, t)
 	round(24)
-	settled, cancel := context.WithTimeout(ctx, 12*time.Second)
-	defer cancel()
-	err := lab.Until(settled, "the baseline", func() error {
+	err := lab.Until(ctx, "the baseline", func() error {
 		after := w.holding(ctx, t)
 		var more []string
 		for what, n := range after {

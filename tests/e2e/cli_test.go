@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	pb "replug/control/controlpb"
 )
@@ -36,7 +35,7 @@ func (w *world) cli(ctx context.Context, t *testing.T, args ...string) (out, sai
 // Every exit code, from the real server, with words that help.
 func TestExitCodes(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	for _, c := range []struct {
 		name string
@@ -75,7 +74,7 @@ func TestExitCodes(t *testing.T) {
 
 // Commands of the other programs that can't be understood exit with 2, too.
 func TestUsageOfPrograms(t *testing.T) {
-	ctx := shared.within(t, 20*time.Second)
+	ctx := shared.within(t)
 	for _, args := range [][]string{
 		{"replug-server", "--colour"}, {"replug-server"}, {"replug-host", "--colour"}, {"replug-host", "--max-ports", "none"}, {"replug-guest", "--colour"},
 	} {
@@ -89,7 +88,7 @@ func TestUsageOfPrograms(t *testing.T) {
 
 // The help of every command begins with an example.
 func TestHelp(t *testing.T) {
-	ctx := shared.within(t, time.Minute)
+	ctx := shared.within(t)
 	help := func(args ...string) string {
 		t.Helper()
 		out, err := exec.CommandContext(ctx, filepath.Join(bin, args[0]), append(args[1:], "--help")...).CombinedOutput()
@@ -126,7 +125,7 @@ func TestHelp(t *testing.T) {
 // JSON has every documented field, the empty ones too, and no other.
 func TestJSON(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	ip := w.ip()
 	web.also(ctx, t, ip)
@@ -178,7 +177,7 @@ func TestJSON(t *testing.T) {
 // no frame goes another way.
 func TestPlanChangesNothing(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web, peer := w.guest(ctx, t, 1, "red", true), w.peer(ctx, t, "red")
 	w.peer(ctx, t, "blue")
 	admin, ports := pb.NewAdminClient(w.conn), pb.NewPortsClient(w.conn)
@@ -215,7 +214,7 @@ func TestPlanChangesNothing(t *testing.T) {
 // --wait prints each hop once, in order, with ms, then the receipt.
 func TestWaitShowsTheTimeline(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", false)
 	out, said, code := w.cli(ctx, t, "port", "swap", web.port, "--tenant", tenant, "--network", "blue", "--ip", w.ip(), "--wait")
 	if code != 0 {

@@ -52,7 +52,7 @@ func (w *world) bystanders(ctx context.Context, t *testing.T) (check func()) {
 // and nobody notices. With the agent back, all goes on (invariants 3, 7).
 func TestHostDead(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	reaches(ctx, t, w.peer(ctx, t, "red").Node, web.ip)
 	ip := w.ip()
@@ -88,7 +88,7 @@ func TestHostDead(t *testing.T) {
 // reserved then goes on when the server is back.
 func TestStoreDown(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	lossless := w.bystanders(ctx, t)
 	ip := w.ip()

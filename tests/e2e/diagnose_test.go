@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -26,7 +25,7 @@ import (
 // refused one with its reason, in tshark.
 func TestCapture(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 50*time.Second)
+	ctx := w.within(t)
 	r := w.ruled(ctx, t, "cyan")
 	file := filepath.Join(t.TempDir(), "far.pcapng")
 	p := w.looking(ctx, t, "capture "+r.far.port+" --tenant "+tenant+" --count 12 > "+file)
@@ -83,7 +82,7 @@ func (r *ruled) sameHost(ctx context.Context, t *testing.T) {
 // looked: also when the agent was killed meanwhile.
 func TestCaptureOutlastsFlip(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 50*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	w.peer(ctx, t, "blue")
 	ip := w.ip()
@@ -161,7 +160,7 @@ func (w *world) looking(ctx context.Context, t *testing.T, command string) *lab.
 // What is refused, what is live, and what the flow log keeps of it.
 func TestDropsAndFlows(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 50*time.Second)
+	ctx := w.within(t)
 	r := w.ruled(ctx, t, "navy")
 	stop := make(chan struct{})
 	done := make(chan struct{})

@@ -18,7 +18,7 @@ import (
 // and the port and its connections are as they were.
 func TestHostIsFull(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web, other, peer := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.peer(ctx, t, "red")
 	rules := make([]*pb.Rule, 20)
 	for i := range rules {
@@ -47,7 +47,7 @@ func TestHostIsFull(t *testing.T) {
 	restart(ctx, "--max-rules", "32", "--max-mappings", fmt.Sprint(mappings+4))
 	small := true
 	t.Cleanup(func() { // other tests need a host with room
-		bounded, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		bounded, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if small {
 			restart(bounded)

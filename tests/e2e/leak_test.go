@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	pb "replug/control/controlpb"
 	"replug/tests/cluster"
@@ -63,7 +62,7 @@ func probe(t *testing.T, from *lab.Node, network string, ips []string) (sent fun
 // and the places must follow one another as the swaps did. No clock is asked.
 func TestNothingOfAnotherNetwork(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 2*time.Minute)
+	ctx := w.within(t)
 	lossless := w.bystanders(ctx, t)
 	web := w.guest(ctx, t, 1, "red", false)
 	ips := []string{web.ip, w.ip(), w.ip(), w.ip()}
@@ -218,7 +217,7 @@ func judge(t *testing.T, file string, mac net.HardwareAddr, been []place, sure m
 // (invariant 1).
 func TestSameAddressTwice(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	ip := w.ip()
 	records := make(map[string]*lab.Recording)
 	for i, network := range []string{"red", "blue"} {
@@ -263,7 +262,7 @@ func TestSameAddressTwice(t *testing.T) {
 // another build of it takes over (invariant 7).
 func TestUpgradeLosesNothing(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	other := t.TempDir()
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", other+"/", "replug/cmd/replug-host")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -49,7 +49,7 @@ done
 // its own agent is there again, the same swap is made (issue 4, point 9).
 func TestLiarOverTheChannel(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 5*time.Minute)
+	ctx := w.within(t)
 	vm := w.machine(ctx, t, "red")
 	in := func(script string) string {
 		t.Helper()

@@ -68,7 +68,7 @@ func listeners(t *testing.T, n *lab.Node) (all []netip.AddrPort) {
 // only to the machine itself.
 func TestStrangersAreRefused(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	metrics := map[uint16]bool{9416: true, 9417: true, 9418: true}
 	metadata := map[string]bool{"169.254.169.254:80": true, "168.63.129.16:80": true, "[fd00:ec2::254]:80": true}
 	served := 0
@@ -139,7 +139,7 @@ func (w *world) strange(ctx context.Context, t *testing.T, addr string) {
 // touches its own only.
 func TestWhoMayDoWhat(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	for _, name := range []string{tenant, "rival"} {
 		if _, err := pki.Issue(w.PKI, pki.Request{Kind: pki.Tenant, Name: name}); err != nil {
 			t.Fatal(err)
@@ -233,7 +233,7 @@ func attachAs(ctx context.Context, t *testing.T, conn *grpc.ClientConn, name str
 // Nothing listens in the underlay's addresses of a host but VXLAN in the kernel.
 func TestNoProviderAddressAnswers(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 20*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	p, err := pb.NewPortsClient(w.conn).GetPort(ctx, &pb.GetPortRequest{Tenant: tenant, Name: web.port})
 	if err != nil {

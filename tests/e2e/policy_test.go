@@ -50,8 +50,6 @@ func (m *member) hears(addr string) (name string) {
 // eventually waits until want is heard at an address.
 func (m *member) eventually(ctx context.Context, t *testing.T, what, addr, want string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	if err := lab.Until(ctx, what, func() error {
 		if got := m.hears(addr); got != want {
 			return fmt.Errorf("%s hears %q, want %q", addr, got, want)
@@ -65,7 +63,7 @@ func (m *member) eventually(ctx context.Context, t *testing.T, what, addr, want 
 // S59: security groups take effect on live ports, on both sides of hosts.
 func TestSecurityGroups(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web, near, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
 	web.greets(t, 8443)
 	groups, ports := pb.NewGroupsClient(w.conn), pb.NewPortsClient(w.conn)
@@ -119,7 +117,7 @@ func TestSecurityGroups(t *testing.T) {
 // seat to the other network's service of the name.
 func TestServiceFollows(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	one, client, blue := w.guest(ctx, t, 2, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "blue", true)
 	one.greets(t, 8443)
 	services := pb.NewServicesClient(w.conn)
@@ -149,7 +147,7 @@ func TestServiceFollows(t *testing.T) {
 // Two networks of a tenant reach one another while they are peers, in both families.
 func TestPeering(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	networks := pb.NewNetworksClient(w.conn)
 	// Detached guests' addresses rest, so the networks are of no further use.
 	for moniker, subnets := range map[string][]*pb.Subnet{

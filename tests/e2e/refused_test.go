@@ -15,7 +15,7 @@ import (
 // neither writes anything nor holds an address (invariant 10, MISSION S57, S60).
 func TestRefusedSwaps(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	w.peer(ctx, t, "blue")
 	swaps, admin := pb.NewSwapsClient(w.conn), pb.NewAdminClient(w.conn)
@@ -74,7 +74,7 @@ func TestRefusedSwaps(t *testing.T) {
 // (invariant 4).
 func TestRequestTwice(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	ip := w.ip()
 	web.also(ctx, t, ip)
@@ -98,7 +98,7 @@ func TestRequestTwice(t *testing.T) {
 // be deleted, its address can't be taken; cancelled, everything is back and free.
 func TestOneSwapAtATime(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	if err := w.network(ctx, "held"); err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestOneSwapAtATime(t *testing.T) {
 // A caller that never confirms: the swap is undone by itself (invariant 3).
 func TestUnconfirmedIsUndone(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	ip := w.ip()
 	web.also(ctx, t, ip)
@@ -154,7 +154,7 @@ func TestUnconfirmedIsUndone(t *testing.T) {
 // A port that is detached in mid-swap ends the swap as abandoned.
 func TestDetachedInMidSwap(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	ip := w.ip()
 	web.also(ctx, t, ip)
@@ -170,7 +170,7 @@ func TestDetachedInMidSwap(t *testing.T) {
 // A guest whose tap is gone ends the swap while nothing has changed.
 func TestGuestGoneIsNotSwapped(t *testing.T) {
 	w := shared
-	ctx := w.within(t, 30*time.Second)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	if err := web.PowerOff(ctx); err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	pb "replug/control/controlpb"
 	"replug/directory/pki"
@@ -17,7 +16,7 @@ import (
 // first one nor what it carries.
 func TestTwoAgentsWithOneName(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	lossless := w.bystanders(ctx, t)
 	if err := w.Agent(2).Stop(ctx); err != nil {
@@ -57,7 +56,7 @@ func TestTwoAgentsWithOneName(t *testing.T) {
 // anew, a port that was made after the backup is left as it is and shown, others
 // lose no frame, and swaps work (invariants 5, 6, 7).
 func TestRestore(t *testing.T) {
-	start := shared.within(t, 2*time.Minute)
+	start := shared.within(t)
 	w, err := newWorld(start, lab.Config{Name: fmt.Sprint("ruin", os.Getpid()%100000)}, "")
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +66,7 @@ func TestRestore(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web := w.guest(ctx, t, 1, "red", true)
 	w.peer(ctx, t, "blue")
 	lossless := w.bystanders(ctx, t)

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -32,7 +31,7 @@ const guestMTU = 1430
 // between real NICs: the server, its hosts, and VXLAN. What guests have of both
 // families passes, a swap goes through, and diagnosis shows what there is.
 func TestUnderlayOfIPv6(t *testing.T) {
-	start := shared.within(t, 2*time.Minute)
+	start := shared.within(t)
 	w, err := newWorld(start, lab.Config{Name: fmt.Sprint("six", os.Getpid()%100000), Hosts: 3, MTU: guestMTU + 70, Family: lab.IPv6, Wire: lab.WireCable, Threaded: true}, "")
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +42,7 @@ func TestUnderlayOfIPv6(t *testing.T) {
 		}
 	})
 	w.provoked = []string{"unknown_source", "wrong_source"}
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	web, left := w.lowered(ctx, t), w.guest(ctx, t, 2, "red", true)
 	w.onWire(ctx, t, web, left)
 	w.dualOverSix(ctx, t)

@@ -30,7 +30,7 @@ type exit struct {
 // does.
 func TestWayOut(t *testing.T) {
 	w := shared
-	ctx := w.within(t, time.Minute)
+	ctx := w.within(t)
 	vni := w.exits(ctx, t)
 	web, gw := w.guest(ctx, t, 1, "exits", true), w.guest(ctx, t, 2, "exits", true)
 	web.six(ctx, t)
@@ -143,7 +143,7 @@ func (w *world) vtep(ctx context.Context, t *testing.T, vni uint32, web *member)
 		w.must(ctx, t, "vtep", "add", name, "--network", "exits", "--ip", e.hops[family], "--pa", pa, "--mac", mac)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		for _, name := range []string{"edge-4", "edge-6"} {
 			w.must(ctx, t, "vtep", "remove", name, "--network", "exits")

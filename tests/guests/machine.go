@@ -176,7 +176,7 @@ ip link set eth0 address `+next.String()+`
 ip addr flush dev eth0
 ip route flush dev eth0
 ip -6 route flush dev eth0
-sysctl -q -w net.ipv6.conf.eth0.disable_ipv6=0 net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.autoconf=1 net.ipv6.conf.eth0.addr_gen_mode=0 net.ipv6.conf.eth0.accept_dad=1
+sysctl -q -w net.ipv6.conf.eth0.disable_ipv6=0 net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.autoconf=1 net.ipv6.conf.eth0.addr_gen_mode=0 net.ipv6.conf.eth0.accept_dad=1 net.ipv6.neigh.eth0.retrans_time_ms=1000
 true`)
 	if err != nil {
 		return nil, fmt.Errorf("reset the guest: %w: %s", err, out)

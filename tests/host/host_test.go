@@ -197,10 +197,8 @@ func to(in vnet.Intent, p vnet.Place, trigger vnet.Trigger) (prepare, change vne
 // pings waits until the guest reaches an address; it fails the test if it doesn't.
 func (w *world) pings(g *lab.Guest, ca string) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
-	defer cancel()
-	err := lab.Until(ctx, g.Name+" reaches "+ca, func() error {
-		_, err := g.Exec(ctx, "ping", "-c", "1", "-W", "1", ca)
+	err := lab.Until(w.ctx, g.Name+" reaches "+ca, func() error {
+		_, err := g.Exec(w.ctx, "ping", "-c", "1", "-W", "1", ca)
 		return err
 	})
 	if err != nil {
