@@ -50,6 +50,9 @@ func TestUdhcpcIsTold(t *testing.T) {
 	w.start(func(c *Config) { c.DHCP = DHCPAuto })
 	w.said("dhcp is left to udhcpc\n")
 	next(t, w.reports, "report")
+	if dad, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + w.nic + "/accept_dad"); string(dad) != "0\n" {
+		t.Errorf("the kernel looks for others with an IPv6 address: %q, %v", dad, err)
+	}
 	drain(w.dhcp)
 	w.give("10.37.91.66/24")
 	w.flap(20 * time.Millisecond)

@@ -73,6 +73,7 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
 			l.log.say("dhcp is left to %s", names(clients))
+			quiet6(st.name)
 			return time.Time{}, l.drive(ctx, st, clients, why, start)
 		}
 	}

@@ -92,8 +92,8 @@ func (l *linux) follow6(ctx context.Context, st linkState, ready chan<- struct{}
 	}
 }
 
-// quiet6 lets the NIC use its addresses at once: the host gives each to one port
-// only, so there is nobody to ask whether it is free (RFC 4862, section 5.4).
+// quiet6 lets the NIC use its addresses at once, whoever makes them: the host gives each
+// to one port only, so there is nobody to ask whether it is free (RFC 4862, section 5.4).
 // False: somebody has turned IPv6 off, or the kernel has none.
 func quiet6(nic string) bool {
 	dir := filepath.Join("/proc/sys/net/ipv6/conf", nic)
