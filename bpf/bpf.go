@@ -80,12 +80,12 @@ type Datapath struct {
 	noTCX bool   // devices are hooked by filters of a clsact qdisc
 	trace uint32 // the mark of a frame that is only looked at
 
-	mu        sync.Mutex             // guards rows, and every read-modify-write of ports
-	flips     uint64                 // counts them
-	unsettled map[uint16]uint64      // port -> its last flip, if a frame may still use what that replaced
-	rules     ruleSpace              // which pieces of the rules map are taken
-	staged    map[uint16]stagedRules // for rows to come
-	held      map[uint16]heldRules   // of rows that a higher epoch has replaced
+	mu        sync.Mutex              // guards rows, and every read-modify-write of ports
+	flips     uint64                  // counts them
+	unsettled map[uint16]uint64       // port -> its last flip, if a frame may still use what that replaced
+	rules     ruleSpace               // which pieces of the rules map are taken
+	staged    map[uint16]stagedRules  // for rows to come
+	held      map[uint16]datapathPort // rows that a higher epoch has replaced: their rules stand yet
 
 	changes sync.Mutex // guards changed
 	changed uint64     // how often anything that leads to a way has changed
@@ -232,12 +232,14 @@ func (d *Datapath) Settle() error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var errs []error
 	for id, flip := range waited {
 		if d.unsettled[id] == flip { // else it was flipped again meanwhile
 			delete(d.unsettled, id)
+			errs = append(errs, d.keepReplaced(id))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // gracePeriod waits as synchronize_rcu does, which the kernel does for this

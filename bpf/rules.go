@@ -254,7 +254,7 @@ func (p datapathPort) lists() []datapathRuleList { return []datapathRuleList{p.I
 // those that they have replaced.
 func (d *Datapath) readRules() error {
 	d.rules = ruleSpace{size: d.objs.Rules.MaxEntries()}
-	d.held = map[uint16]heldRules{}
+	d.held = map[uint16]datapathPort{}
 	replaced := map[uint16]datapathPort{}
 	err := each(d.objs.Ports, func(id uint32, slot datapathPortSlot) error {
 		row, old := slot.Row[slot.Active&1], slot.Row[1-slot.Active&1]

@@ -41,9 +41,6 @@ func (d *Datapath) unstageRules(id uint16) {
 	delete(d.staged, id)
 }
 
-// heldRules stand in the rules map after their row has gone.
-type heldRules struct{ in, out datapathRuleList }
-
 // ReleaseRules gives back the room of the rules that the port had before its last
 // higher epoch: it won't go back to them.
 func (d *Datapath) ReleaseRules(id uint16) {
@@ -57,8 +54,30 @@ func (d *Datapath) ReleaseRules(id uint16) {
 func (d *Datapath) holdRules(id uint16, old datapathPort) {
 	d.unholdRules(id)
 	if old.In.Count+old.Out.Count > 0 {
-		d.held[id] = heldRules{old.In, old.Out}
+		d.held[id] = old
 	}
+}
+
+// keepReplaced lets a process that is loaded anew find what is held: it looks at the
+// row that isn't in force, which an edit in the same epoch has written over. No frame
+// may use that row any more.
+func (d *Datapath) keepReplaced(id uint16) error {
+	old, held := d.held[id]
+	if !held {
+		return nil
+	}
+	slot, err := d.slot(id)
+	if err != nil {
+		return err
+	}
+	if slot.Row[1-slot.Active&1] == old {
+		return nil
+	}
+	slot.Row[1-slot.Active&1] = old
+	if err := d.objs.Ports.Put(uint32(id), slot); err != nil {
+		return fmt.Errorf("write down where the rules stand that port %d may go back to: %w", id, err)
+	}
+	return nil
 }
 
 // reholdRules is holdRules by a new process. Whether the port may still go back it
@@ -74,7 +93,8 @@ func (d *Datapath) reholdRules(id uint16, old datapathPort) {
 }
 
 func (d *Datapath) unholdRules(id uint16) {
-	d.rules.release(id, d.flips, d.held[id].in, d.held[id].out)
+	old := d.held[id]
+	d.rules.release(id, d.flips, old.lists()...)
 	delete(d.held, id)
 }
 
@@ -103,10 +123,10 @@ func (d *Datapath) enterRules(id uint16, row *datapathPort, rules *RuleSet) erro
 		return nil
 	}
 	d.unstageRules(id)
-	if h, ok := d.held[id]; ok && rules != nil && d.stand(h.in, rules.In) && d.stand(h.out, rules.Out) {
+	if h, ok := d.held[id]; ok && rules != nil && d.stand(h.In, rules.In) && d.stand(h.Out, rules.Out) {
 		delete(d.held, id)
 		row.Flags |= datapathPortFlag(hasRules)
-		row.In, row.Out = h.in, h.out
+		row.In, row.Out = h.In, h.Out
 		return nil
 	}
 	d.unholdRules(id)

@@ -69,11 +69,15 @@ func TestRulesAreHeldOverARestart(t *testing.T) {
 		h.must(h.reload(func(*Options) {}))
 	}
 	h.must(h.flip(redA, 0, h.set(5)))
-	h.must(h.flip(redA, 1, h.set(3)))
+	h.must(h.flip(redA, 1, h.set(2)))
+	h.must(h.dp.SetRules(redA.id, h.set(1))) // the group is edited in mid-swap
+	h.must(h.dp.Settle())
 	restart()
-	h.full("what it left is held", redA2, 1)
+	h.full("what it left is held", redA2, 3)
+	h.must(h.dp.StageRules(redA2.id, h.set(2)))
 	h.must(h.flip(redA, 2, h.set(5)))
 	h.inForce("gone back after a restart", redA, h.set(5))
+	h.must(h.dp.StageRules(redA2.id, nil))
 	restart()
 	h.dp.ReleaseRules(redA.id)
 	h.must(h.dp.Settle())

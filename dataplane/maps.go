@@ -33,7 +33,7 @@ func (m *maps) settler() {
 	defer close(m.done)
 	for range m.settle {
 		if err := m.bpf.Settle(); err != nil {
-			m.log.Warn("the next flip takes longer", "err", err)
+			m.log.Warn("a flip is not settled: the next one takes longer, or an undo after a restart may find no room for its rules", "err", err)
 		}
 	}
 }
