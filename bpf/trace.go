@@ -81,9 +81,9 @@ func (d *Datapath) TraceFromWire(frame []byte) (Trace, error) {
 	return d.runTrace(d.objs.FromWire, s.Uplink, frame)
 }
 
-// A skbContext is struct __sk_buff (linux/bpf.h), of which a test run reads only
-// the fields with a name.
-type skbContext struct {
+// A SkBuff is struct __sk_buff (linux/bpf.h), of which a test run of a program reads
+// only the fields with a name.
+type SkBuff struct {
 	_       [2]uint32
 	Mark    uint32
 	_       [7]uint32
@@ -100,7 +100,7 @@ func (d *Datapath) runTrace(p *ebpf.Program, ifindex uint32, frame []byte) (Trac
 	if err := d.objs.Traced.Put(uint32(0), none); err != nil {
 		return Trace{}, fmt.Errorf("clear the last trace: %w", err)
 	}
-	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: skbContext{Mark: d.trace, Ifindex: ifindex}}
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: SkBuff{Mark: d.trace, Ifindex: ifindex}}
 	verdict, err := p.Run(&opts)
 	if err != nil {
 		return Trace{}, fmt.Errorf("run %s over a frame of %d bytes: %w", p, len(frame), err)

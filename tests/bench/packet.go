@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
-	"strconv"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -73,12 +71,12 @@ func (w *world) knownPackets(got measured) error {
 	arriving := frame.Encapsulate(frame.Outer{SrcMAC: vnet.MAC(a.mac), DstMAC: vnet.MAC(b.mac), Src: from.pa, Dst: to.pa, VNI: vnet.VNI(vni(vethNIC))},
 		udpFrame(from.addr, to.addr, vnet.GatewayMAC[:], to.mac))
 	for _, p := range []struct {
-		name, device, pin string
-		s                 *side
-		frame             []byte
-	}{{"from_vm", from.host, "tap-", a, sent}, {"from_wire", wire, "uplink", b, arriving}} {
+		name, device string
+		s            *side
+		frame        []byte
+	}{{"from_vm", from.host, a, sent}, {"from_wire", wire, b, arriving}} {
 		err := p.s.host.Do(func() error {
-			t, err := newTimer(p.s, p.device, p.pin)
+			t, err := newTimer(p.s, p.device)
 			if err != nil {
 				return err
 			}
@@ -112,7 +110,7 @@ func (w *world) firstPackets(o Options, got measured) error {
 		}
 		for range o.Rounds {
 			err := a.host.Do(func() error {
-				t, err := newTimer(a, from.host, "tap-")
+				t, err := newTimer(a, from.host)
 				if err != nil {
 					return err
 				}
@@ -150,27 +148,19 @@ type timer struct {
 	ifindex int
 }
 
-// newTimer finds the program by its link's pin; "tap-" is followed by the ifindex.
-// It has to be called on the side's host.
-func newTimer(s *side, device, pin string) (*timer, error) {
+// newTimer finds the program that the device's frames come to first. It has to be
+// called on the side's host.
+func newTimer(s *side, device string) (*timer, error) {
 	dev, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, err
 	}
-	if pin == "tap-" {
-		pin += strconv.Itoa(dev.Index)
-	}
-	l, err := link.LoadPinnedLink(filepath.Join(pins(s), "links", pin), nil)
-	if err != nil {
-		return nil, fmt.Errorf("find the program: %w", err)
-	}
-	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return nil, err
+	on, err := link.QueryPrograms(link.QueryOptions{Target: dev.Index, Attach: ebpf.AttachTCXIngress})
+	if err != nil || len(on.Programs) == 0 {
+		return nil, errors.Join(fmt.Errorf("no program gets the frames of %s", device), err)
 	}
 	t := &timer{ifindex: dev.Index}
-	if t.prog, err = ebpf.NewProgramFromID(info.Program); err != nil {
+	if t.prog, err = ebpf.NewProgramFromID(on.Programs[0].ID); err != nil {
 		return nil, err
 	}
 	if t.d, _, _, _, err = open(s); err != nil {
@@ -181,13 +171,6 @@ func newTimer(s *side, device, pin string) (*timer, error) {
 }
 
 func (t *timer) close() { t.prog.Close(); t.d.Close() }
-
-// skbContext is struct __sk_buff (linux/bpf.h) up to what a test run reads.
-type skbContext struct {
-	_       [10]uint32
-	Ifindex uint32
-	_       [37]uint32
-}
 
 // run returns what a packet takes, ns: the median of many short means.
 func (t *timer) run(next func(i int) []byte) (float64, error) {
@@ -202,7 +185,7 @@ func (t *timer) run(next func(i int) []byte) (float64, error) {
 			return 0, err
 		}
 		for i := range packetBatch {
-			if _, err := t.prog.Run(&ebpf.RunOptions{Data: next(b*packetBatch + i), Context: skbContext{Ifindex: uint32(t.ifindex)}}); err != nil {
+			if _, err := t.prog.Run(&ebpf.RunOptions{Data: next(b*packetBatch + i), Context: bpf.SkBuff{Ifindex: uint32(t.ifindex)}}); err != nil {
 				return 0, err
 			}
 		}
