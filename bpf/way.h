@@ -64,6 +64,16 @@ static __always_inline __u32 directory_now(void)
 	return now ? *now : 0;
 }
 
+/*
+ * Whether the row's way is the packet's. A flow to a service knows the way to its
+ * backend, which comes back by another row: what comes from the service's own
+ * address is judged by the way to that.
+ */
+static __always_inline bool is_way_of(const struct flow *flow, bool inbound)
+{
+	return !(inbound && flow->flags & FLOW_SERVICE);
+}
+
 /* Whether the flow knows its way; then p has it, too. */
 static __always_inline bool knows_way(struct packet *p, const struct flow *flow, bool inbound,
 				      __u32 since)
@@ -72,7 +82,8 @@ static __always_inline bool knows_way(struct packet *p, const struct flow *flow,
 		return false;
 	if (inbound) {
 		p->known = 1;
-		return p->way == WAY_LOCAL || same_addr(&flow->pa, &p->outer_src);
+		return p->way == WAY_LOCAL ||
+		       (is_way_of(flow, true) && same_addr(&flow->pa, &p->outer_src));
 	}
 	p->pa = flow->pa;
 	copy_mac(p->mac, flow->mac);
@@ -86,7 +97,7 @@ static __always_inline bool knows_way(struct packet *p, const struct flow *flow,
 static __always_inline void keep_way(struct flow *flow, const struct packet *p, bool inbound,
 				     __u32 since)
 {
-	if (p->trace || (inbound && (p->way == WAY_LOCAL || !p->known)))
+	if (p->trace || (inbound && (p->way == WAY_LOCAL || !p->known)) || !is_way_of(flow, inbound))
 		return;
 	flow->way_since = 0;
 	barrier();

@@ -1,11 +1,15 @@
 package bpf
 
-import "testing"
+import (
+	"bytes"
+	"testing"
+)
 
 // A flow remembers its way until the directory changes: then the next packet
 // goes the new one, and one from where its source was before is refused.
 func TestWayFollowsTheDirectory(t *testing.T) {
 	a, b := newWorld(t)
+	waysOfServices(t, a)
 	sent := eth(gatewayMAC, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37)))
 	to := func() string { // the outer destination's last byte says which PA
 		_, wire := a.send(redA, sent)
@@ -39,4 +43,31 @@ func TestWayFollowsTheDirectory(t *testing.T) {
 	before = b.drops()
 	b.receive(wire)
 	b.counted("from where its source was", before, "wrong_source")
+}
+
+// A flow to a service knows the way to its backend. What comes from the service's own
+// address is none of its answers: it must come by the way that leads to that address,
+// and the flow still goes to the backend.
+func waysOfServices(t *testing.T, a *host) {
+	for _, c := range []struct {
+		vip              string
+		route            string
+		behind, backend  member
+		reason, whenFrom string
+	}{
+		{"203.0.113.9", "203.0.113.0/24", redB, redA2, "none", "from where the service's address is"},
+		{"203.0.113.77", "203.0.113.64/27", redA2, redB, "wrong_source", "from where the backend is"},
+	} {
+		vip := addr(c.vip)
+		a.must(a.dp.PutRoute(Route{VNI: red, Prefix: pfx(c.route), NextHop: c.behind.ca}))
+		a.must(a.dp.SetService(Service{ServiceKey: ServiceKey{VNI: red, VIP: vip, Port: 8453, Protocol: protoUDP}, Backends: []Backend{{CA: c.backend.ca, Port: 7951, Weight: 3}}}))
+		sent := redA.frame(udpOf(caA, vip, 5353, 8453, text(37)))
+		_, want := a.send(redA, sent)
+		before := a.drops()
+		a.receive(tunnel{src: redB.pa, dst: redA.pa, vni: red}.with(redB.inner(redA, udpOf(vip, caA, 8453, 5353, text(37)))))
+		a.counted("by the service's address, "+c.whenFrom, before, c.reason)
+		if v, out := a.send(redA, sent); v != actRedirect || !bytes.Equal(out, want) {
+			t.Errorf("%s: goes on with verdict %d as\n%swant it as before\n%s", c.whenFrom, int32(v), dump(out), dump(want))
+		}
+	}
 }
