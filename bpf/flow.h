@@ -106,7 +106,7 @@ static __always_inline bool has_room(const struct flow_budget *b, __u32 quota, _
 	if (b->rows < quota)
 		return true;
 	last = bpf_map_lookup_elem(&swept, &zero);
-	return !last || since_tick(now, *last) >= SWEEP_STALE * config.second;
+	return !last || *last + SWEEP_STALE * config.second <= now;
 }
 
 /*
