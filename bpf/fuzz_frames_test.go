@@ -137,7 +137,7 @@ func (f *fuzzer) packetTo(from, to member) []byte {
 // l4 is a packet of one of few flows, so that most frames meet another of theirs.
 func (f *fuzzer) l4(src, dst netip.Addr) []byte {
 	r := f.r
-	sport, dport := pick[uint16](r, 5353, 7946, 7951, 7952, 8453, 80), pick[uint16](r, 5353, 7946, 7951, 7952, 8453, 80)
+	sport, dport := pick[uint16](r, 5353, 7946, 7951, 7952, 7953, 8453, 80), pick[uint16](r, 5353, 7946, 7951, 7952, 8453, 80)
 	if dst == vips[0] || dst == vips[1] {
 		dport = pick[uint16](r, 8453, 8453, 8453, dport)
 	}

@@ -55,10 +55,13 @@ func (j *judged) key(p *modelPort, inbound bool) modelKey {
 	return modelKey{p.id, j.proto, j.src, j.dst, j.sport, j.dport}
 }
 
-// judge is what a port says of a packet out or in: by its fragment, by its flow,
-// or as the first of one. local: from a port of the same host.
+// judge is what a port says of a packet out or in: by its rate, by its fragment, by
+// its flow, or as the first of one. local: from a port of the same host.
 func (m *model) judge(j *judged, p *modelPort, inbound, local bool) string {
 	natted := j.natted
+	if !inbound && !m.keepsFrom(j, p) {
+		return "rate_from"
+	}
 	if why := m.matchFragment(j, p, inbound); why != "" {
 		return why
 	}
@@ -67,6 +70,9 @@ func (m *model) judge(j *judged, p *modelPort, inbound, local bool) string {
 	}
 	if natted != 0 && j.natted != natted {
 		return "service_clash"
+	}
+	if inbound && !m.keepsTo(j, p) {
+		return "rate_to"
 	}
 	if j.fragment == firstPiece {
 		m.fragments[j.fragmentOf(p, inbound)] = firstPieceOf{j.sport, j.dport, j.payload, p.Epoch}
@@ -139,6 +145,8 @@ func (m *model) wayOf(j *judged, p *modelPort, inbound, local bool) (why string)
 		return "wrong_source"
 	case unknown != "" && !m.registered(j.outerSrc):
 		return "unknown_source"
+	case unknown != "" && !m.spend(p, bucketUnresolved, 1):
+		return "unresolved_rate"
 	}
 	if unknown == "" {
 		j.route = w
@@ -188,7 +196,7 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 		}
 	}
 	if !j.isICMP() || j.isEchoRequest() { // an error is of the flow that it is about, and nothing else has a number
-		m.remember(j, p, k, inbound)
+		return m.remember(j, p, k, inbound)
 	}
 	return ""
 }
@@ -231,7 +239,10 @@ func (j *judged) followError(about *modelFlow, inbound bool) {
 	}
 }
 
-func (m *model) remember(j *judged, p *modelPort, k modelKey, inbound bool) {
+func (m *model) remember(j *judged, p *modelPort, k modelKey, inbound bool) string {
+	if !m.afford(j, p, inbound) {
+		return "flow_quota"
+	}
 	f := &modelFlow{epoch: p.Epoch, generation: p.generation}
 	if inbound {
 		f.flags = fInbound
@@ -244,6 +255,7 @@ func (m *model) remember(j *judged, p *modelPort, k modelKey, inbound bool) {
 		m.flows[k.to(j.nat)] = &back
 	}
 	m.touch(j, k, f, inbound)
+	return ""
 }
 
 // to is the key with another far end.

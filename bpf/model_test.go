@@ -7,8 +7,8 @@ import (
 
 // The model is the datapath once more, in plain Go: what vnet.h, docs/frame.md
 // and the RFCs ask for, written to be read and not to be fast. It knows one host
-// with a directory that stands still; buckets, quotas, counters and clocks have
-// tests of their own. fuzz_test.go puts frames through both.
+// with a directory and a clock that stand still; counters, flow logs, captures and
+// what time ends have tests of their own. fuzz_test.go puts frames through both.
 
 // A model is one host.
 type model struct {
@@ -25,6 +25,7 @@ type model struct {
 	hop       NextHop // of all mappings
 	flows     map[modelKey]*modelFlow
 	fragments map[modelFragment]firstPieceOf
+	modelBudgets
 }
 
 // A modelPort is a port; its generation counts changes of its rules.

@@ -44,17 +44,15 @@ func refuse(why string) outcome { return outcome{reason: why, verdict: actShot} 
 
 func sendOut(frame []byte) outcome { return outcome{reason: "none", verdict: actRedirect, out: frame} }
 
-func trapped(kind TrapKind) outcome { return outcome{reason: "none", verdict: actShot, trap: kind} }
-
 // sent is an IP packet of a VM, in the order of the checks.
 func (m *model) sent(j *judged) outcome {
 	p := j.from
 	gateway := p.gatewayOf(j.v6)
 	switch {
 	case j.isUDP(68, 67) && !j.v6:
-		return trapFits(j, TrapDHCP)
+		return m.trapOf(j, TrapDHCP)
 	case j.isUDP(546, 547) && j.v6 && isLinkScope(j.src):
-		return trapFits(j, TrapDHCPv6)
+		return m.trapOf(j, TrapDHCPv6)
 	case j.isUDP(67, 68) && !j.v6, j.isUDP(547, 546) && j.v6:
 		return refuse("rogue_dhcp")
 	case j.isND():
@@ -101,11 +99,22 @@ func (j *judged) isND() bool {
 	return j.v6 && j.proto == protoICMPv6 && j.icmpType >= ndRS && j.icmpType <= ndRedirect
 }
 
-func trapFits(j *judged, kind TrapKind) outcome {
-	if len(j.frame) > 1532 {
+func (m *model) trapOf(j *judged, kind TrapKind) outcome {
+	switch {
+	case len(j.frame) > 1532:
 		return refuse("trap_size")
+	case !m.spend(j.from, bucketTrap, 1):
+		return refuse("trap_rate")
 	}
-	return trapped(kind)
+	return outcome{reason: "none", verdict: actShot, trap: kind}
+}
+
+// answer is what the gateway says to the VM of a port, if it says so much.
+func (m *model) answer(p *modelPort, frame []byte) outcome {
+	if !m.spend(p, bucketAnswer, 1) {
+		return refuse("answer_rate")
+	}
+	return sendOut(frame)
 }
 
 // notUnicast names a destination that isn't one machine's.
@@ -162,11 +171,11 @@ func (m *model) toGateway(j *judged) outcome {
 		l4 := out[14+j.header:]
 		l4[0] = reply
 		fixSum(l4[2:], []byte{echo, 0}, []byte{reply, 0})
-		return sendOut(out)
+		return m.answer(j.from, out)
 	}
 	syn := j.tcpFlags & (flagSYN | flagACK)
 	if j.proto == protoTCP && j.fragment == unbroken && (j.tcpFlags&flagRST != 0 || syn == flagSYN|flagACK) {
-		return trapFits(j, TrapProbe)
+		return m.trapOf(j, TrapProbe)
 	}
 	return refuse("to_gateway")
 }
@@ -205,7 +214,7 @@ func (m *model) arp(p *modelPort, frame []byte) outcome {
 	case !p.has(sender) && !p.is(Router):
 		return refuse("spoofed_arp")
 	case op == 2 && target == p.Gateway:
-		return trapFits(&judged{frame: frame}, TrapARPReply)
+		return m.trapOf(&judged{frame: frame, from: p}, TrapARPReply)
 	case op == 2:
 		return refuse("arp_unasked")
 	case p.has(target):
@@ -214,8 +223,7 @@ func (m *model) arp(p *modelPort, frame []byte) outcome {
 		return refuse("arp_stranger")
 	}
 	reply := eth(p.MAC, gatewayMAC, etherARP, arp(2, gatewayMAC, target, p.MAC, sender))
-	out := append(bytes.Clone(reply), frame[len(reply):]...)
-	return sendOut(out)
+	return m.answer(p, append(bytes.Clone(reply), frame[len(reply):]...))
 }
 
 // nd: RFC 4861, 7.1; RFC 4862; RFC 6980.
@@ -228,7 +236,7 @@ func (m *model) nd(j *judged) outcome {
 	case j.icmpType == ndRS && !none && !speaks:
 		return refuse("spoofed_nd")
 	case j.icmpType == ndRS:
-		return trapFits(j, TrapRouterSolicit)
+		return m.trapOf(j, TrapRouterSolicit)
 	case j.icmpType == ndRA || j.icmpType == ndRedirect:
 		return refuse("rogue_ra")
 	}
@@ -242,7 +250,7 @@ func (m *model) nd(j *judged) outcome {
 	case j.icmpType == ndNA && j.dst != gateway:
 		return refuse("nd_unasked")
 	case j.icmpType == ndNA:
-		return trapFits(j, TrapNeighbourAdvert)
+		return m.trapOf(j, TrapNeighbourAdvert)
 	case none:
 		return refuse("nd_probe")
 	case p.has(target):
@@ -256,7 +264,7 @@ func (m *model) nd(j *judged) outcome {
 	if target == gateway { // which has the router flag
 		answer[44] |= 0x80
 	}
-	return sendOut(eth(p.MAC, gatewayMAC, etherIPv6, resum6(answer)))
+	return m.answer(p, eth(p.MAC, gatewayMAC, etherIPv6, resum6(answer)))
 }
 
 // target reads the target of a solicitation or an advertisement, and its first option.

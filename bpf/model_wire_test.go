@@ -139,9 +139,7 @@ func (m *model) arrives(j *judged, p *modelPort, o outer) string {
 		return why
 	}
 	if j.tooLarge(p.MTU) {
-		if m.wayOf(j, p, true, false) != "" { // nobody is told on behalf of a liar
-			j.tooBig = 0
-		}
+		m.mayTell(j, p)
 		return "to_too_big"
 	}
 	if isLinkScope(j.src) || j.isND() {
@@ -151,6 +149,20 @@ func (m *model) arrives(j *judged, p *modelPort, o outer) string {
 		return why
 	}
 	return ""
+}
+
+// mayTell: nobody is told of a packet too big on behalf of a liar, nor too often.
+func (m *model) mayTell(j *judged, p *modelPort) {
+	if j.tooBig == 0 {
+		return
+	}
+	liar := m.wayOf(j, p, true, false) != ""
+	if liar || !m.spend(p, bucketTooBig, 1) {
+		j.tooBig = 0
+	}
+	if !liar && j.tooBig == 0 {
+		m.untold++
+	}
 }
 
 // climb is a frame that goes up the VXLAN device: to the host's own address.

@@ -23,6 +23,7 @@ type twin struct {
 	xdp   [5]int // how often from_nic gave each verdict
 	last  string // what the last frame was counted under; "": it wasn't ours, or went up
 	flips int
+	fills int
 	shuts uint16 // the port that is closed now and then
 	sets  map[uint16][2]*RuleSet
 	often []Service // whose first backend dies and comes back
@@ -41,9 +42,9 @@ func newTwins(t *testing.T, v6 bool) (a, b *twin) {
 	options := func(o *Options) {
 		o.UnderlayMTU, o.FlowIdle = mtu, 24*time.Hour // an aggregated flow stays so
 		o.NextHopAge = 24 * time.Hour                 // `make fuzz` refreshes none
-		o.TrapRate, o.AnswerRate, o.UnresolvedRate = 1e9, 1e9, 1e9
+		o.FlowQuota = flowQuota
 	}
-	ha, hb = newHost(t, "a", selves[0], pas[0], options), newHost(t, "b", selves[1], pas[1], options)
+	ha, hb = newHostBy(t, loadBudgeted, "a", selves[0], pas[0], options), newHostBy(t, loadBudgeted, "b", selves[1], pas[1], options)
 	ha.must(ha.dp.PutHost(pas[1]))
 	hb.must(hb.dp.PutHost(pas[0]))
 	ha.settle(of, redA, redA2, blueA)
@@ -129,6 +130,8 @@ func (w *twin) configure(ruled, router, strict member) {
 		w.must(err)
 		w.model.ports[id] = &modelPort{Port: p, id: id}
 	}
+	w.bound(ruled, router)
+	w.fill()
 }
 
 func (w *twin) service(s Service) {
@@ -179,8 +182,8 @@ func (w *twin) change() {
 	}
 }
 
-// forget empties flows and fragments in both, so that nothing depends on a clock
-// or on what a full table forgets.
+// forget empties flows and fragments in both and fills the budgets, so that nothing
+// depends on a clock or on what a full table forgets.
 func (w *twin) forget() {
 	w.t.Helper()
 	var flows []datapathFlowKey
@@ -195,6 +198,7 @@ func (w *twin) forget() {
 	}
 	clear(w.model.flows)
 	clear(w.model.fragments)
+	w.fill()
 }
 
 // fromVM puts a frame from a port's VM through both; "" if they agree.
@@ -225,6 +229,7 @@ func (w *twin) fromHost(frame []byte) string {
 
 func (w *twin) compare(p *ebpf.Program, in skb, frame []byte, want outcome) string {
 	var after skb
+	defer clear(w.model.spent)
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: in, ContextOut: &after}
 	verdict, err := p.Run(&opts)
 	if errors.Is(err, unix.EINVAL) {
@@ -242,9 +247,11 @@ func (w *twin) compare(p *ebpf.Program, in skb, frame []byte, want outcome) stri
 	case after.Mark != want.mark:
 		return fmt.Sprintf("mark %#x, the model says %#x", after.Mark, want.mark)
 	case want.trap != 0:
-		return w.compareTrap(frame, want.trap)
+		if wrong := w.compareTrap(frame, want.trap); wrong != "" {
+			return wrong
+		}
 	}
-	return ""
+	return w.compareSpent()
 }
 
 func (w *twin) compareXDP(frame []byte, want outcome) string {
@@ -277,7 +284,7 @@ func (w *twin) compareXDP(frame []byte, want outcome) string {
 	default:
 		return fmt.Sprintf("verdict %d", verdict)
 	}
-	return ""
+	return w.judgedTwice(verdict)
 }
 
 func (w *twin) compareTrap(frame []byte, kind TrapKind) string {

@@ -211,6 +211,11 @@ func bpffs(t *testing.T) string {
 
 func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, change func(*Options)) *host {
 	t.Helper()
+	return newHostBy(t, Load, name, addr, pas, change)
+}
+
+func newHostBy(t *testing.T, load func(Options) (*Datapath, error), name string, addr netip.Addr, pas netip.Prefix, change func(*Options)) *host {
+	t.Helper()
 	h := &host{t: t, name: name, taps: map[uint16]int{}}
 	h.uplink = h.veth("up-"+name, net.HardwareAddr{0x06, 0x1d, 0x2e, 0x3f, 0x4a, addr.As16()[15]})
 	h.options = Options{
@@ -220,7 +225,7 @@ func newHost(t *testing.T, name string, addr netip.Addr, pas netip.Prefix, chang
 	if change != nil {
 		change(&h.options)
 	}
-	dp, err := Load(h.options)
+	dp, err := load(h.options)
 	if err != nil {
 		t.Fatalf("Load: %+v", err)
 	}
