@@ -37,7 +37,7 @@ var (
 	bounces = ladder{
 		{bounce, 20 * time.Millisecond, 2 * time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 6500 * time.Millisecond, 6 * time.Second},
+		{bounce, 6500 * time.Millisecond, 10 * time.Second}, // all of it fits the leader's 25 s, nearly
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is
@@ -83,8 +83,9 @@ const (
 	// patience6 is the least for IPv6: a guest may wait a second before it makes sure
 	// of an address, and needs another one for that (RFC 4862, section 5.4.2), and its
 	// manager takes a while to listen to routers. systemd-networkd (252) needs 1.8 to
-	// 2.5 s, and one that is cut off over it may not make the same address again.
-	patience6 = 4 * time.Second
+	// 2.5 s, and one that is cut off over it may not make the same address again; dhcpcd
+	// (9.4) says its first word after 2.5 to 4 s where its scripts take their time.
+	patience6 = 6 * time.Second
 	// stirring is how long a client that has said something may wait until it says
 	// the next: dhcpcd waits at random, for two seconds at most, and a busy machine
 	// adds to that.

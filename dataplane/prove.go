@@ -57,15 +57,16 @@ func (p *port) watchWork(in *vnet.Intent) {
 }
 
 // due is when the wait for the proof ends. A guest that stirs since its link was cut
-// is on its way; one that has leased whatever it can may be looking whether
-// somebody else has its address. Another cut would only throw it back. One that
-// stirs and has leased nothing gets it in the end: its link may not be what it heard.
+// is on its way; one that has leased may be looking whether somebody else has its
+// address, and dhcpcd takes the other family up only then. Another cut would only throw
+// it back. One that stirs and has leased nothing gets it in the end: its link may not be
+// what it heard.
 func (p *port) due(in *vnet.Intent) time.Time {
 	p.mu.Lock()
 	stirred := p.events.stirred.in(&p.run)
 	p.mu.Unlock()
 	due, leases := p.run.dueBy, p.leases(in)
-	if len(leases) > 0 && len(leases) == len(p.leasing(in)) {
+	if len(leases) > 0 {
 		due = later(due, slices.MaxFunc(leases, time.Time.Compare).Add(settling))
 	}
 	if half := p.run.half; !half.IsZero() {

@@ -123,7 +123,7 @@ func TestResetBeforeSwap(t *testing.T) {
 				l.g.reboot(10 * time.Second)
 				settle(20 * time.Second)
 			}
-			l.begins(17 * time.Second)
+			l.begins(21 * time.Second)
 			s := w.last(l.in.Current.Epoch)
 			if want := map[bool]vnet.StatusPhase{true: vnet.StatusFailed, false: vnet.StatusConfirmed}[silent]; s.Phase != want || has(s, vnet.HopReset) || l.g.cuts() == 0 {
 				t.Errorf("%s: cut %d times, %+v", name, l.g.cuts(), s)

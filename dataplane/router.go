@@ -17,9 +17,9 @@ import (
 // its link-local address is good, and systemd-networkd (252), which listens some 50 ms
 // after that, asks up to 1.5 s later. RFC 4861, section 10, wants 3 s between two on a
 // link of many hosts and routers, RFC 6275, section 7.5, as little as 30 ms where a host
-// has just arrived; here one guest hears them.
-var tellGaps = []time.Duration{50 * time.Millisecond, 75 * time.Millisecond, 125 * time.Millisecond, 250 * time.Millisecond,
-	500 * time.Millisecond, time.Second, 3 * time.Second}
+// has just arrived; here one guest hears them. No more of them than needed: dhcpcd runs
+// its scripts for each.
+var tellGaps = []time.Duration{80 * time.Millisecond, 170 * time.Millisecond, 750 * time.Millisecond, time.Second, 3 * time.Second}
 
 const (
 	// Then they come at random within these bounds (the RFC's own), a third of

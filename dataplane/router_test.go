@@ -136,7 +136,7 @@ func TestRouterIsTold(t *testing.T) {
 			t.Fatalf("last status %+v", s)
 		}
 		both := "-" + redRouter + " " + blueRouter
-		if got := w.heard(); got != times(6, both) {
+		if got := w.heard(); got != times(4, both) {
 			t.Errorf("at once: %s", got)
 		}
 		settle(8 * time.Second)
@@ -216,7 +216,7 @@ func TestRouterOfNoIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		in, _ := dualSwap(w, func(in *vnet.Intent, _ *guest) { in.Next.Addrs = in.Next.Addrs[:1] })
-		if got := w.heard(); got != times(6, "-"+redRouter) {
+		if got := w.heard(); got != times(4, "-"+redRouter) {
 			t.Errorf("heard %s", got)
 		}
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed {
@@ -266,7 +266,7 @@ func TestRouterOfAChangedPlace(t *testing.T) {
 		w.agent.set(in)
 		settle(time.Second)
 		// What the router itself has said before is taken back in its own name.
-		if got := w.heard(); got != times(6, "-"+redRouter, blueRouter, blueRouter) {
+		if got := w.heard(); got != times(4, "-"+redRouter, blueRouter, blueRouter) {
 			t.Errorf("heard %s", got)
 		}
 	})
@@ -301,9 +301,9 @@ func TestBothFamiliesAreProven(t *testing.T) {
 }
 
 // A client that has leased may look for others with its address for seconds before
-// it uses it. It isn't thrown back meanwhile; one that has leased for one family
-// only is no reason to wait, unless it stirs. One that stirs has three seconds more, but
-// not for ever if it comes to nothing.
+// it uses it, and for the other family's only then. It isn't thrown back meanwhile; after
+// that one that has leased for one family only is cut off for long. One that stirs has
+// three seconds more, but not for ever if it comes to nothing.
 func TestGuestSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -316,7 +316,11 @@ func TestGuestSettles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.checks, g.deaf6 = 8*time.Second, true })
-		settle(3 * time.Second)
+		settle(6 * time.Second)
+		if g.cuts() != 1 {
+			t.Errorf("bounced %d times", g.cuts())
+		}
+		settle(4 * time.Second)
 		if g.cuts() != 2 || g.link {
 			t.Errorf("bounced %d times, link is %t: it is to be dark for long", g.cuts(), g.link)
 		}
@@ -385,7 +389,7 @@ func (w *world) stir(id vnet.PortID, e vnet.Epoch) {
 }
 
 func TestGuestStirs(t *testing.T) {
-	for stirs, cutAgain := range map[int]time.Duration{0: 4, 1: 5, 30: 13} {
+	for stirs, cutAgain := range map[int]time.Duration{0: 6, 3: 7, 30: 15} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			_, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
@@ -405,12 +409,12 @@ func TestGuestStirs(t *testing.T) {
 	}
 }
 
-// IPv6 takes its time: a guest that needs nearly four seconds is not bounced again.
+// IPv6 takes its time: a guest that needs nearly six seconds is not bounced again.
 func TestPatienceForIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 3900 * time.Millisecond })
-		settle(4 * time.Second)
+		_, g := dualSwap(w, func(_ *vnet.Intent, g *guest) { g.asks = 5900 * time.Millisecond })
+		settle(6 * time.Second)
 		if g.cuts() != 1 {
 			t.Errorf("bounced %d times", g.cuts())
 		}

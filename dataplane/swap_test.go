@@ -177,7 +177,7 @@ func TestLadderEnds(t *testing.T) {
 		settle(time.Second)
 		in = switched(in)
 		ps.set(in)
-		settle(17 * time.Second)
+		settle(21 * time.Second)
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusFailed || s.Error == "" || g.cuts() != 4 {
 			t.Errorf("after the ladder: bounced %d times, %+v", g.cuts(), s)
 		}

@@ -214,3 +214,22 @@ func TestUnread(t *testing.T) {
 		t.Error("all was read")
 	}
 }
+
+// With IPv6 it is left alone after a flap, also when it has just dropped all addresses.
+func TestDhcpcdOfIPv6IsLeftAlone(t *testing.T) {
+	l, clients := &linux{}, []otherClient{{name: dhcpcd}}
+	for _, c := range []struct {
+		has  []netip.Prefix
+		want time.Duration
+	}{
+		{[]netip.Prefix{netip.MustParsePrefix("10.37.91.17/24")}, 0},
+		{[]netip.Prefix{netip.MustParsePrefix("fd53:6a7b::17/128")}, judgeProbing},
+		{nil, judgeProbing},
+		{[]netip.Prefix{netip.MustParsePrefix("10.37.91.66/24")}, 0},
+	} {
+		l.learn(c.has)
+		if got := l.theirs(clients, reason{}, false); got != c.want {
+			t.Errorf("with %v: left alone for %s, want %s", c.has, got, c.want)
+		}
+	}
+}

@@ -197,8 +197,16 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 // good takes note of the addresses that the NIC has now.
 func (l *linux) good(st linkState, gone []netip.Prefix) {
 	all := l.nic.addresses(st.index)
-	l.six = slices.ContainsFunc(all, func(a netip.Prefix) bool { return a.Addr().Is6() })
+	l.learn(all)
 	l.log.say("addresses %s%s", list(all), removed(gone))
+}
+
+// learn takes note whether clients make IPv6 addresses. None at all says nothing: dhcpcd
+// takes away what it has just made when it hears late of a flap.
+func (l *linux) learn(all []netip.Prefix) {
+	if len(all) > 0 {
+		l.six = slices.ContainsFunc(all, func(a netip.Prefix) bool { return a.Addr().Is6() })
+	}
 }
 
 // theirs is how long clients are left alone first: at the agent's start they have just
