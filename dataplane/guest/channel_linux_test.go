@@ -159,7 +159,8 @@ func TestLateAnswerIsToTheFirstReport(t *testing.T) {
 	}
 }
 
-// What a client leaves of the old network goes: the host has named what is to be.
+// What a client leaves of the old network goes, and goes again if the client gives it
+// back: the host has named what is to be.
 func TestOldAddressIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	script := filepath.Join(w.root, "script")
@@ -181,4 +182,9 @@ func TestOldAddressIsRemoved(t *testing.T) {
 	if got := w.addrs(); got != "10.37.91.66/24" {
 		t.Errorf("addresses %s", got)
 	}
+	if out, err := exec.Command("ip", "addr", "add", "10.37.91.17/24", "dev", w.nic).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	w.said("removed what came back: 10.37.91.17/24")
+	w.becomes("addresses, after the client gave the old one back", "10.37.91.66/24", w.addrs)
 }

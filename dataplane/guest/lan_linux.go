@@ -31,13 +31,13 @@ type linux struct {
 	log   logger
 	link  *link
 	nic   *nic
-	begun bool // the NIC was configured before
-	six   bool // a client had made it an IPv6 address the last time
-	end6  func()
+	begun bool   // the NIC was configured before
+	six   bool   // a client had made it an IPv6 address the last time
+	ends  func() // what goes on beside the session: IPv6 of our own, or the watch over what was removed
 }
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
-	l := &linux{machine: newMachine(c.Root), c: c, log: log, end6: func() {}}
+	l := &linux{machine: newMachine(c.Root), c: c, log: log, ends: func() {}}
 	var err error
 	if l.link, err = watchLink(ctx, c.Interface, c.LinkPoll, log); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
 
 // close returns once the link's watch has ended, by the end of its context.
 func (l *linux) close() {
-	l.end6()
+	l.ends()
 	l.link.wait()
 	l.nic.close()
 }
@@ -80,6 +80,19 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	return l.both(ctx, st, why.due)
 }
 
+// beside runs f, in place of what ran before, until ctx ends or something else takes
+// its place.
+func (l *linux) beside(ctx context.Context, f func(context.Context)) {
+	l.ends()
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	l.ends = func() { cancel(); <-ended }
+	go func() {
+		defer close(ended)
+		f(ctx)
+	}()
+}
+
 // noIPv4 is how long an IPv4 lease may take once IPv6 is there: a network that gives
 // only the latter says nothing of the former.
 const noIPv4 = 700 * time.Millisecond
@@ -90,14 +103,7 @@ const noIPv4 = 700 * time.Millisecond
 func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, error) {
 	ready := make(chan struct{})
 	if !due {
-		l.end6()
-		six, cancel := context.WithCancel(ctx)
-		ended := make(chan struct{})
-		l.end6 = func() { cancel(); <-ended }
-		go func() {
-			defer close(ended)
-			l.follow6(six, st, ready)
-		}()
+		l.beside(ctx, func(ctx context.Context) { l.follow6(ctx, st, ready) })
 	}
 	four, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -158,7 +164,7 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 	}
 	if j.patience > 0 {
 		if gone, ok := j.await(ctx, news); ok {
-			l.good(st, gone)
+			l.good(ctx, st, &j, gone)
 			return nil
 		}
 	}
@@ -181,7 +187,7 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		}
 		gone, ok := j.await(ctx, news)
 		if ok {
-			l.good(st, gone)
+			l.good(ctx, st, &j, gone)
 			return nil
 		}
 		if try == 0 { // a client that was ended has another number now
@@ -194,11 +200,37 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 	return nil
 }
 
-// good takes note of the addresses that the NIC has now.
-func (l *linux) good(st linkState, gone []netip.Prefix) {
+// good takes note of the addresses that the NIC has now, and sees to it that what is
+// gone stays so.
+func (l *linux) good(ctx context.Context, st linkState, j *judge, gone []netip.Prefix) {
 	all := l.nic.addresses(st.index)
 	l.learn(all)
 	l.log.say("addresses %s%s", list(all), removed(gone))
+	if len(gone) > 0 {
+		l.beside(ctx, func(ctx context.Context) { l.keepGone(ctx, j, gone) })
+	}
+}
+
+// keepGone removes addresses of the network before once more if a client gives them
+// back: dhcpcd does at an advertisement that takes their prefix back, since RFC 4862
+// (section 5.5.3) leaves it two hours.
+func (l *linux) keepGone(ctx context.Context, j *judge, gone []netip.Prefix) {
+	news, err := watchAddrs()
+	if err != nil {
+		l.log.say("addresses that come back will stay: %v", err)
+		return
+	}
+	defer news.close()
+	for ctx.Err() == nil {
+		back := slices.DeleteFunc(j.nic.addresses(j.index), func(p netip.Prefix) bool { return !slices.Contains(gone, p) })
+		if len(back) > 0 {
+			j.old = back
+			if again := j.tidy(back, j.good(ctx, back)); len(again) > 0 && ctx.Err() == nil {
+				l.log.say("removed what came back: %s", list(again))
+			}
+		}
+		news.wait(ctx, time.Minute)
+	}
 }
 
 // learn takes note whether clients make IPv6 addresses. None at all says nothing: dhcpcd

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -238,12 +239,16 @@ func (n *nic) remove(index int, p netip.Prefix) error {
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		err = nil
 	}
-	if err != nil || !p.Addr().Is6() || !p.IsSingleIP() {
+	needed := func(o netip.Prefix) bool { return p.Masked().Contains(o.Addr()) }
+	if err != nil || !p.Addr().Is6() || slices.ContainsFunc(n.addresses(index), needed) {
 		return err
 	}
 	// The kernel's route to one address goes with it only if it had no lifetime, and
-	// by DHCPv6 it has one (net/ipv6/addrconf.c, ipv6_del_addr).
-	err = n.nl.RouteDel(&netlink.Route{LinkIndex: index, Dst: ipNet(p), Table: unix.RT_TABLE_MAIN})
+	// by DHCPv6 it has one (net/ipv6/addrconf.c, ipv6_del_addr); dhcpcd makes routes to
+	// prefixes itself.
+	for err == nil {
+		err = n.nl.RouteDel(&netlink.Route{LinkIndex: index, Dst: ipNet(p.Masked()), Table: unix.RT_TABLE_MAIN})
+	}
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}

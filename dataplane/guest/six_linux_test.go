@@ -3,6 +3,8 @@ package guest
 import (
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,5 +62,36 @@ func TestReadLease6(t *testing.T) {
 		if (err == nil) != ok || ok && (l.addr.String() != addr || l.valid != 90*time.Second || l.renew != 40*time.Second) {
 			t.Errorf("%q: %+v, %v", addr, l, err)
 		}
+	}
+}
+
+// With the last IPv6 address of a prefix goes the route to it, whoever made it: dhcpcd
+// makes its own.
+func TestRouteGoesWithItsAddress(t *testing.T) {
+	w := newWorld(t)
+	check(t, setUpByName(w.nic))
+	n, err := newNIC()
+	check(t, err)
+	defer n.close()
+	i, err := net.InterfaceByName(w.nic)
+	check(t, err)
+	ip := func(args string) string {
+		t.Helper()
+		out, err := exec.Command("ip", strings.Fields("-6 "+args+" dev "+w.nic)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	for _, a := range []string{"fd53:6a7b:1::17/64", "fd53:6a7b:2::17/64", "fd53:6a7b:2::18/64"} {
+		ip("addr add " + a + " nodad noprefixroute")
+	}
+	for _, prefix := range []string{"fd53:6a7b:1::/64", "fd53:6a7b:2::/64"} {
+		ip("route add " + prefix + " proto ra metric 1002")
+	}
+	check(t, n.remove(i.Index, netip.MustParsePrefix("fd53:6a7b:1::17/64")))
+	check(t, n.remove(i.Index, netip.MustParsePrefix("fd53:6a7b:2::17/64")))
+	if got := ip("route show"); strings.Contains(got, "fd53:6a7b:1::") || !strings.Contains(got, "fd53:6a7b:2::/64") {
+		t.Errorf("routes\n%s", got)
 	}
 }
