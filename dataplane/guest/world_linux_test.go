@@ -289,9 +289,15 @@ func (w *world) start(change ...func(*Config)) (stop func()) {
 // said waits until the agent has logged a line with s in it.
 func (w *world) said(s string) {
 	w.t.Helper()
+	late := time.After(wait) // other lines don't lengthen it
 	for {
-		if l := next(w.t, w.lines, "line with "+s); strings.Contains(l, s) {
-			return
+		select {
+		case l := <-w.lines:
+			if strings.Contains(l, s) {
+				return
+			}
+		case <-late:
+			w.t.Fatalf("no line with %s in %s", s, wait)
 		}
 	}
 }
