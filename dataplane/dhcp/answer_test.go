@@ -54,7 +54,7 @@ func (r request) message() *dhcpv4.DHCPv4 {
 	m, err := dhcpv4.New(dhcpv4.WithMessageType(r.kind), dhcpv4.WithHwAddr(guestMAC[:]),
 		dhcpv4.WithTransactionID(dhcpv4.TransactionID{0xde, 0xad, 0xbe, 0x5f}))
 	if err != nil {
-		panic(err)
+		panic(err) // only without random numbers (dhcpv4.New): nothing here would work
 	}
 	set := func(dst *net.IP, s string) {
 		if s != "" {

@@ -305,13 +305,13 @@ func (w *world) said(s string) {
 // next takes the next of c.
 func next[T any](t *testing.T, c <-chan T, what string) T {
 	t.Helper()
+	var v T
 	select {
-	case v := <-c:
-		return v
+	case v = <-c:
 	case <-time.After(wait):
 		t.Fatalf("no %s in %s", what, wait)
-		panic("unreachable")
 	}
+	return v
 }
 
 // flap takes the carrier away from the guest for a time.
