@@ -67,7 +67,7 @@ bench: setup-test build ## measure the figures beside their floors; writes out/b
 	bin/replug bench --out out/bench.json
 
 package: setup ## make Debian packages of the agent in guests: out/replug-guest_*.deb
-	for arch in amd64 arm64; do GO=$(GO) packaging/deb.sh $$arch out; done
+	for arch in amd64 arm64; do GO=$(GO) cmd/replug-guest/deb/make.sh $$arch out; done
 
 test-guests: setup-test build ## swap a guest of every DHCP client, in machines, and install, use and purge the package; writes out/guests.json
 	mkdir -p out

@@ -4,6 +4,7 @@ package tests
 import (
 	"encoding/json"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -73,6 +74,19 @@ func TestRoomsBPF(t *testing.T) {
 		if !strings.HasPrefix(f, "../dataplane/maps") && !strings.HasSuffix(f, "_test.go") {
 			t.Errorf("%s imports BPF types; only dataplane/maps*.go does", f)
 		}
+	}
+}
+
+// TestLayout: the top level is settled; what comes new belongs into one of its rooms.
+func TestLayout(t *testing.T) {
+	cmd := exec.Command("git", "ls-tree", "-d", "--name-only", "HEAD")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("git ls-tree: %v", err)
+	}
+	if got, want := strings.Fields(string(out)), strings.Fields(".ci bpf cmd control dataplane directory docs tests"); !slices.Equal(got, want) {
+		t.Errorf("top level has %v, not %v", got, want)
 	}
 }
 

@@ -27,7 +27,7 @@ if [ -n "${TESTS:-}" ]; then
 fi
 # Two packages at a time where one at least mostly waits: bpf beside the rest of the
 # rooms, guests beside kernel. Labs that measure or load a host have it for themselves.
-apart='^replug/(cmd|packaging|tests)(/|$)'
+apart='^replug/(cmd|tests)(/|$)'
 waits='/tests/(guests|kernel)$'
 failed=0
 "${once[@]}" -p 2 $(go list ./... | grep -vE "$apart") || failed=1

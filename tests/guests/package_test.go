@@ -115,7 +115,7 @@ func packaged(t *testing.T, l *lab.Lab) string {
 // makeDeb makes the package for the machines of this test.
 func makeDeb(t *testing.T, version string) string {
 	t.Helper()
-	return run(t, "env", "VERSION="+version, "../../packaging/deb.sh", "amd64", t.TempDir())
+	return run(t, "env", "VERSION="+version, "../../cmd/replug-guest/deb/make.sh", "amd64", t.TempDir())
 }
 
 func run(t *testing.T, args ...string) string {

@@ -1,5 +1,5 @@
-// Package packaging holds what makes packages of the programs.
-package packaging
+// Package deb makes the Debian package of the agent in guests.
+package deb
 
 import (
 	"debug/elf"
@@ -98,7 +98,7 @@ func sameForArm64(t *testing.T, amd64, arm64 string) {
 func deb(t *testing.T, arch, version, dir string) string {
 	t.Helper()
 	t.Setenv("VERSION", version)
-	return said(t, "./deb.sh", arch, dir)
+	return said(t, "./make.sh", arch, dir)
 }
 
 // said is what a program prints.
