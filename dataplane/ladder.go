@@ -93,6 +93,9 @@ const (
 	// settling is how long a client may look for others with its address before it
 	// uses it: 3 probes, and what RFC 5227 has it wait before and after (section 1.1).
 	settling = 9 * time.Second
+	// rememberedMost is the most that slow guests get on the rung that they are known
+	// to follow on: what is left of the leader's time is for one more.
+	rememberedMost = 15 * time.Second
 	// The last rung is tried for ever, less and less often.
 	patienceBound = time.Minute
 )
@@ -145,9 +148,10 @@ type rungs struct {
 
 // A habit is what is remembered of one kind.
 type habit struct {
-	rung  int // where they begin
-	swaps int // that have ended on it since it was found, or since the last try
-	after int // so many make a try
+	rung  int           // where they begin
+	slow  time.Duration // how long the slow ones need, from the link's return to the proof
+	swaps int           // that have ended on it since it was found, or since the last try
+	after int           // so many make a try
 }
 
 // Swaps before a try: at first, and at most.
@@ -157,6 +161,17 @@ const (
 )
 
 func newRungs() *rungs { return &rungs{has: map[climber]*habit{}} }
+
+// patience is what the n-th rung of l has for a guest of this kind: the rung's, and
+// longer where others took longer on it. Cut again, they would begin anew.
+func (r *rungs) patience(c climber, l ladder, n int) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.has[c]; h != nil && h.rung == n {
+		return max(l.at(n).patience, min(h.slow*3/2, rememberedMost))
+	}
+	return l.at(n).patience
+}
 
 // first returns the rung that is remembered.
 func (r *rungs) first(c climber) int {
@@ -192,9 +207,9 @@ func (l ladder) below(n int) int {
 	return n
 }
 
-// remember takes the n-th rung of l, on which a guest was seen, for the next of its
-// kind. One that happened to poll is no sign of how others are.
-func (r *rungs) remember(c climber, l ladder, n int, try bool) {
+// remember takes the n-th rung of l, on which a guest was seen so long after its link
+// was back, for the next of its kind. One that happened to poll is no sign of how others are.
+func (r *rungs) remember(c climber, l ladder, n int, took time.Duration, try bool) {
 	if n > 0 && l[n].kind == renew {
 		return
 	}
@@ -205,9 +220,10 @@ func (r *rungs) remember(c climber, l ladder, n int, try bool) {
 		h = &habit{after: tryAfter}
 		r.has[c] = h
 	}
+	h.slow = max(h.slow-h.slow/8, took) // a busy hour is forgotten
 	switch {
 	case n != h.rung:
-		*h = habit{rung: n, after: tryAfter}
+		*h = habit{rung: n, slow: took, after: tryAfter}
 	case try:
 		h.swaps, h.after = 0, min(2*h.after, tryAtMost)
 	default:

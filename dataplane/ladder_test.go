@@ -189,6 +189,35 @@ func TestRungIsOfAnImage(t *testing.T) {
 	})
 }
 
+// A guest that is known to follow slowly is not cut again while it does: what the last
+// ones of its image took counts, until quicker ones have followed.
+func TestSlowGuestGetsItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ps := w.begin()
+		l := w.lineOf(ps, 23, "tiny", nothing)
+		asks := func(l *line, d time.Duration) {
+			w.mu.Lock()
+			l.g.asks = d
+			w.mu.Unlock()
+		}
+		const once, twice = "bounce 20ms after 1", "bounce 200ms after 2"
+		asks(l, 1800*time.Millisecond)
+		l.swaps(t, "slow", once)
+		asks(l, 2400*time.Millisecond)
+		l.swaps(t, "a little slower", once, once)
+		other := w.lineOf(ps, 24, "small", nothing)
+		asks(other, 2400*time.Millisecond)
+		other.swaps(t, "one of another image", twice)
+		asks(l, time.Millisecond)
+		for range 12 {
+			l.swaps(t, "quick", once)
+		}
+		asks(l, 2400*time.Millisecond)
+		l.swaps(t, "slow again", twice)
+	})
+}
+
 // A try begins where a guest is cut, and of those that are swapped at once one makes it.
 func TestTry(t *testing.T) {
 	c := climber{image: "tiny"}
@@ -198,7 +227,7 @@ func TestTry(t *testing.T) {
 	}{{bounces, 1, 0}, {bounces, 2, 1}, {pooledCloudInit, 2, 0}, {pooledSavable, 2, 0}, {polledCloudInit, 3, 1}, {polledCloudInit, 1, 0}} {
 		r := newRungs()
 		for range tryAfter + 1 {
-			r.remember(c, k.l, k.from, false)
+			r.remember(c, k.l, k.from, 0, false)
 		}
 		if n, try := r.try(c, k.l); n != k.want || !try {
 			t.Errorf("after rung %d: %d, a try: %t", k.from, n, try)
@@ -208,9 +237,9 @@ func TestTry(t *testing.T) {
 		}
 	}
 	r := newRungs()
-	r.remember(c, bounces, 2, false)
+	r.remember(c, bounces, 2, 0, false)
 	for range 9 {
-		r.remember(c, bounces, 2, true)
+		r.remember(c, bounces, 2, 0, true)
 	}
 	if h := r.has[c]; h.after != tryAtMost {
 		t.Errorf("a try after %d swaps, want %d", h.after, tryAtMost)

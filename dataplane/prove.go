@@ -128,7 +128,7 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 	case p.run.Cuts == 0 && p.rung(in).kind != renew || p.run.resumed && !p.run.again:
 		return max(least, resumePatience)
 	default:
-		return max(least, p.rung(in).patience)
+		return max(least, p.rungs.patience(p.climber(in), p.ladder(in), p.run.Tried))
 	}
 }
 
@@ -258,7 +258,8 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	case r.Cuts > 0 || p.rung(in).kind == renew:
 		r.Rung = p.rung(in).String()
 		if p.teaches(in) {
-			p.rungs.remember(p.climber(in), p.ladder(in), r.Tried, r.Try)
+			took := seen.Sub(r.cutAt) - p.rung(in).dark
+			p.rungs.remember(p.climber(in), p.ladder(in), r.Tried, took, r.Try)
 		}
 	case r.Agent:
 		r.Rung = agentRung
