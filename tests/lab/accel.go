@@ -64,7 +64,7 @@ func tryBoot(ctx context.Context, image, accel string) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, errors.New("the guest did not boot in time"))
 	defer cancel()
-	args, err := machine(image, accel, 128)
+	args, err := machine(image, "amd64", accel, 128)
 	if err != nil {
 		return err
 	}

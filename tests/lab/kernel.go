@@ -14,13 +14,15 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 )
 
 // kernelPackages name the newest kernel for virtual machines: Debian's, Ubuntu's.
-var kernelPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
+func kernelPackages(arch string) []string {
+	return []string{"linux-image-cloud-" + arch, "linux-image-virtual"}
+}
 
 // guestModules are what the guest needs; their dependencies are found. One that
 // isn't in the package is built into the kernel.
@@ -34,18 +36,20 @@ var moduleHomes = []string{
 	"kernel/net/sched/", "kernel/net/netfilter/", "kernel/lib/",
 }
 
-var dependsLine = regexp.MustCompile(`(?m)^\s*(?:Pre)?Depends: (linux-(?:image|modules)-[0-9]\S*)`)
-
 // guestKernel returns the kernel of the small guest, see kernelWith.
 func guestKernel(ctx context.Context, cache string) (string, error) {
-	return kernelWith(ctx, cache, guestModules)
+	return kernelWith(ctx, cache, runtime.GOARCH, guestModules)
 }
 
 // kernelWith returns a directory with vmlinuz, the wanted modules and their
-// order, taken from the machine's packages. It is made once; delete it to get a
-// newer one.
-func kernelWith(ctx context.Context, cache string, wanted []string) (string, error) {
-	sum := sha256.Sum256([]byte(strings.Join(wanted, " ")))
+// order, taken from the distribution's packages; for another architecture than this
+// machine's a busybox too. It is made once; delete it to get a newer one.
+func kernelWith(ctx context.Context, cache, arch string, wanted []string) (string, error) {
+	made := strings.Join(wanted, " ")
+	if arch != runtime.GOARCH {
+		made += " " + arch
+	}
+	sum := sha256.Sum256([]byte(made))
 	dir := filepath.Join(cache, "kernel-"+release()+"-"+hex.EncodeToString(sum[:4]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
@@ -58,7 +62,11 @@ func kernelWith(ctx context.Context, cache string, wanted []string) (string, err
 		return "", err
 	}
 	defer os.RemoveAll(draft)
-	packages, err := downloadKernel(ctx, draft)
+	from, err := aptOf(arch, cache)
+	if err != nil {
+		return "", err
+	}
+	packages, err := downloadKernel(ctx, draft, from)
 	if err != nil {
 		return "", fmt.Errorf("get a kernel for guests: %w", err)
 	}
@@ -92,47 +100,32 @@ func release() string {
 	return "unknown"
 }
 
-// downloadKernel fetches the packages that the first known name stands for.
-func downloadKernel(ctx context.Context, dir string) (files []string, err error) {
+// downloadKernel fetches the packages that the first known name stands for, and
+// for another architecture the busybox that goes with them.
+func downloadKernel(ctx context.Context, dir string, from apt) ([]string, error) {
 	var errs []error
+	var more []string
+	if from.arch != runtime.GOARCH {
+		more = []string{"busybox-static"}
+	}
+	metas := kernelPackages(from.arch)
 	for _, refresh := range []bool{false, true} {
-		if refresh { // a machine whose package lists are old or empty
-			if _, err := output(ctx, dir, "apt-get", "update", "-qq"); err != nil {
-				errs = append(errs, err)
-			}
+		if refresh {
+			errs = append(errs, from.update(ctx))
 		}
-		for _, meta := range kernelPackages {
-			names, err := dependencies(ctx, meta)
+		for _, meta := range metas {
+			names, err := from.kernelOf(ctx, meta)
+			var files []string
 			if err == nil {
-				_, err = output(ctx, dir, append([]string{"apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"}, names...)...)
+				files, err = from.download(ctx, dir, append(names, more...)...)
 			}
 			if err == nil {
-				return filepath.Glob(filepath.Join(dir, "*.deb"))
+				return files, nil
 			}
 			errs = append(errs, err)
 		}
 	}
-	return nil, fmt.Errorf("no package of %v can be fetched (is the network there?): %w", kernelPackages, errors.Join(errs...))
-}
-
-// dependencies follows a meta package to the images and modules behind it.
-func dependencies(ctx context.Context, meta string) ([]string, error) {
-	var names []string
-	for todo := []string{meta}; len(todo) > 0; todo = todo[1:] {
-		out, err := output(ctx, "/", "apt-cache", "depends", todo[0])
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range dependsLine.FindAllStringSubmatch(string(out), -1) {
-			if !slices.Contains(names, m[1]) {
-				names, todo = append(names, m[1]), append(todo, m[1])
-			}
-		}
-	}
-	if len(names) == 0 {
-		return nil, fmt.Errorf("%s is unknown to apt", meta)
-	}
-	return names, nil
+	return nil, fmt.Errorf("no package of %v can be fetched (is the network there?): %w", metas, errors.Join(errs...))
 }
 
 // unpackKernel takes the kernel and the candidates for modules out of a package
@@ -161,9 +154,13 @@ func pick(in *tar.Reader, dir string, modules map[string][]byte) error {
 			return err
 		}
 		name := path.Clean(h.Name)
-		if strings.HasPrefix(name, "boot/vmlinuz-") {
+		for _, whole := range []string{"boot/vmlinuz-", "bin/busybox"} {
+			if !strings.HasPrefix(name, whole) {
+				continue
+			}
 			b, err := io.ReadAll(in)
-			if err := errors.Join(err, os.WriteFile(filepath.Join(dir, "vmlinuz"), b, 0o644)); err != nil {
+			file := strings.TrimSuffix(path.Base(whole), "-")
+			if err := errors.Join(err, os.WriteFile(filepath.Join(dir, file), b, 0o755)); err != nil {
 				return err
 			}
 		}

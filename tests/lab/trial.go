@@ -13,9 +13,10 @@ import (
 	"strings"
 )
 
-// A Trial is a program that is to run on another kernel than this machine's:
-// alone, as root, in a machine whose file system is gone with it.
+// A Trial is a program that is to run on another kernel or processor than this
+// machine's: alone, as root, in a machine whose file system is gone with it.
 type Trial struct {
+	Arch    string            // amd64 (as ""), arm64
 	Modules []string          // loaded first, with those that they depend on
 	Files   map[string]string // path in the machine, without the leading slash -> file or directory here
 	Command string            // for a shell, in /
@@ -39,7 +40,8 @@ func (t Trial) Run(ctx context.Context) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	kernel, err := kernelWith(ctx, cache, t.Modules)
+	arch := or(t.Arch, "amd64")
+	kernel, err := kernelWith(ctx, cache, arch, t.Modules)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -54,24 +56,24 @@ func (t Trial) Run(ctx context.Context) (Verdict, error) {
 	}
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(dir, "initrd.img"), initrd, 0o600),
-		os.WriteFile(filepath.Join(dir, "cmdline"), []byte(kernelLine), 0o600),
+		os.WriteFile(filepath.Join(dir, "cmdline"), []byte(trialLine(arch)), 0o600),
 		os.Symlink(filepath.Join(kernel, "vmlinuz"), filepath.Join(dir, "vmlinuz")),
 	); err != nil {
 		return Verdict{}, err
 	}
-	return boot(ctx, dir, or(t.Memory, 1024))
+	return boot(ctx, dir, arch, or(t.Memory, 1024))
 }
 
 // boot runs the machine. Its console is the kernel's; the command has a line of
 // its own, into which no kernel message falls.
-func boot(ctx context.Context, dir string, memory int) (Verdict, error) {
-	args, err := machine(dir, TCG, memory)
+func boot(ctx context.Context, dir, arch string, memory int) (Verdict, error) {
+	args, err := machine(dir, arch, TCG, memory)
 	if err != nil {
 		return Verdict{}, err
 	}
 	said := filepath.Join(dir, "said")
-	cmd := exec.CommandContext(ctx, args[0], append(args[1:], "-smp", "2", "-no-reboot",
-		"-serial", "stdio", "-serial", "file:"+said)...)
+	args = append(args, "-smp", "2", "-no-reboot", "-serial", "stdio")
+	cmd := exec.CommandContext(ctx, args[0], append(args[1:], secondLine(arch, said)...)...)
 	killGroup(cmd)
 	console, ended := cmd.CombinedOutput()
 	out, err := os.ReadFile(said)
@@ -100,6 +102,11 @@ func (t Trial) initrd(ctx context.Context, dir, kernel string) ([]byte, error) {
 	}
 	if err := installBusybox(ctx, filepath.Join(dir, "bin")); err != nil {
 		return nil, err
+	}
+	if other := filepath.Join(kernel, "busybox"); t.Arch != "" {
+		if err := copyFile(filepath.Join(dir, "bin", "busybox"), other, 0o755); err != nil {
+			return nil, err
+		}
 	}
 	var out bytes.Buffer
 	w := &cpioWriter{out: &out}
@@ -137,8 +144,9 @@ func (w *cpioWriter) parents(name string, made map[string]bool) {
 	made[above] = true
 }
 
-func or(v, otherwise int) int {
-	if v == 0 {
+func or[T comparable](v, otherwise T) T {
+	var none T
+	if v == none {
 		return otherwise
 	}
 	return v

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -87,7 +86,7 @@ func (vm *VM) boot(ctx context.Context) error {
 		"-b", filepath.Join(vm.c.Image, "disk.qcow2"), disk); err != nil {
 		return err
 	}
-	args, err := machine(vm.c.Image, vm.c.Accel, vm.c.Memory)
+	args, err := machine(vm.c.Image, "amd64", vm.c.Accel, vm.c.Memory)
 	if err != nil {
 		return err
 	}
@@ -111,21 +110,6 @@ func (vm *VM) boot(ctx context.Context) error {
 		_, err2 := os.Stat(vm.ExecSocket())
 		return errors.Join(err1, err2)
 	})
-}
-
-// machine is the part of QEMU's command line that depends on the image only.
-func machine(image, accel string, memory int) ([]string, error) {
-	line, err := os.ReadFile(filepath.Join(image, "cmdline"))
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", image, err)
-	}
-	cpu := map[string]string{KVM: "host", TCG: "max"}[accel]
-	return []string{
-		"qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "pc", "-accel", accel, "-cpu", cpu, "-m", strconv.Itoa(memory),
-		"-kernel", filepath.Join(image, "vmlinuz"), "-initrd", filepath.Join(image, "initrd.img"),
-		"-append", strings.TrimSpace(string(line)),
-	}, nil
 }
 
 // Monitor returns the path of the VM's QMP socket.

@@ -64,7 +64,8 @@ func TestDeb(t *testing.T) {
 }
 
 // sameForArm64 looks whether the package for arm64 is that for amd64 but for the
-// program, which is static and for that machine. Nothing of arm64 runs here.
+// program, which is static and for that machine. It runs in
+// tests/kernel.
 func sameForArm64(t *testing.T, amd64, arm64 string) {
 	t.Helper()
 	rest := func(file string) (files, root string) {
