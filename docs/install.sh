@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Installs Replug on real machines: Debian 13, or Debian 12 with a kernel of 6.6
-# or newer. Build it first (`make build`), and have this directory's repository,
+# Installs Replug on real machines: Debian 12 or 13. Build it first (`make build`), and have this directory's repository,
 # with its bin/, on each machine. In this order, as root:
 #
 #   docs/install.sh pki DIR SERVER_IP HOST...     once: certificates of a server "s1",
@@ -16,8 +15,8 @@
 # where it was made. UDP 4789 must pass between the hosts, TCP 7443 from the hosts
 # to the server. Networks end up 50 bytes below the underlay's MTU, 70 over IPv6.
 #
-# It is safe to run again: programs and configuration are replaced, state is kept.
-# The programs run as transient systemd units, which a reboot ends: run it again.
+# It is safe to run again: programs, configuration and units are replaced, state is
+# kept. The programs are systemd units, which come again after a reboot.
 #
 #   NAME=h7     the host's name in the cluster (default: the machine's)
 #   ROOT=/mnt   install below this directory (default: /)
@@ -68,17 +67,31 @@ certificates() {
 	install -D -m 600 -t "$ROOT/etc/replug/pki" "$1/$2.key"
 }
 
-# start NAME: the program with its configuration, again and again.
-start() {
+# unit NAME DESCRIPTION: the service that runs the program, with more lines for it
+# from standard input; then begins it.
+unit() {
+	cat >"$ROOT/etc/systemd/system/$1.service" <<-UNIT
+		[Unit]
+		Description=$2
+		After=network-online.target
+		Wants=network-online.target
+
+		[Service]
+		ExecStart=/usr/local/bin/$1 --config /etc/replug/${1#replug-}.yaml
+		Restart=always
+		RestartSec=1
+		$(cat)
+
+		[Install]
+		WantedBy=multi-user.target
+	UNIT
+	systemctl --root="$ROOT/" --quiet enable "$1"
 	if [ "$START" != yes ]; then
-		echo "installed; start it with: $1 --config /etc/replug/${1#replug-}.yaml"
+		echo "installed; start it with: systemctl start $1"
 		return
 	fi
-	systemctl stop "$1" 2>/dev/null || true
-	systemctl reset-failed "$1" 2>/dev/null || true
-	# VMs outlive the host's agent: only the agent itself is stopped with its unit.
-	systemd-run --quiet --unit="$1" --property=Restart=always --property=RestartSec=1 \
-		--property=KillMode=process "/usr/local/bin/$1" --config "/etc/replug/${1#replug-}.yaml"
+	systemctl daemon-reload
+	systemctl restart "$1"
 	echo "started; its log: journalctl -u $1"
 }
 
@@ -99,16 +112,29 @@ install_server() {
 	programs replug replug-server
 	certificates "$1" s1
 	certificates "$1" operator
-	install -d -m 700 "$ROOT/var/lib/replug-server"
+	install -d -m 700 "$ROOT/var/lib/replug"
+	install -d "$ROOT/etc/systemd/system"
 	cat >"$ROOT/etc/replug/server.yaml" <<-YAML
 		name: s1
-		data-dir: /var/lib/replug-server
+		data-dir: /var/lib/replug
 		listen: ":7443"
 		ca: /etc/replug/pki/ca.crt
 		cert: /etc/replug/pki/s1.crt
 		key: /etc/replug/pki/s1.key
 	YAML
-	start replug-server
+	# It needs its files and its port: no privilege of root's, and nothing else to write.
+	unit replug-server "Replug's directory and control plane" <<-'LINES'
+		CapabilityBoundingSet=
+		NoNewPrivileges=yes
+		ProtectSystem=strict
+		ReadWritePaths=/var/lib/replug
+		ProtectHome=yes
+		PrivateTmp=yes
+		PrivateDevices=yes
+		ProtectKernelTunables=yes
+		ProtectControlGroups=yes
+		RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+	LINES
 }
 
 install_host() {
@@ -122,6 +148,7 @@ install_host() {
 	[ -n "$uplink" ] || die "no route to the server $2"
 	case $server in *:*) server="[$server]" ;; esac # IPv6
 	install -d -m 700 "$ROOT/var/lib/replug-host" "$ROOT/var/lib/replug-host/images"
+	install -d "$ROOT/etc/systemd/system"
 	cat >"$ROOT/etc/replug/host.yaml" <<-YAML
 		name: "$NAME"
 		server: ["$server:7443"]
@@ -132,7 +159,14 @@ install_host() {
 		cert: /etc/replug/pki/$NAME.crt
 		key: /etc/replug/pki/$NAME.key
 	YAML
-	start replug-host
+	# VMs are its children: they outlive it, and one that the kernel ends for want of
+	# memory is not its end.
+	unit replug-host "Replug's host agent" <<-'LINES'
+		KillMode=process
+		OOMPolicy=continue
+		TasksMax=infinity
+		LimitNOFILE=1048576
+	LINES
 }
 
 [ $# -ge 1 ] || usage

@@ -64,6 +64,10 @@ func installs(ctx context.Context, t *testing.T, dir, script string, family lab.
 		t.Error("the authority's key was installed")
 	}
 
+	for _, name := range []string{"replug-server", "replug-host"} {
+		comesAtBoot(t, at, name)
+	}
+
 	startInstalled(ctx, t, l.Server(), at, "server")
 	startInstalled(ctx, t, l.Host(1), at, "host", "--bpffs", l.Host(1).BPF())
 	err = lab.Until(ctx, "the server to know the host", func() error {
@@ -76,6 +80,27 @@ func installs(ctx context.Context, t *testing.T, dir, script string, family lab.
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// comesAtBoot looks whether systemd begins the program at boot, and takes its unit
+// without a word.
+func comesAtBoot(t *testing.T, at, name string) {
+	t.Helper()
+	units := filepath.Join(at, "etc/systemd/system")
+	if to, err := os.Readlink(filepath.Join(units, "multi-user.target.wants", name+".service")); err != nil || to != "/etc/systemd/system/"+name+".service" {
+		t.Errorf("at boot systemd begins %q: %v", to, err)
+	}
+	b, err := os.ReadFile(filepath.Join(units, name+".service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(t.TempDir(), name+".service")
+	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(b), "/usr/local/bin/", at+"/usr/local/bin/")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd of %s: %v: %s\n%s", name, err, out, b)
 	}
 }
 

@@ -54,7 +54,7 @@ func swapStart(c *caller, use string, aim func(*pb.StartSwapRequest, string)) *c
 	f.StringSliceVar(&r.Groups, "group", nil, groupHelp+"; those of the old network are left")
 	f.StringSliceVar(&r.Services, "service", nil, "service of the new network to be behind, once the swap is confirmed; those of the old network are left")
 	f.StringVar(&r.Hostname, "hostname", "", "new host name (default: unchanged)")
-	f.StringVar(&r.Confirm, "confirm", "", "proof: lease, guest or caller (default: guest for a VM of ours, lease for an attached port)")
+	f.StringVar(&r.Confirm, "confirm", "", "proof: lease, guest or caller (default: guest for an image with replug-guest in it, else lease)")
 	f.StringVar(&r.Trigger, "trigger", "", "how the guest is told: bounce (default) or none, for a guest that has the new address already")
 	f.StringVar(&r.OldConnections, "old-connections", "", "reset: both ends at once (default); drain: wait for them to end; silence: say nothing")
 	f.DurationVar(&drain, "drain", 0, "with --old-connections drain: wait so long at most, then reset (default 30s)")
