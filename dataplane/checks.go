@@ -58,6 +58,7 @@ type check struct {
 	vnet.Check
 	ca   vnet.CA
 	port uint16
+	told bool      // what the directory says: it is dead
 	at   time.Time // of what comes next: a probe, or the end of patience with one
 	in   int       // the queue, at this index
 
@@ -65,6 +66,7 @@ type check struct {
 	seq     uint32
 	known   bool // what is reported
 	dead    bool
+	why     string
 	row     int  // equal outcomes in a row
 	failing bool // what they are
 }
@@ -117,7 +119,8 @@ func (c *checks) run(ctx context.Context) {
 }
 
 // load makes the checks those of the services' backends on this host. What is
-// known of a backend stays known.
+// known of a backend stays known while it is asked at the same address and port, and
+// is said again when the directory says otherwise: it forgets when a row is made anew.
 func (c *checks) load(now time.Time) {
 	want := map[checkKey]*check{}
 	for _, s := range c.services() {
@@ -129,7 +132,7 @@ func (c *checks) load(now time.Time) {
 				continue
 			}
 			k := checkKey{s.VNI, s.Name, b.Member}
-			want[k] = &check{checkKey: k, Check: *s.Check, ca: b.CA, port: b.Port}
+			want[k] = &check{checkKey: k, Check: *s.Check, ca: b.CA, port: b.Port, told: b.Dead}
 			if s.Check.Port != 0 {
 				want[k].port = s.Check.Port
 			}
@@ -138,11 +141,11 @@ func (c *checks) load(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, old := range c.all {
-		if want[k] == nil {
+		if w := want[k]; w == nil || w.ca != old.ca || w.port != old.port {
 			delete(c.open, old.key)
 			delete(c.all, k)
 			heap.Remove(&c.queue, old.in)
-			c.forget(old.health(""))
+			c.forget(old.health())
 		}
 	}
 	for k, w := range want {
@@ -153,7 +156,10 @@ func (c *checks) load(now time.Time) {
 			heap.Push(&c.queue, w)
 			continue
 		}
-		old.Check, old.ca, old.port = w.Check, w.ca, w.port
+		old.Check = w.Check
+		if old.known && old.dead != w.told {
+			c.report(old.health())
+		}
 	}
 }
 
@@ -264,17 +270,17 @@ func (c *checks) end(k *check, now time.Time, why error) {
 	if enough := k.row >= k.Rise && !k.failing || k.row >= k.Fall && k.failing; !enough || k.known && k.dead == k.failing {
 		return
 	}
-	k.known, k.dead = true, k.failing
-	text := ""
+	k.known, k.dead, k.why = true, k.failing, ""
 	if why != nil {
-		text = why.Error()
+		k.why = why.Error()
 	}
-	c.log.Info("backend", "service", k.service, "vni", k.vni, "port", k.member, "dead", k.dead, "why", text)
-	c.report(k.health(text))
+	c.log.Info("backend", "service", k.service, "vni", k.vni, "port", k.member, "dead", k.dead, "why", k.why)
+	c.report(k.health())
 }
 
-func (k *check) health(text string) vnet.Health {
-	return vnet.Health{VNI: k.vni, Service: k.service, Member: k.member, Dead: k.dead, Error: text}
+// health is what was found out.
+func (k *check) health() vnet.Health {
+	return vnet.Health{VNI: k.vni, Service: k.service, Member: k.member, Dead: k.dead, Error: k.why}
 }
 
 // A checkQueue is a heap by time.

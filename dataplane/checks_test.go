@@ -127,6 +127,41 @@ func TestChecks(t *testing.T) {
 	})
 }
 
+// What the directory says otherwise is said again: a backend that was taken out and
+// put back, or a service that was edited, is not alive because its row is new. What
+// was found out of another address or port counts for nothing.
+func TestChecksSayAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBackendWorld(t)
+		delete(w.ports, "p-18")
+		w.does["p-17"] = "refuses"
+		w.run()
+		row := &w.services[0].Backends[0]
+		edit := func(when string, change func(), want ...string) {
+			t.Helper()
+			change()
+			w.changed()
+			settle(25 * time.Second)
+			if got := w.said(); !slices.Equal(got, want) {
+				t.Errorf("%s: %q, want %q", when, got, want)
+			}
+		}
+		dead := "p-17 dead true 10.17.34.51:8443 refuses connections"
+		edit("first", func() {}, dead)
+		edit("its row says so", func() { row.Dead = true })
+		edit("another interval", func() {
+			w.services[0].Check = &vnet.Check{Interval: 3 * time.Second, Timeout: time.Second, Rise: 2, Fall: 3}
+		})
+		edit("its row is new", func() { row.Dead = false }, dead)
+		edit("another port is as dead", func() { row.Port = 8444 }, "p-17 dead true 10.17.34.51:8444 refuses connections", "p-17 forgotten")
+		w.does["p-17"] = ""
+		edit("another port to check lives", func() { row.Dead, w.services[0].Check.Port = true, 9090 }, "p-17 dead false ", "p-17 forgotten")
+		if len(w.all) != 1 || len(w.queue) != 1 || len(w.open) > 1 {
+			t.Errorf("%d checks, %d due, %d probes under way; want one of each at most", len(w.all), len(w.queue), len(w.open))
+		}
+	})
+}
+
 // A flap shorter than rise and fall isn't reported; each connection is broken off;
 // probes come from the gateway, one an interval.
 func TestChecksAreQuiet(t *testing.T) {

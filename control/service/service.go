@@ -95,13 +95,15 @@ func (m *Manager) edit(ctx context.Context, v vnet.VNI, name string, change func
 	return (&store.Txn{}).Unchanged(row.Key, row.Revision).Put(row.Key, s), nil
 }
 
-// Set composes that a service has another affinity and check. What the old check
-// has found out counts no more.
+// Set composes that a service has another affinity and check. What a check has found
+// out counts until the hosts say otherwise: they say what changes. Without a check all
+// count as alive.
 func (m *Manager) Set(ctx context.Context, v vnet.VNI, name string, affinity bool, check *vnet.Check) (*store.Txn, error) {
 	return m.edit(ctx, v, name, func(s *vnet.Service) error {
 		s.Affinity, s.Check = affinity, check
 		for i := range s.Backends {
-			s.Backends[i].Dead, s.Backends[i].Away = false, false
+			b := &s.Backends[i]
+			b.Dead, b.Away = b.Dead && check != nil, b.Away && check != nil
 		}
 		return nil
 	})

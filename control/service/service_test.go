@@ -149,6 +149,10 @@ func TestService(t *testing.T) {
 	if got := b.behind("web"); got != "p7 10.17.34.7:8443/10 dead, p11 10.17.34.11:8444/30" {
 		t.Errorf("after new weights: %s", got)
 	}
+	b.must(b.Set(ctx, red, "web", true, &vnet.Check{Interval: 7 * time.Second}))
+	if got := b.behind("web"); got != "p7 10.17.34.7:8443/10 dead, p11 10.17.34.11:8444/30" {
+		t.Errorf("after another interval: %s", got)
+	}
 	b.must(b.Set(ctx, red, "web", true, nil))
 	if row, _ = b.Get(ctx, red, "web"); !row.Value.Affinity || row.Value.Check != nil || row.Value.Backends[0].Dead {
 		t.Errorf("after it was set: %+v", row.Value)
