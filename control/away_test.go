@@ -18,9 +18,9 @@ func TestAway(t *testing.T) {
 	w.furnish()
 	w.host("h7", 7)
 	lost := w.host("h9", 9)
-	acme := w.as("acme")
+	op := w.as("olga")
 	attach := func(n int, host string) *pb.Port {
-		return must(acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: fmt.Sprint("a", n), Name: fmt.Sprint("nic-", n), Host: host, Tap: fmt.Sprint("tap-", n),
+		return must(op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: fmt.Sprint("a", n), Tenant: "acme", Name: fmt.Sprint("nic-", n), Host: host, Tap: fmt.Sprint("tap-", n),
 			Mac: fmt.Sprintf("52:54:00:1a:2b:%02x", n), Network: "red", Ip: fmt.Sprintf("10.17.34.%d", 50+n)}))(t)
 	}
 	here, there := attach(1, "h7"), attach(2, "h9")

@@ -22,8 +22,8 @@ func TestOlderStore(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&said, nil)) })
 	w.furnish()
 	w.host("h7", 7)
-	acme, op := w.as("acme"), w.as("olga")
-	must(acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "a", Name: "nic-1", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3c", Network: "red"}))(t)
+	op := w.as("olga")
+	must(op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "a", Tenant: "acme", Name: "nic-1", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3c", Network: "red"}))(t)
 	must(op.AddVTEP(w.ctx, &pb.AddVTEPRequest{RequestId: "v", Tenant: "acme", Vtep: &pb.VTEP{
 		Network: "red", Name: "edge", Ip: "10.17.34.77", Pa: "172.31.99.7", Mac: "52:54:00:1a:2b:77"}}))(t)
 	before := indexed(w.rows())
@@ -37,9 +37,9 @@ func TestOlderStore(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := w.as("acme").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "b", Name: "nic-2", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3d", Network: "red"})
+	_, err := w.as("olga").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "b", Tenant: "acme", Name: "nic-2", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3d", Network: "red"})
 	code(t, "a tap twice", err, codes.FailedPrecondition, "tap tap-x of host h7")
-	_, err = w.as("acme").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "c", Name: "nic-2", Host: "h7", Tap: "tap-y", Mac: "52:54:00:1a:2b:3c", Network: "red"})
+	_, err = w.as("olga").AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "c", Tenant: "acme", Name: "nic-2", Host: "h7", Tap: "tap-y", Mac: "52:54:00:1a:2b:3c", Network: "red"})
 	code(t, "a MAC twice", err, codes.FailedPrecondition, "MAC 52:54:00:1a:2b:3c")
 	edge, err := store.Get[vnet.Mapping](w.ctx, w.store, store.MappingKey(4096, vnet.CA{Addr: netip.MustParseAddr("10.17.34.77")}))
 	if err != nil {

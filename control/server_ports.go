@@ -32,8 +32,13 @@ type attachment struct {
 	router                           bool
 }
 
+// AttachPort is for operators: who names a device or a socket of a host has its
+// agent, which is root there, use it.
 func (portsAPI) AttachPort(ctx context.Context, q *pb.AttachPortRequest) (*pb.Port, error) {
 	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
 	a, err := attachmentFrom(q)
 	if err != nil {
 		return nil, err
@@ -240,8 +245,13 @@ func (portsAPI) ListPorts(ctx context.Context, q *pb.ListPortsRequest) (*pb.List
 	return r, err
 }
 
+// DetachPort is for operators, as AttachPort: what the guest sends from then on is
+// no more the datapath's, but the kernel's of the host.
 func (portsAPI) DetachPort(ctx context.Context, q *pb.DetachPortRequest) (*pb.DetachPortResponse, error) {
 	c := callerOf(ctx)
+	if err := c.operator(); err != nil {
+		return nil, err
+	}
 	done := func() {}
 	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) {
 		p, err := c.findPort(ctx, q.Tenant, q.Name)

@@ -194,14 +194,20 @@ func residue(before, after map[string]string) error {
 }
 
 // AttachPort: somebody else's tap is swapped with the lease as proof, and leaves
-// nothing when it is detached.
+// nothing when it is detached. A tenant swaps its port, but can't say which devices
+// and sockets of a host the agent takes, nor open its guest a way past the datapath.
 func TestAttachedPort(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.Rest = 20 * time.Millisecond })
 	w.furnish()
 	h := w.host("h7", 7)
 	before := w.rows()
-	acme := w.as("acme")
-	p := must(acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "a", Name: "nic-1", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3c",
+	acme, op := w.as("acme"), w.as("olga")
+	_, err := acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "mine", Name: "nic-1", Host: "h7", Tap: "eth0", Mac: "52:54:00:1a:2b:3c", Network: "red"})
+	code(t, "a tenant attaches", err, codes.PermissionDenied, "operators", "acme")
+	if d := differ(before, w.rows()); d != "" {
+		t.Errorf("a tenant attaches: refused, but rows changed:\n%s", d)
+	}
+	p := must(op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "a", Tenant: "acme", Name: "nic-1", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3c",
 		Monitor: "/run/x/qmp.sock", Network: "red", Ip: "10.17.34.51"}))(t)
 	in, ok := h.intent(p.Name)
 	w.wait("intent", func() error {
@@ -213,7 +219,7 @@ func TestAttachedPort(t *testing.T) {
 	if in.Tap != "tap-x" || in.Monitor != "/run/x/qmp.sock" || in.Machine != nil || in.MAC.String() != "52:54:00:1a:2b:3c" {
 		t.Errorf("intent %+v", in)
 	}
-	_, err := acme.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "b", Name: "nic-2", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3d", Network: "red"})
+	_, err = op.AttachPort(w.ctx, &pb.AttachPortRequest{RequestId: "b", Tenant: "acme", Name: "nic-2", Host: "h7", Tap: "tap-x", Mac: "52:54:00:1a:2b:3d", Network: "red"})
 	code(t, "a tap twice", err, codes.FailedPrecondition, "tap-x")
 	s := w.swapped(&pb.StartSwapRequest{Port: "nic-1", Network: "blue", Ip: "10.17.34.52"})
 	if !s.Ok || s.Confirm != "lease" || s.Mac != p.Mac || s.Vm != "" {
@@ -227,7 +233,9 @@ func TestAttachedPort(t *testing.T) {
 		t.Errorf("swap to a full host: %v", s)
 	}
 	h.behave(manners{})
-	must(acme.DetachPort(w.ctx, &pb.DetachPortRequest{RequestId: "c", Name: "nic-1"}))(t)
+	_, err = acme.DetachPort(w.ctx, &pb.DetachPortRequest{RequestId: "off", Name: "nic-1"})
+	code(t, "a tenant detaches", err, codes.PermissionDenied, "operators", "acme")
+	must(op.DetachPort(w.ctx, &pb.DetachPortRequest{RequestId: "c", Tenant: "acme", Name: "nic-1"}))(t)
 	w.wait("nothing is left", func() error {
 		after := w.rows()
 		for k := range after {

@@ -94,23 +94,47 @@ func findUplink(name string, prefix netip.Prefix) (netdev.Uplink, error) {
 // none of them may be local, lest guests' frames reach services of the host.
 func (u *underlay) ownRange() bool { return !u.prefix.Contains(u.uplink.Addr) }
 
-// taps are real devices.
-type taps struct{}
+// taps are real devices of the host that has the underlay.
+type taps struct{ host *underlay }
 
 func (taps) Ensure(id vnet.PortID, mtu int) (int, error) {
 	d, err := netdev.CreateTap(netdev.TapName(id), mtu, 0)
 	return d.Ifindex, err
 }
 
-func (taps) Find(name string, last Device) (Device, error) {
+func (t taps) Find(name string, last Device) (Device, error) {
 	if last.Ifindex != 0 && netdev.Index(name) == last.Ifindex {
 		return last, nil
 	}
 	d, err := netdev.Find(name)
+	if errors.Is(err, netdev.ErrNoDevice) {
+		return Device{}, fmt.Errorf("%w: create it there, or detach the port", err)
+	}
+	if err == nil {
+		err = t.host.lends(d)
+	}
 	if err == nil {
 		err = netdev.KeepIPv6Off(name)
 	}
 	return Device{Ifindex: d.Ifindex, Tap: d.Tap, Peer: d.Peer}, err
+}
+
+// lends returns why a device can't be a port's, or nil. A port's programs drop
+// what is not from its guest: on a device of the host's own they would cut it off.
+func (u *underlay) lends(d netdev.Device) error {
+	_, port := netdev.TapPort(d.Name)
+	why := ""
+	switch {
+	case d.Ifindex == u.uplink.Ifindex:
+		why = "it is the host's uplink, which the host would lose"
+	case port, d.Name == netdev.VXLANName, d.Name == netdev.IMDSNear, d.Name == netdev.IMDSFar:
+		why = "the host agent made it for itself"
+	case !d.Tap && d.Kind != "veth":
+		why = fmt.Sprintf("it is neither a tap nor a veth (its kind: %s), so no guest is behind it", d.Kind)
+	default:
+		return nil
+	}
+	return fmt.Errorf("device %s can't be a port's: %s: detach the port, and attach it to the tap or veth of its guest", d.Name, why)
 }
 
 func (taps) Delete(id vnet.PortID) error { return netdev.Delete(netdev.TapName(id)) }

@@ -171,7 +171,7 @@ func (h *Host) openPorts(context.Context) error {
 	accounts.tally = h.maps.Tally
 	ps, err := newPorts(rooms{
 		accounts: accounts, moved: h.checks.changed,
-		datapath: h.maps, taps: taps{}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: documents{h.imds, h.channel},
+		datapath: h.maps, taps: taps{h.underlay}, machines: machines{driver}, links: links{driver, h.underlay.mtu}, docs: documents{h.imds, h.channel},
 		prober: prober{h.sender}, router: routers{h.sender}, resetter: resets{h.sender}, networks: h.networks, agents: agents{h.channel, driver}, records: recs, rungs: newRungs(), metrics: h.metrics,
 		mtu: h.underlay.mtu, report: func(s vnet.Status) { h.client.Report(s) },
 	}, h.log)

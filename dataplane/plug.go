@@ -53,7 +53,7 @@ func (p *port) tap(in *vnet.Intent) (int, error) {
 	}
 	d, err := p.taps.Find(in.Tap, p.found)
 	if err != nil {
-		return 0, fmt.Errorf("attached port needs the tap %s on host %s: create it there, or detach the port: %w", in.Tap, in.Host, err)
+		return 0, fmt.Errorf("attached port needs the tap %s on host %s: %w", in.Tap, in.Host, err)
 	}
 	p.found = d
 	return d.Ifindex, nil

@@ -154,8 +154,9 @@ type Device struct {
 type Taps interface {
 	// Ensure makes the port's own tap, or adopts the one that is there.
 	Ensure(id vnet.PortID, mtu int) (ifindex int, err error)
-	// Find returns a device that somebody else made. One that is still the last that
-	// was found under the name is cheap to find: every port asks, again and again.
+	// Find returns a device that somebody else made, unless no guest can be
+	// behind it. One that is still the last that was found under the name is cheap
+	// to find: every port asks, again and again.
 	Find(name string, last Device) (Device, error)
 	// Delete removes the port's own tap. An absent one is no error.
 	Delete(id vnet.PortID) error

@@ -6,12 +6,14 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"replug/dataplane/netdev"
+	"replug/directory/vnet"
 )
 
 // The family of the PAs says which of the uplink's addresses is the host's, and
@@ -63,17 +65,63 @@ func TestUnderlayOfEitherFamily(t *testing.T) {
 	}
 }
 
+// What the host itself needs, or what no guest can be behind, is never a port's:
+// with a port's programs on it the host would lose its network. It stays as it is.
+func TestNotForPorts(t *testing.T) {
+	aHost(t)
+	u, err := plug("up0", netip.MustParsePrefix("100.64.9.0/24"))
+	must(t, err)
+	_, err = netdev.CreateTap("rp-tap7", 1400, 0)
+	must(t, err)
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN}))
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "guest0"}, PeerName: "guest0-p"}))
+	ipv6 := func(device string) string {
+		off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + device + "/disable_ipv6")
+		must(t, err)
+		return strings.TrimSpace(string(off))
+	}
+	attach := func(device string) (map[int]vnet.PortID, error) {
+		w := newWorld(t)
+		in := intent()
+		in.Tap = device
+		p := newPort(rooms{taps: taps{u}, datapath: w}, in, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		return w.attached, p.device(&in)
+	}
+	for device, why := range map[string]string{
+		"up0": "it is the host's uplink", "rp-vx0": "the host agent made it for itself", "imds0": "the host agent made it for itself",
+		"imds1": "the host agent made it for itself", "rp-tap7": "the host agent made it for itself",
+		"br0": "neither a tap nor a veth (its kind: bridge)", "tun0": "neither a tap nor a veth", "lo": "neither a tap nor a veth",
+	} {
+		before := ipv6(device)
+		on, err := attach(device)
+		if err == nil || !strings.Contains(err.Error(), device) || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "detach the port") {
+			t.Errorf("%s: %v, want that %s", device, err, why)
+		}
+		if after := ipv6(device); len(on) != 0 || after != before {
+			t.Errorf("%s: refused, but attached %v, disable_ipv6 was %s and is %s", device, on, before, after)
+		}
+	}
+	if on, err := attach("guest0"); err != nil || len(on) != 1 || ipv6("guest0") != "1" {
+		t.Errorf("a guest's: %v, attached %v, disable_ipv6 %s", err, on, ipv6("guest0"))
+	}
+	if _, err := attach("absent0"); err == nil || !strings.Contains(err.Error(), "create it there") {
+		t.Errorf("absent: %v", err)
+	}
+}
+
 // An attached port's tap that was made again is found as what it is now.
 func TestFindAgain(t *testing.T) {
 	aHost(t)
-	up, err := taps{}.Find("up0", Device{})
+	taps := taps{&underlay{}}
+	up, err := taps.Find("up0", Device{})
 	if err != nil || up.Tap || up.Ifindex == 0 {
 		t.Fatalf("a veth: %+v, %v", up, err)
 	}
 	if off, err := os.ReadFile("/proc/sys/net/ipv6/conf/up0/disable_ipv6"); err != nil || string(off) != "1\n" {
 		t.Errorf("the host speaks IPv6 to the guest: disable_ipv6 is %q, %v", off, err)
 	}
-	if again, err := (taps{}).Find("up0", up); err != nil || again != up {
+	if again, err := taps.Find("up0", up); err != nil || again != up {
 		t.Errorf("the same: %+v, %v, want %+v", again, err, up)
 	}
 	link, err := netlink.LinkByName("up0")
@@ -83,14 +131,14 @@ func TestFindAgain(t *testing.T) {
 	if err := netlink.LinkDel(link); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := (taps{}).Find("up0", up); err == nil {
+	if gone, err := taps.Find("up0", up); err == nil {
 		t.Errorf("deleted: %+v", gone)
 	}
 	tap, err := netdev.CreateTap("up0", 1400, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if now, err := (taps{}).Find("up0", up); err != nil || !now.Tap || now.Ifindex != tap.Ifindex {
+	if now, err := taps.Find("up0", up); err != nil || !now.Tap || now.Ifindex != tap.Ifindex {
 		t.Errorf("a tap of the same name: %+v, %v, want %+v", now, err, tap)
 	}
 }

@@ -127,6 +127,8 @@ func TestPolicyJourney(t *testing.T) {
 		{"service list --network blue", 0, []string{"every 2s"}},
 		{"service set shop --network blue --affinity", 0, nil},
 		{"service list --network blue", 0, []string{"shop     blue     10.0.7.100  tcp/443  none   true"}},
+		{"port attach edge-7 --host h1 --tap eth0 --mac 02:00:5e:10:20:31 --network blue --as acme", 1, []string{"operators", "acme is a tenant"}},
+		{"port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:31 --network blue", 3, []string{"h1"}}, // by the operator, who says --tenant
 		{"port limit ghost --from 100M", 3, []string{"ghost"}},
 		{"port limit ghost --from fast", 2, []string{"100M"}},
 		{"port group ghost web", 3, []string{"ghost"}},

@@ -24,16 +24,16 @@ func portCommand(c *caller) *cobra.Command {
 			return pb.NewPortsClient(conn).ListPorts(ctx, &pb.ListPortsRequest{Tenant: c.tenant})
 		},
 		show: func(r *pb.ListPortsResponse) *table { return ports(r.Ports...) }})
-	detach := c.tell(order{use: "detach PORT", short: "Give an attached port back", args: exact(1, "a PORT"), done: "port %s is being detached",
+	detach := c.tell(order{use: "detach PORT", short: "Give an attached port back (operator)", args: exact(1, "a PORT"), done: "port %s is being detached",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewPortsClient(conn).DetachPort(ctx, &pb.DetachPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: name})
 			return err
 		}})
 	move := swapStart(c, "swap PORT", func(r *pb.StartSwapRequest, name string) { r.Port = name })
 	move.Short = "Move an attached port to another network"
-	move.Example = "  replug port swap edge-7 --network blue --ip 10.0.0.21 --trigger none --wait"
+	move.Example = "  replug port swap edge-7 --tenant acme --network blue --ip 10.0.0.21 --trigger none --wait"
 	return noun("port", "VM NICs; also those of VMs that somebody else runs",
-		"  replug port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --monitor /run/vm3/qmp.sock --network red",
+		"  replug port attach edge-7 --tenant acme --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --monitor /run/vm3/qmp.sock --network red",
 		portAttach(c), move, portGroup(c), portLimit(c), portSet(c), portSettings(c), detach, show, ls)
 }
 
@@ -47,8 +47,8 @@ func portSettings(c *caller) *cobra.Command {
 
 func portAttach(c *caller) *cobra.Command {
 	r := &pb.AttachPortRequest{}
-	cmd := &cobra.Command{Use: "attach PORT", Short: "Take over a tap that somebody else's orchestrator made", Args: exact(1, "a PORT"),
-		Example: "  replug port attach edge-7 --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --network red --ip 10.0.0.21",
+	cmd := &cobra.Command{Use: "attach PORT", Short: "Take over a tap that somebody else's orchestrator made (operator)", Args: exact(1, "a PORT"),
+		Example: "  replug port attach edge-7 --tenant acme --host h1 --tap tap3 --mac 02:00:5e:10:20:30 --network red --ip 10.0.0.21",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.RequestId, r.Tenant, r.Name = c.id(), c.tenant, args[0]
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
@@ -61,7 +61,7 @@ func portAttach(c *caller) *cobra.Command {
 		}}
 	f := cmd.Flags()
 	f.StringVar(&r.Host, "host", "", "host that has the tap")
-	f.StringVar(&r.Tap, "tap", "", "name of the tap there")
+	f.StringVar(&r.Tap, "tap", "", "name of the tap or veth there; never one that the host itself needs")
 	f.StringVar(&r.Mac, "mac", "", "MAC of the guest's NIC")
 	f.StringVar(&r.Monitor, "monitor", "", "QMP socket there, for bouncing the link (default: can't be bounced)")
 	f.StringVar(&r.Network, "network", "", "moniker of the network")

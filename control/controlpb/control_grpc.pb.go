@@ -2615,7 +2615,9 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type PortsClient interface {
-	// AttachPort takes over a tap and monitor that somebody else's orchestrator made.
+	// AttachPort takes over a tap or veth, and a monitor, that somebody else's
+	// orchestrator made. It and DetachPort are for operators; the tenant whose port it
+	// becomes swaps it, and sets its groups.
 	AttachPort(ctx context.Context, in *AttachPortRequest, opts ...grpc.CallOption) (*Port, error)
 	GetPort(ctx context.Context, in *GetPortRequest, opts ...grpc.CallOption) (*Port, error)
 	ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error)
@@ -2711,7 +2713,9 @@ func (c *portsClient) SetPort(ctx context.Context, in *SetPortRequest, opts ...g
 // All implementations must embed UnimplementedPortsServer
 // for forward compatibility.
 type PortsServer interface {
-	// AttachPort takes over a tap and monitor that somebody else's orchestrator made.
+	// AttachPort takes over a tap or veth, and a monitor, that somebody else's
+	// orchestrator made. It and DetachPort are for operators; the tenant whose port it
+	// becomes swaps it, and sets its groups.
 	AttachPort(context.Context, *AttachPortRequest) (*Port, error)
 	GetPort(context.Context, *GetPortRequest) (*Port, error)
 	ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error)

@@ -61,6 +61,7 @@ type Device struct {
 	Ifindex int
 	MTU     int // bytes
 	MAC     vnet.MAC
+	Kind    string // tuntap, veth, bridge, ...; "device" is hardware
 	Tap     bool
 	Peer    bool // a veth whose other end is in another network namespace
 	Up      bool // administratively; a tap that nobody has opened has no carrier
@@ -144,7 +145,7 @@ func isKind(ifindex int, kinds ...string) bool {
 
 func deviceOf(link netlink.Link) Device {
 	a := link.Attrs()
-	d := Device{Name: a.Name, Ifindex: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0}
+	d := Device{Name: a.Name, Ifindex: a.Index, MTU: a.MTU, Kind: link.Type(), Up: a.RawFlags&unix.IFF_UP != 0}
 	copy(d.MAC[:], a.HardwareAddr)
 	d.Peer = isPeer(link)
 	if t, ok := link.(*netlink.Tuntap); ok {
