@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type captured -type flow_event -type sweep -type next_hop_refresh -type port_flag -type trap_kind -type kind_shift -type rule_id -type flow_flag -type flow_seen -type flow_timeout -type way -type service_flag -type backend_flag -type rule_list -type rate -type flow_count -type capture_point -type flow_event_kind -type fragment_kind datapath datapath.c
+//go:generate go tool bpf2go -target bpfel -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -fno-strict-aliasing -I/usr/include/x86_64-linux-gnu" -type addr -type port -type times -type trap -type captured -type flow_event -type sweep -type next_hop_refresh -type port_flag -type trap_kind -type kind_shift -type rule_id -type flow_flag -type flow_seen -type flow_timeout -type way -type service_flag -type backend_flag -type rule_list -type rate -type flow_count -type capture_point -type flow_event_kind -type fragment_kind -type bucket datapath datapath.c
 //go:generate go tool stringer -type datapathDropReason -trimprefix datapathDropReasonDROP_ -output drop_string.go
 
 // Limits of one datapath, as vnet.h has them.

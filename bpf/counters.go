@@ -119,8 +119,14 @@ func (d *Datapath) resetPort(id uint16) error {
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
+	all := make([]datapathBucket, datapathBucketBUCKETS)
+	for kind := range all {
+		all[kind] = datapathBucket(kind)
+	}
 	return errors.Join(
 		d.ResetTimes(id),
+		d.fillBuckets(id, all...),
+		d.objs.DeniedBuckets.Put(uint32(id), uint64(0)),
 		d.objs.PortCounters.Put(uint32(id), make([]datapathTally, cpus)),
 		d.objs.FlowBudgets.Put(uint32(id), datapathFlowBudget{}),
 		d.objs.PortLimits.Put(uint32(id), datapathLimitsRow{}),

@@ -33,6 +33,20 @@ const (
 	datapathBackendFlagBACKEND_DEAD datapathBackendFlag = 2
 )
 
+type datapathBucket uint32
+
+const (
+	datapathBucketBUCKET_TRAP         datapathBucket = 0
+	datapathBucketBUCKET_UNRESOLVED   datapathBucket = 1
+	datapathBucketBUCKET_ANSWER       datapathBucket = 2
+	datapathBucketBUCKET_FROM_BYTES   datapathBucket = 3
+	datapathBucketBUCKET_FROM_PACKETS datapathBucket = 4
+	datapathBucketBUCKET_TO_BYTES     datapathBucket = 5
+	datapathBucketBUCKET_TO_PACKETS   datapathBucket = 6
+	datapathBucketBUCKET_TOO_BIG      datapathBucket = 7
+	datapathBucketBUCKETS             datapathBucket = 8
+)
+
 type datapathCapturePoint uint32
 
 const (

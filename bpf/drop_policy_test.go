@@ -219,8 +219,6 @@ func (p *policyCase) limits() {
 	p.a.drain(redA2.id, bucketToPackets)
 	p.refused(p.a, "above the limit to a port of this host", "rate_to", near)
 	p.a.must(p.a.dp.SetLimits(redA2.id, Limits{}))
-	p.a.must(errors.Join(p.a.resetBuckets(redA.id), p.a.resetBuckets(redA2.id)))
-	p.b.must(p.b.resetBuckets(redB.id))
 }
 
 func (p *policyCase) services() {
@@ -267,15 +265,17 @@ func isReset(frame []byte) bool {
 	return len(frame) == 14+header+20 && frame[14+header+13]&flagRST != 0 && rightSums(frame) == ""
 }
 
-// The buckets of a port, as enum bucket in maps.h has them.
+// The buckets of a port.
 const (
-	bucketAnswer      = 2
-	bucketFromBytes   = 3
-	bucketFromPackets = 4
-	bucketToBytes     = 5
-	bucketToPackets   = 6
-	bucketTooBig      = 7
-	bucketsOfPort     = 8
+	bucketTrap        = uint32(datapathBucketBUCKET_TRAP)
+	bucketUnresolved  = uint32(datapathBucketBUCKET_UNRESOLVED)
+	bucketAnswer      = uint32(datapathBucketBUCKET_ANSWER)
+	bucketFromBytes   = uint32(datapathBucketBUCKET_FROM_BYTES)
+	bucketFromPackets = uint32(datapathBucketBUCKET_FROM_PACKETS)
+	bucketToBytes     = uint32(datapathBucketBUCKET_TO_BYTES)
+	bucketToPackets   = uint32(datapathBucketBUCKET_TO_PACKETS)
+	bucketTooBig      = uint32(datapathBucketBUCKET_TOO_BIG)
+	bucketsOfPort     = uint32(datapathBucketBUCKETS)
 )
 
 // drain takes what a bucket holds, and what it gets in the next hour.
@@ -287,7 +287,7 @@ func (h *host) drain(id uint16, kind uint32) {
 // resetBuckets fills the buckets of a port again.
 func (h *host) resetBuckets(id uint16) error {
 	var errs []error
-	for kind := range uint32(bucketsOfPort) {
+	for kind := range bucketsOfPort {
 		errs = append(errs, h.dp.objs.Buckets.Put(uint32(id)*bucketsOfPort+kind, uint64(0)))
 	}
 	return errors.Join(errs...)

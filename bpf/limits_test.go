@@ -32,7 +32,7 @@ func TestLimits(t *testing.T) {
 		{"bytes from", Limits{From: Rate{Bits: 7_000_000}}, redA.id, bucketFromBytes, "rate_from", func(f []byte, n int) time.Duration { return onWire(f, n) * 8 * time.Second / 7_000_000 }},
 		{"bytes to", Limits{To: Rate{Bits: 5_000_000}}, redA2.id, bucketToBytes, "rate_to", func(f []byte, n int) time.Duration { return onWire(f, n) * 8 * time.Second / 5_000_000 }},
 	} {
-		a.must(errors.Join(a.dp.SetLimits(c.id, c.from), a.resetBuckets(c.id)))
+		a.must(a.dp.SetLimits(c.id, c.from))
 		if got, err := a.dp.Limits(c.id); err != nil || got != c.from {
 			t.Errorf("%s: read back %+v, %v, want %+v", c.name, got, err, c.from)
 		}
@@ -70,6 +70,7 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	burst(t, b)
+	lifted(t, b)
 	if err := a.dp.SetLimits(77, Limits{From: Rate{Bits: 1}}); !errors.Is(err, ErrNoPort) {
 		t.Errorf("limits of no port: got %v, want ErrNoPort", err)
 	}
@@ -89,7 +90,18 @@ func survivesSetPort(t *testing.T, h *host, name string, id uint16, passes func(
 	if passes() {
 		t.Errorf("%s: the limit is gone after SetPortFlags", name)
 	}
+	for kind := range bucketsOfPort {
+		h.drain(id, kind)
+	}
+	h.must(h.dp.objs.DeniedBuckets.Put(uint32(id), uint64(Now()+time.Hour)))
 	h.must(errors.Join(h.dp.DeletePort(id), h.dp.SetPort(id, p)))
+	var denied uint64
+	h.must(h.dp.objs.DeniedBuckets.Lookup(uint32(id), &denied))
+	for kind := range bucketsOfPort {
+		if due := h.due(id, kind); due != 0 || denied != 0 {
+			t.Fatalf("%s: a new port owes what the old one spent: bucket %d %v, of refused flows %d", name, kind, due, denied)
+		}
+	}
 	if !passes() {
 		t.Errorf("%s: a new port has the limit of the old one; %v", name, h.drops())
 	}
@@ -109,6 +121,34 @@ func burst(t *testing.T, h *host) {
 	// 64 packets ahead at 2 a second, the one that is due, and what some seconds bring at most.
 	if passed < 65 || passed > 75 {
 		t.Errorf("%d of 200 packets passed at once, want 65", passed)
+	}
+}
+
+// lifted: who has spent all that a low rate lends owes nothing of it to another rate:
+// at that one's burst it would be silent for as long as the debt takes, 16 s after 64
+// kbit/s (here an hour, so that no machine is too slow). The same rate again, as after
+// a restart of the agent, forgives nothing, nor does a change of the other direction.
+func lifted(t *testing.T, h *host) {
+	low, high := Rate{Bits: 64_000}, Rate{Bits: 1_000_000_000}
+	for _, c := range []struct {
+		name   string
+		to     []Limits
+		silent bool
+	}{
+		{"lifted", []Limits{{From: high}}, false},
+		{"lowered", []Limits{{From: Rate{Bits: 63_000}}}, false},
+		{"taken off and set again", []Limits{{}, {From: low}}, false},
+		{"set again", []Limits{{From: low}}, true},
+		{"kept while the other direction's is set", []Limits{{From: low, To: high}}, true},
+	} {
+		h.must(errors.Join(h.dp.SetLimits(redB.id, Limits{}), h.dp.SetLimits(redB.id, Limits{From: low})))
+		h.drain(redB.id, bucketFromBytes)
+		for _, l := range c.to {
+			h.must(h.dp.SetLimits(redB.id, l))
+		}
+		if v, _ := h.send(redB, redB.frame(udpOf(caB, caA, 5353, 7946, text(1400)))); (v != actRedirect) != c.silent {
+			t.Errorf("limit %s: the next frame has verdict %d, refused should be %v; %v owed", c.name, int32(v), c.silent, h.due(redB.id, bucketFromBytes)-Now())
+		}
 	}
 }
 

@@ -318,6 +318,7 @@ const volatile struct {
 	enum flow_timeout flow_timeout;
 	enum flow_seen flow_seen;
 	enum fragment_kind fragment_kind;
+	enum bucket bucket;
 } *const narrow_type;
 
 /* [0]: not 0 while somebody watches what every port's frames are dropped for. */

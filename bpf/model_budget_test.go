@@ -29,9 +29,6 @@ type modelBudgets struct {
 }
 
 const (
-	bucketTrap       = 0
-	bucketUnresolved = 1
-
 	flowQuota  = 900 // of a port that has none of its own
 	batchSlack = 7 * time.Second
 	maxUnsure  = 10 // verdicts that a slow machine leaves undecided: more, and nothing is compared

@@ -117,7 +117,7 @@ func contents(h *host) map[string]map[string]string {
 		var b datapathFlowBudget
 		h.must(h.dp.objs.FlowBudgets.Lookup(uint32(m.id), &b))
 		all["port"][fmt.Sprint(m.id)] = fmt.Sprintf("%+v %+v %+v %+v", n, from, to, b)
-		for kind := range uint32(bucketsOfPort) {
+		for kind := range bucketsOfPort {
 			all["port"][fmt.Sprintf("bucket %d of %d", kind, m.id)] = fmt.Sprint(h.due(m.id, kind))
 		}
 	}
