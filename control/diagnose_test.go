@@ -109,6 +109,21 @@ func TestTrace(t *testing.T) {
 	if len(r.Hops) != 2 || string(r.Hops[0].Frame) != string(wire[50:]) || r.Hops[1].Drop != "rule_in" {
 		t.Errorf("the tenant sees %v", r)
 	}
+	// Only what a port gets has left its outer headers behind.
+	for _, c := range []struct {
+		verdict string
+		leaves  []byte
+	}{{ask.SentUp, wire}, {ask.Passed, wire}, {ask.Dropped, wire}, {ask.ToPort, wire[50:]}} {
+		db.behave(answering(map[string]func(context.Context, []byte, func(any)) error{
+			ask.KindTraceFromWire: func(_ context.Context, b []byte, say func(any)) error {
+				say(ask.Trace{Verdict: c.verdict, Sent: wire, Frame: c.leaves, To: ask.PortRef{Name: "db.0", Network: "red", VNI: 0xa1b2c3, Tenant: "acme"}})
+				return nil
+			}}))
+		r := must(w.as("acme").Trace(w.ctx, q))(t)
+		if h := r.Hops[1]; h.Verdict != c.verdict || string(h.Sent) != string(wire[50:]) || string(h.Frame) != string(wire[50:]) {
+			t.Errorf("%s: the tenant sees %x, was %x; want the inner frame", c.verdict, h.Frame, h.Sent)
+		}
+	}
 	_, err := w.as("umbra").Trace(w.ctx, &pb.TraceRequest{From: "web-1", To: "10.17.34.85", Protocol: "tcp", Port: 443})
 	code(t, "another tenant's VM", err, codes.NotFound, "web-1")
 	_, err = w.as("umbra").Trace(w.ctx, &pb.TraceRequest{Tenant: "acme", From: "web-1", To: "10.17.34.85", Protocol: "tcp", Port: 443})

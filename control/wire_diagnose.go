@@ -16,11 +16,15 @@ import (
 // underlay, and no other tenant's names.
 
 func (d *diagnoser) hopTo(host, program string, t *ask.Trace) *pb.TraceHop {
+	// Of what comes from the wire only a port's has left its outer headers behind: the
+	// kernel takes them off what is sent up, and the answer to what is refused has new ones.
+	came := program == "from_wire"
+	wrapped := t.Verdict == ask.ToWire || came && t.Verdict != ask.ToPort
 	h := &pb.TraceHop{
 		Host: host, Program: program, Port: d.portName(t.Port), ToPort: d.portName(t.To),
 		Verdict: t.Verdict, Drop: t.Drop, Why: t.Why, RuleOut: t.RuleOut.Rule, RuleIn: t.RuleIn.Rule, FlowOut: t.RuleOut.Flow, FlowIn: t.RuleIn.Flow,
 		Service: textOf(t.Service), Backend: textOf(t.Backend), Route: textOf(t.Route), NextHop: textOf(t.NextHop),
-		Sent: d.visible(t.Sent, program == "from_wire"), Frame: d.visible(t.Frame, t.Verdict == ask.ToWire || program == "from_wire" && t.Verdict == ask.Dropped),
+		Sent: d.visible(t.Sent, came), Frame: d.visible(t.Frame, wrapped),
 	}
 	if t.Mapping != nil {
 		h.Vni = uint32(t.Mapping.VNI)
