@@ -101,8 +101,8 @@ type system interface {
 	apply(d *vnet.Document, s *state) error
 	// command is what runs a line of the document's, until it ends or ctx does.
 	command(ctx context.Context, line string) *exec.Cmd
-	// again is apply for a document that was applied before.
-	again(d *vnet.Document) error
+	// again is apply for a document that was applied before: only what was not, and disks.
+	again(d *vnet.Document, s *state) error
 	// describe fills in the guest's own view.
 	describe(r *vnet.GuestReport)
 	// uuid is the machine's as SMBIOS has it; "": not known.

@@ -24,13 +24,19 @@ func newMachine(root string) machine { return machine{files{root}} }
 // apply makes d true. It goes on after an error, so that one wrong setting doesn't
 // take the others away, and returns all of them.
 func (m machine) apply(d *vnet.Document, s *state) error {
-	return errors.Join(m.wake(d.Woken), m.setHostname(d.Hostname), m.setUser(d, s), m.setTimeZone(d.TimeZone), m.setDNS(d, s), m.putFiles(d.Files),
-		m.setDisks(d))
+	return errors.Join(m.wake(d.Woken), m.setDNS(d, s), m.again(d, s))
 }
 
 // again is apply for a document that was applied before: a disk may have grown, or
-// come, while the machine was off.
-func (m machine) again(d *vnet.Document) error { return m.setDisks(d) }
+// come, while the machine was off. What the owner may have changed since is done once.
+func (m machine) again(d *vnet.Document, s *state) error {
+	return errors.Join(
+		s.once("host name", d.Hostname, func() error { return m.setHostname(d.Hostname) }),
+		m.setUser(d, s),
+		s.once("time zone", d.TimeZone, func() error { return m.setTimeZone(d.TimeZone) }),
+		m.putFiles(d.Files, s),
+		m.setDisks(d))
+}
 
 // command is a line of the shell in a session of its own, so that its end takes all it started.
 func (m machine) command(ctx context.Context, line string) *exec.Cmd {

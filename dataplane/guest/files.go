@@ -30,12 +30,10 @@ var login = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
 func isName(s string) bool { return len(s) <= 253 && name.MatchString(s) }
 
-func (m files) putFiles(files []vnet.File) error {
+func (m files) putFiles(files []vnet.File, s *state) error {
 	var errs []error
 	for _, f := range files {
-		if err := m.putFile(f); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, s.once("file "+f.Path, f, func() error { return m.putFile(f) }))
 	}
 	return errors.Join(errs...)
 }

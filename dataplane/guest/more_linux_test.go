@@ -193,12 +193,12 @@ func TestDisks(t *testing.T) {
 	}
 	before, err := os.ReadFile(dev)
 	check(t, err)
-	check(t, m.again(&d))
+	check(t, m.again(&d, &state{}))
 	if after, _ := os.ReadFile(dev); !bytes.Equal(after, before) {
 		t.Error("the second time has written to the disk")
 	}
 	disk(t, m, "vdb", "vm-93-1", 48)
-	check(t, m.again(&d))
+	check(t, m.again(&d, &state{}))
 	if fs, err = m.look(dev); err != nil || fs.size != 48<<20 {
 		t.Errorf("after growing: %+v, %v", fs, err)
 	}

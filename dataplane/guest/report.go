@@ -135,14 +135,16 @@ func (a *agent) take(d *vnet.Document, kind string) (accepted bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	do := a.sys.apply
 	if applied {
-		return true, a.sys.again(d)
+		do, a.state.inherited = a.sys.again, a.state.Done == nil
 	}
-	err = a.sys.apply(d, a.state)
+	err = do(d, a.state)
+	a.state.inherited = false
 	if err == nil {
 		a.state.Epoch, a.state.Kind = d.Epoch, kind
 	}
-	if err == nil && d.Woken != nil {
+	if err == nil && !applied && d.Woken != nil {
 		a.log.say("went on from a saved state: the clock and the random numbers are renewed")
 	}
 	return true, errors.Join(err, a.state.save(a.sys.files())) // a failure may have left a placeholder user

@@ -2,6 +2,8 @@ package guest
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,8 +34,11 @@ type state struct {
 	// or "". One that was begun is not begun again.
 	Ran map[string]string `json:"ran,omitempty"`
 	DNS []netip.Addr      `json:"dns,omitempty"` // the document's name servers
+	// Done is a digest of each setting as it was applied last, by its name.
+	Done map[string]string `json:"done,omitempty"`
 
-	running string // the command that runs now: what has come of it is not known
+	running   string // the command that runs now: what has come of it is not known
+	inherited bool   // the document was applied by an agent that kept no digests
 }
 
 // loadState returns an empty state, and why, if there is none that can be read.
@@ -72,9 +77,36 @@ func (s *state) settle(uuid, instance string) (anew bool) {
 	if anew = other(s.UUID, uuid) || other(s.Instance, instance); anew {
 		s.Epoch, s.Kind = 0, ""
 		clear(s.Ran)
+		clear(s.Done)
 	}
 	s.UUID, s.Instance = cmp.Or(uuid, s.UUID), cmp.Or(instance, s.Instance)
 	return anew
+}
+
+// once has a setting applied, unless it is as it was last: what the machine's owner has
+// made of it since, a key taken away or another password, stays over any number of
+// swaps, each of which brings the whole document again.
+func (s *state) once(setting string, value any, apply func() error) error {
+	b, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("encode the %s: %w", setting, err)
+	}
+	sum := sha256.Sum256(b)
+	digest := hex.EncodeToString(sum[:])
+	if s.Done[setting] == digest {
+		return nil
+	}
+	if !s.inherited {
+		if err := apply(); err != nil {
+			delete(s.Done, setting) // half of it may be there
+			return err
+		}
+	}
+	if s.Done == nil {
+		s.Done = map[string]string{}
+	}
+	s.Done[setting] = digest
+	return nil
 }
 
 // accepts says whether d may be applied, and whether it is already. Only "partial"

@@ -28,10 +28,26 @@ func (m machine) setUser(d *vnet.Document, s *state) error {
 			return fmt.Errorf("remove placeholder user %s: %w", s.Placeholder, err)
 		}
 		s.Placeholder = ""
+		delete(s.Done, "user")
+		delete(s.Done, "password")
 	}
 	if d.User == "" {
 		return nil
 	}
+	if !d.Partial() && s.Placeholder == d.User {
+		s.Placeholder = "" // it is the customer's now
+	}
+	if err := s.once("user", append([]string{d.User}, d.SSHKeys...), func() error { return m.makeUser(d, s) }); err != nil {
+		return err
+	}
+	if d.PasswordHash == "" {
+		return nil // the password stays as it is
+	}
+	return s.once("password", []string{d.User, d.PasswordHash}, func() error { return m.setPassword(d.User, d.PasswordHash) })
+}
+
+// makeUser makes the document's user, unless it is there, and its keys the only ones.
+func (m machine) makeUser(d *vnet.Document, s *state) error {
 	if !login.MatchString(d.User) {
 		return fmt.Errorf("user %q: %w (want lower-case letters, digits, - and _)", d.User, errInvalid)
 	}
@@ -50,12 +66,6 @@ func (m machine) setUser(d *vnet.Document, s *state) error {
 	if err != nil {
 		return fmt.Errorf("add user %s: %w", d.User, err)
 	}
-	if !d.Partial() && s.Placeholder == d.User {
-		s.Placeholder = "" // it is the customer's now
-	}
-	if err := m.setPassword(d.User, d.PasswordHash); err != nil {
-		return fmt.Errorf("set password of user %s: %w", d.User, err)
-	}
 	if err := m.setKeys(u, d.SSHKeys); err != nil {
 		return fmt.Errorf("set ssh keys of user %s: %w", d.User, err)
 	}
@@ -65,15 +75,12 @@ func (m machine) setUser(d *vnet.Document, s *state) error {
 // crypted is a password hash as crypt(5) has it: nothing that could end its field.
 var crypted = regexp.MustCompile(`^\$[0-9a-z]{1,8}\$[A-Za-z0-9./$=,_-]{8,250}$`)
 
-// setPassword makes hash the user's; without one the password stays as it is.
+// setPassword makes hash the user's.
 func (m machine) setPassword(name, hash string) error {
-	if hash == "" {
-		return nil
-	}
 	if !crypted.MatchString(hash) {
-		return fmt.Errorf("password hash: %w (want one of crypt(5), as `openssl passwd -6` prints it)", errInvalid)
+		return fmt.Errorf("password hash of user %s: %w (want one of crypt(5), as `openssl passwd -6` prints it)", name, errInvalid)
 	}
-	return m.edit("etc/shadow", 0o640, func(lines []string) []string {
+	err := m.edit("etc/shadow", 0o640, func(lines []string) []string {
 		for i, l := range lines {
 			if f := strings.Split(l, ":"); len(f) == 9 && f[0] == name {
 				f[1] = hash
@@ -83,6 +90,10 @@ func (m machine) setPassword(name, hash string) error {
 		}
 		return append(lines, name+":"+hash+":19000:0:99999:7:::")
 	})
+	if err != nil {
+		return fmt.Errorf("set password of user %s: %w", name, err)
+	}
+	return nil
 }
 
 // user finds name in /etc/passwd.

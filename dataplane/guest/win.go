@@ -63,11 +63,17 @@ func (w *win) files() files { return w.own }
 
 func (w *win) close() {}
 
-func (w *win) again(*vnet.Document) error { return nil }
-
 func (w *win) apply(d *vnet.Document, s *state) error {
-	return errors.Join(w.setName(d.Hostname), w.setUser(d, s), w.setTimeZone(d.TimeZone), w.setDNS(d.DNS, s),
-		w.disk.putFiles(d.Files), w.refuseDisks(d.Disks))
+	return errors.Join(w.again(d, s), w.setDNS(d.DNS, s))
+}
+
+func (w *win) again(d *vnet.Document, s *state) error {
+	return errors.Join(
+		s.once("host name", d.Hostname, func() error { return w.setName(d.Hostname) }),
+		w.setUser(d, s),
+		s.once("time zone", d.TimeZone, func() error { return w.setTimeZone(d.TimeZone) }),
+		w.disk.putFiles(d.Files, s),
+		w.refuseDisks(d.Disks))
 }
 
 // powershell runs a line. Values go by the environment, never into the line.
@@ -106,8 +112,8 @@ func (w *win) setName(h string) error {
 	return nil
 }
 
-// setUser makes the document's user an administrator with the document's keys. Its
-// password is drawn and told to nobody: Windows takes no hash of another system.
+// setUser makes the document's user, and takes away the placeholder user that a former
+// partial document had made.
 func (w *win) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder != "" && s.Placeholder != d.User {
 		// One that is gone already, by its owner or a session that was cut off, is no error.
@@ -116,10 +122,21 @@ func (w *win) setUser(d *vnet.Document, s *state) error {
 			return fmt.Errorf("remove placeholder user %s: %w", s.Placeholder, err)
 		}
 		s.Placeholder = ""
+		delete(s.Done, "user")
 	}
-	switch {
-	case d.User == "":
+	if d.User == "" {
 		return nil
+	}
+	if !d.Partial() && s.Placeholder == d.User {
+		s.Placeholder = "" // it is the customer's now
+	}
+	return s.once("user", append([]string{d.User, d.PasswordHash}, d.SSHKeys...), func() error { return w.makeUser(d, s) })
+}
+
+// makeUser makes the document's user an administrator with the document's keys. Its
+// password is drawn and told to nobody: Windows takes no hash of another system.
+func (w *win) makeUser(d *vnet.Document, s *state) error {
+	switch {
 	case !login.MatchString(d.User) || len(d.User) > 20:
 		return fmt.Errorf("user %q: %w (want lower-case letters, digits, - and _, at most 20)", d.User, errInvalid)
 	case d.PasswordHash != "":
@@ -134,9 +151,6 @@ func (w *win) setUser(d *vnet.Document, s *state) error {
 			user, "REPLUG_PASSWORD=aA1!"+rand.Text()); err != nil {
 			return fmt.Errorf("add user %s: %w", d.User, err)
 		}
-	}
-	if !d.Partial() && s.Placeholder == d.User {
-		s.Placeholder = "" // it is the customer's now
 	}
 	const administrators = "S-1-5-32-544" // its name is another one in each language
 	if _, err := w.powershell("if (-not (Get-LocalGroupMember -SID "+administrators+" | Where-Object Name -like ('*\\' + $env:REPLUG_USER))) "+
