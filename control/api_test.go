@@ -163,7 +163,7 @@ func TestTenantIsolation(t *testing.T) {
 			return err
 		}},
 		{"a tenant sets a pool", codes.PermissionDenied, func() error {
-			_, err := umbra.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "x", Type: "tiny", Size: 3})
+			_, err := umbra.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "x", Type: "tiny", Size: new(int32(3))})
 			return err
 		}},
 		{"a tenant lists hosts", codes.PermissionDenied, func() error { _, err := umbra.ListHosts(w.ctx, &pb.ListHostsRequest{}); return err }},

@@ -129,11 +129,11 @@ func TestBadInput(t *testing.T) {
 			return err
 		}},
 		{"pool of an unknown type", codes.NotFound, []string{"huge"}, func() error {
-			_, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad-pool", Type: "huge", Size: 3})
+			_, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad-pool", Type: "huge", Size: new(int32(3))})
 			return err
 		}},
 		{"negative pool", codes.InvalidArgument, nil, func() error {
-			_, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad-pool-2", Type: "tiny", Size: -3})
+			_, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad-pool-2", Type: "tiny", Size: new(int32(-3))})
 			return err
 		}},
 		{"claim of an unknown type", codes.NotFound, []string{"huge"}, func() error {

@@ -19,7 +19,7 @@ import (
 func (w *world) pooled(size int32) {
 	w.t.Helper()
 	op := w.as("olga")
-	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: id("pool", size), Type: "tiny", Size: size}))(w.t)
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: id("pool", size), Type: "tiny", Size: &size}))(w.t)
 	w.ready(size)
 }
 
@@ -125,7 +125,7 @@ func TestPoolIsPatient(t *testing.T) {
 		},
 	})
 	op := w.as("olga")
-	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: 7}))(t)
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: new(int32(7))}))(t)
 	w.wait("the pool's reason", func() error {
 		p, err := op.GetPool(w.ctx, &pb.GetPoolRequest{Type: "tiny"})
 		if err == nil && !strings.Contains(p.Error, "no report of success") {
@@ -211,7 +211,7 @@ func TestPoolWaitsForClaim(t *testing.T) {
 		return err
 	})
 	for size := range int32(20) { // each one makes the pool look
-		must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("look", size), Type: "tiny", Size: 2 + size%2}))(t)
+		must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("look", size), Type: "tiny", Size: new(int32(2 + size%2))}))(t)
 	}
 	if n := boots.Load(); n > 0 {
 		t.Errorf("%d VMs booted beside the claim", n)

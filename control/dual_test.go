@@ -175,7 +175,7 @@ func TestDualPool(t *testing.T) {
 	w.dual()
 	w.host("h7", 7)
 	op := w.as("olga")
-	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "ipv6", Size: 1}))(t)
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "ipv6", Size: new(int32(1))}))(t)
 	w.wait("a pooled VM", func() error {
 		p, err := op.GetPool(w.ctx, &pb.GetPoolRequest{Type: "ipv6"})
 		if err == nil && p.Ready != 1 {

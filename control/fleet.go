@@ -111,17 +111,17 @@ func (r *reign) bootingOf(ctx context.Context, pooled bool) (map[string]int, err
 	return booting, err
 }
 
-// composePool composes the size of a pool, and the placeholder network when it is
+// composePool composes what is said of a pool, and the placeholder network when it is
 // the first one.
-func (r *reign) composePool(ctx context.Context, p pool.Pool, txn *store.Txn) error {
-	if _, err := r.vms.GetType(ctx, p.Type); err != nil {
+func (r *reign) composePool(ctx context.Context, typ string, size *int, hold *vnet.Hold, txn *store.Txn) error {
+	if _, err := r.vms.GetType(ctx, typ); err != nil {
 		return err
 	}
-	set, err := r.pools.Set(p.Type, p.Size, p.Hold)
+	set, err := r.pools.Set(ctx, typ, size, hold)
 	if err != nil {
 		return err
 	}
-	txn.Exists(compute.TypeKey(p.Type)).Add(set)
+	txn.Exists(compute.TypeKey(typ)).Add(set)
 	row, err := r.networks.Get(ctx, resource.Platform, placeholder)
 	if err == nil {
 		return r.completePlaceholder(ctx, &row.Value, txn)

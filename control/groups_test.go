@@ -167,7 +167,7 @@ func TestGroupsInClaim(t *testing.T) {
 	w.host("h7", 7)
 	w.group("red", "web", allow("https", 443))
 	op := w.as("olga")
-	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: 1}))(t)
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: new(int32(1))}))(t)
 	w.wait("a pooled VM", func() error {
 		p, err := op.GetPool(w.ctx, &pb.GetPoolRequest{Type: "tiny"})
 		if err == nil && p.Ready != 1 {

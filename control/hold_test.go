@@ -16,10 +16,10 @@ func TestPoolHolds(t *testing.T) {
 	info := hostInfo("h7", 7)
 	info.Memory = 150 // of VMs of 64 each
 	h := w.hostOf(info, 3)
-	if _, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad", Type: "tiny", Size: 3, Hold: "frozen"}); err == nil {
+	if _, err := op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "bad", Type: "tiny", Size: new(int32(3)), Hold: "frozen"}); err == nil {
 		t.Error("frozen is a way to wait")
 	}
-	p := must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: 3, Hold: "snapshot"}))(t)
+	p := must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "p", Type: "tiny", Size: new(int32(3)), Hold: "snapshot"}))(t)
 	if p.Hold != "snapshot" {
 		t.Errorf("pool %v", p)
 	}
@@ -28,7 +28,7 @@ func TestPoolHolds(t *testing.T) {
 	if n := used(); n != 0 {
 		t.Errorf("three that rest use %d MiB", n)
 	}
-	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "fewer", Type: "tiny", Size: 1, Hold: "snapshot"}))(t)
+	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "fewer", Type: "tiny", Size: new(int32(1))}))(t)
 	w.ready(1)
 	claim := w.claimed("web-1", "red", "10.17.34.51")
 	in, _ := h.intent(claim.View.Port.Name)

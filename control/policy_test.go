@@ -21,16 +21,22 @@ func TestPortSettings(t *testing.T) {
 	w.host("h7", 7)
 	vm := w.vm("web-1", "red", "")
 	op, acme := w.as("olga"), w.as("acme")
-	limits := &pb.Limits{From: &pb.Rate{Bits: 100_000_000, Packets: 70_000}, To: &pb.Rate{Bits: 900_000_000}}
+	limits := &pb.Limits{From: &pb.Rate{Bits: new(uint64(100_000_000)), Packets: new(uint64(70_000))}, To: &pb.Rate{Bits: new(uint64(900_000_000)), Packets: new(uint64(0))}}
 	_, err := acme.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "a", Name: "web-1", Limits: limits})
 	code(t, "a tenant lifts its limits", err, codes.PermissionDenied)
 	p := must(op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "b", Tenant: "acme", Name: "web-1", Limits: limits}))(t)
 	in := w.stored(vm.Port.Name)
-	if want := (vnet.Limits{From: vnet.Rate{Bits: 100_000_000, Packets: 70_000}, To: vnet.Rate{Bits: 900_000_000}}); in.Limits != want || !proto.Equal(p.Limits, &pb.Limits{From: limits.From, To: &pb.Rate{Bits: 900_000_000}}) {
+	if want := (vnet.Limits{From: vnet.Rate{Bits: 100_000_000, Packets: 70_000}, To: vnet.Rate{Bits: 900_000_000}}); in.Limits != want || !proto.Equal(p.Limits, limits) {
 		t.Errorf("limits %+v, port %v", in.Limits, p)
 	}
-	_, err = op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "c", Name: vm.Port.Name, Limits: &pb.Limits{To: &pb.Rate{Bits: 77}}})
+	_, err = op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "c", Name: vm.Port.Name, Limits: &pb.Limits{To: &pb.Rate{Bits: new(uint64(77))}}})
 	code(t, "77 bits a second", err, codes.InvalidArgument, "8000")
+	_, err = op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "c2", Name: vm.Port.Name, Limits: &pb.Limits{To: &pb.Rate{}}})
+	code(t, "no rate at all", err, codes.InvalidArgument, "nothing to set")
+	must(op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: "c3", Name: vm.Port.Name, Limits: &pb.Limits{From: &pb.Rate{Bits: new(uint64(0))}}}))(t)
+	if l := w.stored(vm.Port.Name).Limits; l != (vnet.Limits{From: vnet.Rate{Packets: 70_000}, To: vnet.Rate{Bits: 900_000_000}}) {
+		t.Errorf("one bound was ended: %+v", l)
+	}
 	must(acme.SetPort(w.ctx, &pb.SetPortRequest{RequestId: "d", Name: "web-1", Mtu: proto.Uint32(1300), Router: proto.Bool(true)}))(t)
 	_, err = acme.SetPort(w.ctx, &pb.SetPortRequest{RequestId: "e", Name: "web-1", Mtu: proto.Uint32(1501)})
 	code(t, "more than the underlay has", err, codes.FailedPrecondition, "1500")

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 
+	"google.golang.org/protobuf/proto"
+
 	pb "replug/control/controlpb"
 	"replug/control/network"
 	"replug/directory/store"
@@ -68,12 +70,15 @@ func (portsAPI) SetPortLimits(ctx context.Context, q *pb.SetPortLimitsRequest) (
 	if err := c.operator(); err != nil {
 		return nil, err
 	}
-	limits := limitsFrom(q.Limits)
-	if err := checkLimits(limits); err != nil {
-		return nil, err
+	if proto.Size(q.Limits.GetFrom())+proto.Size(q.Limits.GetTo()) == 0 {
+		return nil, fmt.Errorf("%w: nothing to set; say a rate, or 0 for no bound", ErrInvalid)
 	}
 	return c.changePort(ctx, q, q.Tenant, q.Name, func(in store.Row[vnet.Intent], txn *store.Txn) error {
-		in.Value.Limits = limits
+		l := &in.Value.Limits
+		l.From, l.To = rateOver(l.From, q.Limits.From), rateOver(l.To, q.Limits.To)
+		if err := checkLimits(*l); err != nil {
+			return fmt.Errorf("port %s: %w", in.Value.Port, err)
+		}
 		txn.Unchanged(in.Key, in.Revision).Add(network.PutIntent(&in.Value))
 		return nil
 	})

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	pb "replug/control/controlpb"
@@ -72,15 +73,18 @@ func (poolsAPI) SetPool(ctx context.Context, q *pb.SetPoolRequest) (*pb.Pool, er
 	if err := c.operator(); err != nil {
 		return nil, err
 	}
-	p := pool.Pool{Type: q.Type, Size: int(q.Size)}
-	switch q.Hold {
-	case "", warm:
-	case string(vnet.HoldSnapshot):
-		p.Hold = vnet.HoldSnapshot
-	default:
-		return nil, fmt.Errorf("%w hold %q: warm or snapshot", ErrInvalid, q.Hold)
+	size, hold, err := poolFrom(q)
+	if err != nil {
+		return nil, err
 	}
-	_, err := c.once(ctx, q, func(txn *store.Txn) (string, error) { return q.Type, c.composePool(ctx, p, txn) })
+	_, err = c.once(ctx, q, func(txn *store.Txn) (string, error) { return q.Type, c.composePool(ctx, q.Type, size, hold, txn) })
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.pools.Get(ctx, q.Type)
+	if errors.Is(err, pool.ErrNotFound) { // its size is 0
+		p, err = pool.Pool{Type: q.Type}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +93,26 @@ func (poolsAPI) SetPool(ctx context.Context, q *pb.SetPoolRequest) (*pb.Pool, er
 
 // warm is the API's word for the zero [vnet.Hold].
 const warm = "warm"
+
+// poolFrom reads what is said of a pool; nil: nothing.
+func poolFrom(q *pb.SetPoolRequest) (size *int, hold *vnet.Hold, err error) {
+	if q.Size == nil && q.Hold == "" {
+		return nil, nil, fmt.Errorf("%w: nothing to set; say size or hold", ErrInvalid)
+	}
+	if q.Size != nil {
+		size = new(int(*q.Size))
+	}
+	switch q.Hold {
+	case "":
+	case warm:
+		hold = new(vnet.Hold(""))
+	case string(vnet.HoldSnapshot):
+		hold = new(vnet.HoldSnapshot)
+	default:
+		err = fmt.Errorf("%w hold %q: warm or snapshot", ErrInvalid, q.Hold)
+	}
+	return size, hold, err
+}
 
 func (c *caller) poolTo(ctx context.Context, p pool.Pool) (*pb.Pool, error) {
 	n, err := c.pools.Count(ctx, p.Type)

@@ -116,12 +116,14 @@ func (c *caller) serviceView(ctx context.Context, tenant, moniker, name string) 
 
 func (servicesAPI) SetService(ctx context.Context, q *pb.SetServiceRequest) (*pb.Service, error) {
 	c := callerOf(ctx)
-	check, err := checkFrom(q.Check)
-	if err != nil {
-		return nil, err
+	switch {
+	case q.Affinity == nil && q.Check == nil && !q.NoCheck:
+		return nil, fmt.Errorf("%w: nothing to set; say affinity, check or no_check", ErrInvalid)
+	case q.Check != nil && q.NoCheck:
+		return nil, fmt.Errorf("%w: both check and no_check are given; say one of them", ErrInvalid)
 	}
 	return c.changeService(ctx, q, q.Tenant, q.Network, q.Name, func(net store.Row[network.Network], txn *store.Txn) error {
-		set, err := c.services.Set(ctx, net.Value.VNI, q.Name, q.Affinity, check)
+		set, err := c.services.Set(ctx, net.Value.VNI, q.Name, func(s *vnet.Service) error { return setService(s, q) })
 		if err == nil {
 			txn.Add(set)
 		}
@@ -149,8 +151,8 @@ func (servicesAPI) SetBackend(ctx context.Context, q *pb.SetBackendRequest) (*pb
 	})
 }
 
-// keepUnsaid gives a backend that is there the port and weight that it has, where
-// the caller says nothing of them.
+// keepUnsaid gives a backend that is there the port, weight and draining that it has,
+// where the caller says nothing of them.
 func keepUnsaid(b *vnet.Backend, s *vnet.Service, said *pb.Backend) {
 	for _, old := range s.Backends {
 		if old.Member != b.Member {
@@ -161,6 +163,9 @@ func keepUnsaid(b *vnet.Backend, s *vnet.Service, said *pb.Backend) {
 		}
 		if said.Weight == nil {
 			b.Weight = old.Weight
+		}
+		if said.Draining == nil {
+			b.Draining = old.Draining
 		}
 	}
 }

@@ -92,14 +92,18 @@ func TestServices(t *testing.T) {
 		code(t, c.name, c.call(), c.want, c.says)
 	}
 	zero := uint32(0)
-	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "g", Network: "red", Service: "web", Backend: &pb.Backend{Member: "web-2", Weight: &zero, Draining: true}}))(t)
-	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "g2", Network: "red", Service: "web", Backend: &pb.Backend{Member: "web-1", Draining: true}}))(t)
+	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "g", Network: "red", Service: "web", Backend: &pb.Backend{Member: "web-2", Weight: &zero, Draining: new(true)}}))(t)
+	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "g2", Network: "red", Service: "web", Backend: &pb.Backend{Member: "web-1", Draining: new(true)}}))(t)
 	if got := w.behind("red", "web"); got != "web-1 10.17.34.2:8443/70, web-2 10.17.34.3:8443/0" {
 		t.Errorf("drained: %s", got)
 	}
+	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "g3", Network: "red", Service: "web", Backend: &pb.Backend{Member: "web-2", Port: 8443}}))(t)
 	must(acme.RemoveBackend(w.ctx, &pb.RemoveBackendRequest{RequestId: "h", Network: "red", Service: "web", Member: "web-1"}))(t)
-	set := must(acme.SetService(w.ctx, &pb.SetServiceRequest{RequestId: "i", Network: "red", Name: "web", Affinity: true, Check: &pb.Check{Port: 7070}}))(t)
-	if got := w.behind("red", "web"); got != "web-2 10.17.34.3:8443/0" || !set.Backends[0].Draining || !set.Affinity || set.Check.Interval.AsDuration() != 5*time.Second || set.Check.Fall != 3 {
+	_, err := acme.SetService(w.ctx, &pb.SetServiceRequest{RequestId: "i", Network: "red", Name: "web", Check: &pb.Check{}, NoCheck: true})
+	code(t, "a check and none", err, codes.InvalidArgument, "one of them")
+	must(acme.SetService(w.ctx, &pb.SetServiceRequest{RequestId: "i2", Network: "red", Name: "web", Check: &pb.Check{Port: new(uint32(7070))}}))(t)
+	set := must(acme.SetService(w.ctx, &pb.SetServiceRequest{RequestId: "i3", Network: "red", Name: "web", Affinity: new(true)}))(t)
+	if got := w.behind("red", "web"); got != "web-2 10.17.34.3:8443/0" || !set.Backends[0].GetDraining() || !set.Affinity || set.Check.GetPort() != 7070 || set.Check.Interval.AsDuration() != 5*time.Second || set.Check.GetFall() != 3 {
 		t.Errorf("after changes: %s, %v", got, set)
 	}
 	if p := must(acme.GetPort(w.ctx, &pb.GetPortRequest{Name: "web-2"}))(t); fmt.Sprint(p.Services) != "[web]" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "replug/control/controlpb"
@@ -93,21 +94,58 @@ func serviceFrom(s *pb.Service) (vnet.Service, error) {
 		return out, fmt.Errorf("%w address: %w", ErrInvalid, err)
 	}
 	out.VIP = vip
-	if out.Check, err = checkFrom(s.GetCheck()); err != nil {
+	if out.Check, err = checkOver(nil, s.GetCheck()); err != nil {
 		return out, err
 	}
 	return out, r.err
 }
 
-func checkFrom(c *pb.Check) (*vnet.Check, error) {
+// setService makes of a service what the caller says of it.
+func setService(s *vnet.Service, q *pb.SetServiceRequest) (err error) {
+	if q.Affinity != nil {
+		s.Affinity = *q.Affinity
+	}
+	if q.NoCheck {
+		s.Check = nil
+	}
+	s.Check, err = checkOver(s.Check, q.Check)
+	return err
+}
+
+// checkOver reads what is said of a check, over what it is; nil: there is none.
+func checkOver(old *vnet.Check, c *pb.Check) (*vnet.Check, error) {
 	if c == nil {
-		return nil, nil
+		return old, nil
+	}
+	var out vnet.Check
+	if old != nil {
+		out = *old
 	}
 	var r reader
-	return &vnet.Check{
-		Port: r.u16("check port", c.Port), Interval: c.Interval.AsDuration(), Timeout: c.Timeout.AsDuration(),
-		Rise: int(c.Rise), Fall: int(c.Fall),
-	}, r.err
+	if c.Port != nil {
+		out.Port = r.u16("check port", *c.Port)
+	}
+	if c.Interval != nil {
+		out.Interval = c.Interval.AsDuration()
+	}
+	if c.Timeout != nil {
+		out.Timeout = c.Timeout.AsDuration()
+	}
+	if c.Rise != nil {
+		out.Rise = int(*c.Rise)
+	}
+	if c.Fall != nil {
+		out.Fall = int(*c.Fall)
+	}
+	return &out, r.err
+}
+
+func checkTo(c *vnet.Check) *pb.Check {
+	if c == nil {
+		return nil
+	}
+	return &pb.Check{Port: proto.Uint32(uint32(c.Port)), Interval: durationpb.New(c.Interval), Timeout: durationpb.New(c.Timeout),
+		Rise: proto.Int32(int32(c.Rise)), Fall: proto.Int32(int32(c.Fall))}
 }
 
 // backendFrom reads a backend but for who it is and where.
@@ -124,31 +162,35 @@ func backendFrom(b *pb.Backend) (vnet.Backend, error) {
 func serviceTo(n *pb.Network, s *vnet.Service, names map[string]string) *pb.Service {
 	out := &pb.Service{
 		Name: s.Name, Tenant: n.Tenant, Network: n.Moniker, Ip: s.VIP.String(), Port: uint32(s.Port), Protocol: s.Protocol.String(), Affinity: s.Affinity,
-	}
-	if c := s.Check; c != nil {
-		out.Check = &pb.Check{
-			Port: uint32(c.Port), Interval: durationpb.New(c.Interval), Timeout: durationpb.New(c.Timeout), Rise: int32(c.Rise), Fall: int32(c.Fall),
-		}
+		Check: checkTo(s.Check),
 	}
 	for _, b := range s.Backends {
-		weight := uint32(b.Weight)
 		out.Backends = append(out.Backends, &pb.Backend{
-			Member: cmp.Or(names[b.Member], b.Member), Ip: b.CA.String(), Port: uint32(b.Port), Weight: &weight, Draining: b.Draining, Dead: b.Dead, Away: b.Away,
+			Member: cmp.Or(names[b.Member], b.Member), Ip: b.CA.String(), Port: uint32(b.Port), Weight: proto.Uint32(uint32(b.Weight)),
+			Draining: proto.Bool(b.Draining), Dead: b.Dead, Away: b.Away,
 		})
 	}
 	return out
 }
 
-func limitsFrom(l *pb.Limits) vnet.Limits {
-	return vnet.Limits{
-		From: vnet.Rate{Bits: l.GetFrom().GetBits(), Packets: l.GetFrom().GetPackets()},
-		To:   vnet.Rate{Bits: l.GetTo().GetBits(), Packets: l.GetTo().GetPackets()},
+// rateOver reads what is said of a rate, over what it is.
+func rateOver(old vnet.Rate, r *pb.Rate) vnet.Rate {
+	if r != nil && r.Bits != nil {
+		old.Bits = *r.Bits
 	}
+	if r != nil && r.Packets != nil {
+		old.Packets = *r.Packets
+	}
+	return old
+}
+
+func rateTo(r vnet.Rate) *pb.Rate {
+	return &pb.Rate{Bits: proto.Uint64(r.Bits), Packets: proto.Uint64(r.Packets)}
 }
 
 func limitsTo(l *vnet.Limits) *pb.Limits {
 	if *l == (vnet.Limits{}) {
 		return nil
 	}
-	return &pb.Limits{From: &pb.Rate{Bits: l.From.Bits, Packets: l.From.Packets}, To: &pb.Rate{Bits: l.To.Bits, Packets: l.To.Packets}}
+	return &pb.Limits{From: rateTo(l.From), To: rateTo(l.To)}
 }

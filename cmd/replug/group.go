@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -32,9 +33,14 @@ func groupCommand(c *caller) *cobra.Command {
 	create := groupRules(c, "create NAME", "Make a security group", func(ctx context.Context, client pb.GroupsClient, q *pb.SetRulesRequest) (*pb.Group, error) {
 		return client.CreateGroup(ctx, &pb.CreateGroupRequest{RequestId: q.RequestId, Tenant: q.Tenant, Network: q.Network, Name: q.Name, Rules: q.Rules})
 	})
+	var none bool
 	set := groupRules(c, "set NAME", "Replace all rules of a security group at once", func(ctx context.Context, client pb.GroupsClient, q *pb.SetRulesRequest) (*pb.Group, error) {
+		if none != (len(q.Rules) == 0) {
+			return nil, usageError{errors.New("say the rules that the group is to have, by --rule or --rules, or --none: it has none then, and its members get nothing in")}
+		}
 		return client.SetRules(ctx, q)
 	})
+	set.Flags().BoolVar(&none, "none", false, "take all rules away")
 	return noun("group", "Security groups: rules, and names for the VMs that have them",
 		`  replug group create web --network blue --rule "100 https in allow tcp/443 from any" --rule "200 ssh in allow tcp/22 from group:admins"`,
 		create, set, show, ls, del)

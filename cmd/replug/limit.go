@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	pb "replug/control/controlpb"
 )
@@ -31,26 +30,51 @@ func portVerb(c *caller, use, short, example string, args cobra.PositionalArgs,
 }
 
 func portLimit(c *caller) *cobra.Command {
-	var from, to, fromPackets, toPackets string
-	cmd := portVerb(c, "limit PORT|VM", "Bound what a port may send and get, live; what is not said has no bound",
-		"  replug port limit web-1 --from 100M --from-packets 50k --to 1G\n  replug port limit web-1    no bounds", exact(1, "a PORT or VM"),
-		func(ctx context.Context, _ *cobra.Command, client pb.PortsClient, args []string) (*pb.Port, error) {
-			var u units
-			limits := &pb.Limits{
-				From: &pb.Rate{Bits: u.parse(from), Packets: u.parse(fromPackets)},
-				To:   &pb.Rate{Bits: u.parse(to), Packets: u.parse(toPackets)},
-			}
-			if u.err != nil {
-				return nil, u.err
+	r := &rates{}
+	cmd := portVerb(c, "limit PORT|VM", "Bound what a port may send and get, live; what is not said stays",
+		"  replug port limit web-1 --from 100M --from-packets 50k --to 1G\n  replug port limit web-1 --to 0    no bound of that\n  replug port limit web-1 --none    no bound at all", exact(1, "a PORT or VM"),
+		func(ctx context.Context, cmd *cobra.Command, client pb.PortsClient, args []string) (*pb.Port, error) {
+			limits, err := r.limits(cmd)
+			if err != nil {
+				return nil, err
 			}
 			return client.SetPortLimits(ctx, &pb.SetPortLimitsRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Limits: limits})
 		})
 	f := cmd.Flags()
-	f.StringVar(&from, "from", "", "bits a second that the VM may send: 100M, 2.5G")
-	f.StringVar(&to, "to", "", "bits a second that it may get")
-	f.StringVar(&fromPackets, "from-packets", "", "packets a second that the VM may send: 50k")
-	f.StringVar(&toPackets, "to-packets", "", "packets a second that it may get")
+	f.StringVar(&r.from, "from", "", "bits a second that the VM may send: 100M, 2.5G; 0: no bound")
+	f.StringVar(&r.to, "to", "", "bits a second that it may get")
+	f.StringVar(&r.fromPackets, "from-packets", "", "packets a second that the VM may send: 50k")
+	f.StringVar(&r.toPackets, "to-packets", "", "packets a second that it may get")
+	f.BoolVar(&r.none, "none", false, "no bound of any of them")
 	return cmd
+}
+
+// rates are what the flags say of a port's limits.
+type rates struct {
+	from, to, fromPackets, toPackets string
+	none                             bool
+}
+
+// limits are the bounds that are said, and no others.
+func (r *rates) limits(cmd *cobra.Command) (*pb.Limits, error) {
+	var u units
+	said := 0
+	rate := func(flag, s string) *uint64 {
+		if cmd.Flags().Changed(flag) {
+			said++
+		} else if !r.none {
+			return nil
+		}
+		return new(u.parse(s))
+	}
+	l := &pb.Limits{
+		From: &pb.Rate{Bits: rate("from", r.from), Packets: rate("from-packets", r.fromPackets)},
+		To:   &pb.Rate{Bits: rate("to", r.to), Packets: rate("to-packets", r.toPackets)},
+	}
+	if r.none == (said > 0) {
+		return nil, usageError{fmt.Errorf("%s needs a rate, as in --from 100M, or --none alone, which ends all bounds", cmd.CommandPath())}
+	}
+	return l, u.err
 }
 
 // units reads numbers with decimal suffixes and keeps the first error.
@@ -116,17 +140,11 @@ func portGroup(c *caller) *cobra.Command {
 func portSet(c *caller) *cobra.Command {
 	var mtu uint32
 	var router bool
-	cmd := portVerb(c, "set PORT|VM", "Change a live port's own MTU, and whether it is a router",
+	cmd := portVerb(c, "set PORT|VM", "Change a live port's own MTU, and whether it is a router; what is not said stays",
 		"  replug port set gw-1 --router\n  replug port set web-1 --mtu 1400", exact(1, "a PORT or VM"),
 		func(ctx context.Context, cmd *cobra.Command, client pb.PortsClient, args []string) (*pb.Port, error) {
-			q := &pb.SetPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0]}
-			if cmd.Flags().Changed("mtu") {
-				q.Mtu = proto.Uint32(mtu)
-			}
-			if cmd.Flags().Changed("router") {
-				q.Router = proto.Bool(router)
-			}
-			return client.SetPort(ctx, q)
+			return client.SetPort(ctx, &pb.SetPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0],
+				Mtu: given(cmd.Flags(), "mtu", mtu), Router: given(cmd.Flags(), "router", router)})
 		})
 	cmd.Flags().Uint32Var(&mtu, "mtu", 0, "bytes of its IP packets; 0: its network's")
 	cmd.Flags().BoolVar(&router, "router", false, routerHelp+"; =false ends it")

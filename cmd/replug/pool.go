@@ -54,23 +54,6 @@ func types(ts ...*pb.VMType) *table {
 }
 
 func poolCommand(c *caller) *cobra.Command {
-	var size int32
-	var hold string
-	set := &cobra.Command{Use: "set TYPE --size N", Short: "Keep N VMs of a type ready", Args: exact(1, "a TYPE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if size < 0 {
-				return usageError{errors.New("--size says how many are to be ready, 0 or more")}
-			}
-			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
-				p, err := pb.NewPoolsClient(conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: c.id(), Type: args[0], Size: size, Hold: hold})
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, p, func() *table { return pools(p) })
-			})
-		}}
-	set.Flags().StringVar(&hold, "hold", "warm", "how they wait: warm (they run), or snapshot (saved on disk, resumed at the claim)")
-	set.Flags().Int32Var(&size, "size", -1, "how many are to be ready")
 	show := ask(c, question[*pb.Pool]{use: "show TYPE", short: "Show one pool", args: exact(1, "a TYPE"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Pool, error) {
 			return pb.NewPoolsClient(conn).GetPool(ctx, &pb.GetPoolRequest{Type: args[0]})
@@ -81,7 +64,29 @@ func poolCommand(c *caller) *cobra.Command {
 			return pb.NewPoolsClient(conn).ListPools(ctx, &pb.ListPoolsRequest{})
 		},
 		show: func(r *pb.ListPoolsResponse) *table { return pools(r.Pools...) }})
-	return noun("pool", "Half-configured VMs that wait for a customer", "  replug pool set small --size 2", set, show, ls)
+	return noun("pool", "Half-configured VMs that wait for a customer", "  replug pool set small --size 2", poolSet(c), show, ls)
+}
+
+func poolSet(c *caller) *cobra.Command {
+	q := &pb.SetPoolRequest{}
+	var size int32
+	cmd := &cobra.Command{Use: "set TYPE --size N", Short: "Keep N VMs of a type ready, or change how they wait; what is not said stays", Args: exact(1, "a TYPE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q.RequestId, q.Type, q.Size = c.id(), args[0], given(cmd.Flags(), "size", size)
+			if q.Size == nil && q.Hold == "" || q.GetSize() < 0 {
+				return usageError{errors.New("--size says how many are to be ready, 0 or more; --hold how they wait")}
+			}
+			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
+				p, err := pb.NewPoolsClient(conn).SetPool(ctx, q)
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, p, func() *table { return pools(p) })
+			})
+		}}
+	cmd.Flags().StringVar(&q.Hold, "hold", "", "how they wait: warm (they run), or snapshot (saved on disk, resumed at the claim) (default: as they do, at first warm)")
+	cmd.Flags().Int32Var(&size, "size", 0, "how many are to be ready (default: as many as it is; 0: no pool any more)")
+	return cmd
 }
 
 func pools(ps ...*pb.Pool) *table {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "replug/control/controlpb"
@@ -46,7 +47,11 @@ func serviceCreate(c *caller) *cobra.Command {
 	create := ask(c, question[*pb.Service]{use: "create NAME", short: "Make a service", args: exact(1, "a NAME"),
 		example: "  replug service create web --network blue --ip 10.0.0.100 --port 443 --backend web-1:8443 --backend web-2:8443=50 --check",
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Service, error) {
-			s.Tenant, s.Name, s.Check = c.tenant, args[0], k.check()
+			s.Tenant, s.Name = c.tenant, args[0]
+			var err error
+			if s.Check, err = k.check(); err != nil {
+				return nil, err
+			}
 			for _, m := range members {
 				b, err := parseBackend(m)
 				if err != nil {
@@ -71,21 +76,26 @@ func serviceCreate(c *caller) *cobra.Command {
 func serviceSet(c *caller) *cobra.Command {
 	q := &pb.SetServiceRequest{}
 	k := &probe{}
-	cmd := ask(c, question[*pb.Service]{use: "set NAME", short: "Change affinity and check of a service", args: exact(1, "a NAME"),
-		example: "  replug service set web --network blue --affinity --check --check-port 8080 --check-interval 2s",
-		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Service, error) {
-			q.RequestId, q.Tenant, q.Name, q.Check = c.id(), c.tenant, args[0], k.check()
+	var affinity bool
+	cmd := ask(c, question[*pb.Service]{use: "set NAME", short: "Change affinity and check of a service; what is not said stays", args: exact(1, "a NAME"),
+		example: "  replug service set web --network blue --check --check-port 8080 --check-interval 2s\n  replug service set web --network blue --affinity=false --check=false",
+		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (_ *pb.Service, err error) {
+			q.RequestId, q.Tenant, q.Name, q.Affinity, q.NoCheck = c.id(), c.tenant, args[0], given(k.f, "affinity", affinity), k.off()
+			if q.Check, err = k.check(); err != nil {
+				return nil, err
+			}
 			return pb.NewServicesClient(conn).SetService(ctx, q)
 		},
 		show: backends})
 	inNetwork(&q.Network, cmd)
-	cmd.Flags().BoolVar(&q.Affinity, "affinity", false, "all flows of a client go to one VM")
+	cmd.Flags().BoolVar(&affinity, "affinity", false, "all flows of a client go to one VM; =false ends it")
 	k.flags(cmd.Flags())
 	return cmd
 }
 
 // A probe is what the flags say of a service's check.
 type probe struct {
+	f                 *pflag.FlagSet
 	on                bool
 	port              uint32
 	interval, timeout time.Duration
@@ -93,26 +103,35 @@ type probe struct {
 }
 
 func (k *probe) flags(f *pflag.FlagSet) {
-	f.BoolVar(&k.on, "check", false, "let the hosts find out by a TCP handshake whether backends live (default: all do)")
-	f.Uint32Var(&k.port, "check-port", 0, "port to check (default: the backend's)")
-	f.DurationVar(&k.interval, "check-interval", 0, "time between checks (default 5s)")
-	f.DurationVar(&k.timeout, "check-timeout", 0, "time for an answer (default 2s)")
-	f.Int32Var(&k.rise, "check-rise", 0, "successes in a row until it lives (default 2)")
-	f.Int32Var(&k.fall, "check-fall", 0, "failures in a row until it is dead (default 3)")
+	k.f = f
+	f.BoolVar(&k.on, "check", false, "let the hosts find out by a TCP handshake whether backends live (default: all do); =false ends it")
+	f.Uint32Var(&k.port, "check-port", 0, "port to check; 0: the backend's, as at first")
+	f.DurationVar(&k.interval, "check-interval", 0, "time between checks (at first 5s)")
+	f.DurationVar(&k.timeout, "check-timeout", 0, "time for an answer (at first 2s)")
+	f.Int32Var(&k.rise, "check-rise", 0, "successes in a row until it lives (at first 2)")
+	f.Int32Var(&k.fall, "check-fall", 0, "failures in a row until it is dead (at first 3)")
 }
 
-func (k *probe) check() *pb.Check {
-	if !k.on && *k == (probe{}) {
-		return nil
-	}
-	out := &pb.Check{Port: k.port, Rise: k.rise, Fall: k.fall}
-	if k.interval != 0 {
+// off reports whether there is to be no check any more.
+func (k *probe) off() bool { return k.f.Changed("check") && !k.on }
+
+// check is what is said of a check; nil: nothing, or that there is to be none.
+func (k *probe) check() (*pb.Check, error) {
+	out := &pb.Check{Port: given(k.f, "check-port", k.port), Rise: given(k.f, "check-rise", k.rise), Fall: given(k.f, "check-fall", k.fall)}
+	if k.f.Changed("check-interval") {
 		out.Interval = durationpb.New(k.interval)
 	}
-	if k.timeout != 0 {
+	if k.f.Changed("check-timeout") {
 		out.Timeout = durationpb.New(k.timeout)
 	}
-	return out
+	said := proto.Size(out) > 0
+	switch {
+	case said && k.off():
+		return nil, usageError{errors.New("--check=false means no check: leave out the other flags of it")}
+	case !said && !k.on:
+		return nil, nil
+	}
+	return out, nil
 }
 
 // parseBackend reads MEMBER[:PORT][=WEIGHT].
@@ -155,13 +174,12 @@ func backendSet(c *caller) *cobra.Command {
 	b := &pb.Backend{}
 	q := &pb.SetBackendRequest{Backend: b}
 	var weight uint32
-	cmd := &cobra.Command{Use: "set SERVICE MEMBER", Short: "Put a VM or port behind a service, or change its port, weight or draining", Args: exact(2, "a SERVICE and a MEMBER"),
+	var drain bool
+	cmd := &cobra.Command{Use: "set SERVICE MEMBER", Short: "Put a VM or port behind a service, or change its port, weight or draining; what is not said stays", Args: exact(2, "a SERVICE and a MEMBER"),
 		Example: "  replug service backend set web web-3 --network blue --port 8443 --weight 50\n  replug service backend set web web-3 --network blue --drain    keeps its flows, gets no new ones",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.RequestId, q.Tenant, q.Service, b.Member = c.id(), c.tenant, args[0], args[1]
-			if cmd.Flags().Changed("weight") {
-				b.Weight = &weight
-			}
+			b.Weight, b.Draining = given(cmd.Flags(), "weight", weight), given(cmd.Flags(), "drain", drain)
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				s, err := pb.NewServicesClient(conn).SetBackend(ctx, q)
 				if err != nil {
@@ -174,7 +192,7 @@ func backendSet(c *caller) *cobra.Command {
 	f := cmd.Flags()
 	f.Uint32Var(&b.Port, "port", 0, "where it listens (default: as it is, at first the service's port)")
 	f.Uint32Var(&weight, "weight", 100, "its share, 0 to 1000 (default: as it is, at first 100)")
-	f.BoolVar(&b.Draining, "drain", false, "keep its flows, give it no new ones")
+	f.BoolVar(&drain, "drain", false, "keep its flows, give it no new ones; =false ends it")
 	return cmd
 }
 
@@ -212,7 +230,7 @@ func backends(s *pb.Service) *table {
 			state = "dead"
 		case b.Away:
 			state = "away" // its host
-		case b.Draining:
+		case b.GetDraining():
 			state = "draining"
 		case s.Check == nil:
 			state = "not checked"

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 )
@@ -27,6 +28,15 @@ func ask[M proto.Message](c *caller, q question[M]) *cobra.Command {
 				return c.print(cmd, m, func() *table { return q.show(m) })
 			})
 		}}
+}
+
+// given is a flag's value, or nil when the flag is not given: what is not said of a
+// thing stays as it is.
+func given[T any](f *pflag.FlagSet, flag string, value T) *T {
+	if !f.Changed(flag) {
+		return nil
+	}
+	return &value
 }
 
 // An order is a verb that makes one call of the API and has nothing to show but

@@ -2263,7 +2263,7 @@ type Service struct {
 	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
 	Protocol      string                 `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`  // tcp, udp, sctp
 	Affinity      bool                   `protobuf:"varint,7,opt,name=affinity,proto3" json:"affinity,omitempty"` // all flows of a client go to one backend
-	Check         *Check                 `protobuf:"bytes,8,opt,name=check,proto3" json:"check,omitempty"`        // unset: every backend counts as healthy
+	Check         *Check                 `protobuf:"bytes,8,opt,name=check,proto3" json:"check,omitempty"`        // unset: every backend counts as alive
 	Backends      []*Backend             `protobuf:"bytes,9,rep,name=backends,proto3" json:"backends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2362,14 +2362,15 @@ func (x *Service) GetBackends() []*Backend {
 	return nil
 }
 
-// How a backend's own host finds out whether it lives: a TCP handshake.
+// How a backend's own host finds out whether it lives: a TCP handshake. What is unset is
+// as it was, in a new check what stands here; answers have all of it.
 type Check struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`        // 0: the backend's
-	Interval      *durationpb.Duration   `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"` // 5 s unless told
-	Timeout       *durationpb.Duration   `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`   // 2 s
-	Rise          int32                  `protobuf:"varint,4,opt,name=rise,proto3" json:"rise,omitempty"`        // successes in a row until it lives: 2
-	Fall          int32                  `protobuf:"varint,5,opt,name=fall,proto3" json:"fall,omitempty"`        // failures in a row until it is dead: 3
+	Port          *uint32                `protobuf:"varint,1,opt,name=port,proto3,oneof" json:"port,omitempty"`  // 0: the backend's, as in a new check
+	Interval      *durationpb.Duration   `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"` // 5 s
+	Timeout       *durationpb.Duration   `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`   // 2 s, or the interval if that is shorter
+	Rise          *int32                 `protobuf:"varint,4,opt,name=rise,proto3,oneof" json:"rise,omitempty"`  // successes in a row until it lives: 2
+	Fall          *int32                 `protobuf:"varint,5,opt,name=fall,proto3,oneof" json:"fall,omitempty"`  // failures in a row until it is dead: 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2405,8 +2406,8 @@ func (*Check) Descriptor() ([]byte, []int) {
 }
 
 func (x *Check) GetPort() uint32 {
-	if x != nil {
-		return x.Port
+	if x != nil && x.Port != nil {
+		return *x.Port
 	}
 	return 0
 }
@@ -2426,15 +2427,15 @@ func (x *Check) GetTimeout() *durationpb.Duration {
 }
 
 func (x *Check) GetRise() int32 {
-	if x != nil {
-		return x.Rise
+	if x != nil && x.Rise != nil {
+		return *x.Rise
 	}
 	return 0
 }
 
 func (x *Check) GetFall() int32 {
-	if x != nil {
-		return x.Fall
+	if x != nil && x.Fall != nil {
+		return *x.Fall
 	}
 	return 0
 }
@@ -2443,11 +2444,11 @@ type Backend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // VM or port
 	Ip            string                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
-	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`           // that it listens on; 0: the service's
-	Weight        *uint32                `protobuf:"varint,4,opt,name=weight,proto3,oneof" json:"weight,omitempty"` // 100 unless told; 0: no new flows
-	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`   // keeps its flows, gets no new ones
-	Dead          bool                   `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`           // its check fails
-	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"`           // its host was not heard of for a while: no new flows
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`               // that it listens on; 0: as it was, of a new one the service's
+	Weight        *uint32                `protobuf:"varint,4,opt,name=weight,proto3,oneof" json:"weight,omitempty"`     // 0: no new flows; unset: as it was, of a new one 100
+	Draining      *bool                  `protobuf:"varint,5,opt,name=draining,proto3,oneof" json:"draining,omitempty"` // keeps its flows, gets no new ones; unset: as it was, of a new one false
+	Dead          bool                   `protobuf:"varint,6,opt,name=dead,proto3" json:"dead,omitempty"`               // its check fails
+	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"`               // its host was not heard of for a while: no new flows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2511,8 +2512,8 @@ func (x *Backend) GetWeight() uint32 {
 }
 
 func (x *Backend) GetDraining() bool {
-	if x != nil {
-		return x.Draining
+	if x != nil && x.Draining != nil {
+		return *x.Draining
 	}
 	return false
 }
@@ -2589,8 +2590,9 @@ type SetServiceRequest struct {
 	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	Affinity      bool                   `protobuf:"varint,5,opt,name=affinity,proto3" json:"affinity,omitempty"`
-	Check         *Check                 `protobuf:"bytes,6,opt,name=check,proto3" json:"check,omitempty"`
+	Affinity      *bool                  `protobuf:"varint,5,opt,name=affinity,proto3,oneof" json:"affinity,omitempty"`        // unset: as it was
+	Check         *Check                 `protobuf:"bytes,6,opt,name=check,proto3" json:"check,omitempty"`                     // unset: as it was; else what it says is changed, or a new check begins
+	NoCheck       bool                   `protobuf:"varint,7,opt,name=no_check,json=noCheck,proto3" json:"no_check,omitempty"` // without a check from now on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2654,8 +2656,8 @@ func (x *SetServiceRequest) GetName() string {
 }
 
 func (x *SetServiceRequest) GetAffinity() bool {
-	if x != nil {
-		return x.Affinity
+	if x != nil && x.Affinity != nil {
+		return *x.Affinity
 	}
 	return false
 }
@@ -2665,6 +2667,13 @@ func (x *SetServiceRequest) GetCheck() *Check {
 		return x.Check
 	}
 	return nil
+}
+
+func (x *SetServiceRequest) GetNoCheck() bool {
+	if x != nil {
+		return x.NoCheck
+	}
+	return false
 }
 
 type SetBackendRequest struct {
@@ -3485,11 +3494,12 @@ func (x *Pool) GetHold() string {
 }
 
 type SetPoolRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	Size          int32                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	Hold          string                 `protobuf:"bytes,20,opt,name=hold,proto3" json:"hold,omitempty"` // warm (default): they run; snapshot: saved on disk, resumed at the claim. Of VMs made from now on
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Type      string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Size      *int32                 `protobuf:"varint,3,opt,name=size,proto3,oneof" json:"size,omitempty"` // 0: no pool any more; unset: as it was, a new pool needs one
+	// warm: they run; snapshot: saved on disk, resumed at the claim. Of VMs made from now on.
+	Hold          string `protobuf:"bytes,20,opt,name=hold,proto3" json:"hold,omitempty"` // empty: as it was, of a new pool warm
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3539,8 +3549,8 @@ func (x *SetPoolRequest) GetType() string {
 }
 
 func (x *SetPoolRequest) GetSize() int32 {
-	if x != nil {
-		return x.Size
+	if x != nil && x.Size != nil {
+		return *x.Size
 	}
 	return 0
 }
@@ -6212,8 +6222,8 @@ func (x *Port) GetPower() string {
 
 type Rate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bits          uint64                 `protobuf:"varint,1,opt,name=bits,proto3" json:"bits,omitempty"`
-	Packets       uint64                 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bits          *uint64                `protobuf:"varint,1,opt,name=bits,proto3,oneof" json:"bits,omitempty"`
+	Packets       *uint64                `protobuf:"varint,2,opt,name=packets,proto3,oneof" json:"packets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6249,15 +6259,15 @@ func (*Rate) Descriptor() ([]byte, []int) {
 }
 
 func (x *Rate) GetBits() uint64 {
-	if x != nil {
-		return x.Bits
+	if x != nil && x.Bits != nil {
+		return *x.Bits
 	}
 	return 0
 }
 
 func (x *Rate) GetPackets() uint64 {
-	if x != nil {
-		return x.Packets
+	if x != nil && x.Packets != nil {
+		return *x.Packets
 	}
 	return 0
 }
@@ -6455,8 +6465,8 @@ type SetPortRequest struct {
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Mtu           *uint32                `protobuf:"varint,4,opt,name=mtu,proto3,oneof" json:"mtu,omitempty"`       // bytes of its IP packets; 0: the network's
-	Router        *bool                  `protobuf:"varint,5,opt,name=router,proto3,oneof" json:"router,omitempty"` // a port that a route leads to is one anyway
+	Mtu           *uint32                `protobuf:"varint,4,opt,name=mtu,proto3,oneof" json:"mtu,omitempty"`       // bytes of its IP packets; 0: the network's; unset: as it was
+	Router        *bool                  `protobuf:"varint,5,opt,name=router,proto3,oneof" json:"router,omitempty"` // a port that a route leads to is one anyway; unset: as it was
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7585,34 +7595,40 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x1a\n" +
 	"\baffinity\x18\a \x01(\bR\baffinity\x12.\n" +
 	"\x05check\x18\b \x01(\v2\x18.replug.control.v1.CheckR\x05check\x126\n" +
-	"\bbackends\x18\t \x03(\v2\x1a.replug.control.v1.BackendR\bbackends\"\xaf\x01\n" +
-	"\x05Check\x12\x12\n" +
-	"\x04port\x18\x01 \x01(\rR\x04port\x125\n" +
+	"\bbackends\x18\t \x03(\v2\x1a.replug.control.v1.BackendR\bbackends\"\xd9\x01\n" +
+	"\x05Check\x12\x17\n" +
+	"\x04port\x18\x01 \x01(\rH\x00R\x04port\x88\x01\x01\x125\n" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
-	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
-	"\x04rise\x18\x04 \x01(\x05R\x04rise\x12\x12\n" +
-	"\x04fall\x18\x05 \x01(\x05R\x04fall\"\xb1\x01\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x17\n" +
+	"\x04rise\x18\x04 \x01(\x05H\x01R\x04rise\x88\x01\x01\x12\x17\n" +
+	"\x04fall\x18\x05 \x01(\x05H\x02R\x04fall\x88\x01\x01B\a\n" +
+	"\x05_portB\a\n" +
+	"\x05_riseB\a\n" +
+	"\x05_fall\"\xc3\x01\n" +
 	"\aBackend\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\x06weight\x18\x04 \x01(\rH\x00R\x06weight\x88\x01\x01\x12\x1a\n" +
-	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
+	"\x06weight\x18\x04 \x01(\rH\x00R\x06weight\x88\x01\x01\x12\x1f\n" +
+	"\bdraining\x18\x05 \x01(\bH\x01R\bdraining\x88\x01\x01\x12\x12\n" +
 	"\x04dead\x18\x06 \x01(\bR\x04dead\x12\x12\n" +
 	"\x04away\x18\a \x01(\bR\x04awayB\t\n" +
-	"\a_weight\"k\n" +
+	"\a_weightB\v\n" +
+	"\t_draining\"k\n" +
 	"\x14CreateServiceRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x124\n" +
-	"\aservice\x18\x02 \x01(\v2\x1a.replug.control.v1.ServiceR\aservice\"\xc4\x01\n" +
+	"\aservice\x18\x02 \x01(\v2\x1a.replug.control.v1.ServiceR\aservice\"\xf1\x01\n" +
 	"\x11SetServiceRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x18\n" +
 	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1a\n" +
-	"\baffinity\x18\x05 \x01(\bR\baffinity\x12.\n" +
-	"\x05check\x18\x06 \x01(\v2\x18.replug.control.v1.CheckR\x05check\"\xb4\x01\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1f\n" +
+	"\baffinity\x18\x05 \x01(\bH\x00R\baffinity\x88\x01\x01\x12.\n" +
+	"\x05check\x18\x06 \x01(\v2\x18.replug.control.v1.CheckR\x05check\x12\x19\n" +
+	"\bno_check\x18\a \x01(\bR\anoCheckB\v\n" +
+	"\t_affinity\"\xb4\x01\n" +
 	"\x11SetBackendRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -7672,13 +7688,14 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\x05R\x05ready\x12\x18\n" +
 	"\abooting\x18\x04 \x01(\x05R\abooting\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x12\n" +
-	"\x04hold\x18\x14 \x01(\tR\x04hold\"k\n" +
+	"\x04hold\x18\x14 \x01(\tR\x04hold\"y\n" +
 	"\x0eSetPoolRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x05R\x04size\x12\x12\n" +
-	"\x04hold\x18\x14 \x01(\tR\x04hold\"$\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x17\n" +
+	"\x04size\x18\x03 \x01(\x05H\x00R\x04size\x88\x01\x01\x12\x12\n" +
+	"\x04hold\x18\x14 \x01(\tR\x04holdB\a\n" +
+	"\x05_size\"$\n" +
 	"\x0eGetPoolRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\"\x12\n" +
 	"\x10ListPoolsRequest\"B\n" +
@@ -7909,10 +7926,13 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x06router\x18\x11 \x01(\bR\x06router\x121\n" +
 	"\x06limits\x18\x12 \x01(\v2\x19.replug.control.v1.LimitsR\x06limits\x12\x1a\n" +
 	"\bservices\x18\x13 \x03(\tR\bservices\x12\x14\n" +
-	"\x05power\x18( \x01(\tR\x05power\"4\n" +
-	"\x04Rate\x12\x12\n" +
-	"\x04bits\x18\x01 \x01(\x04R\x04bits\x12\x18\n" +
-	"\apackets\x18\x02 \x01(\x04R\apackets\"^\n" +
+	"\x05power\x18( \x01(\tR\x05power\"S\n" +
+	"\x04Rate\x12\x17\n" +
+	"\x04bits\x18\x01 \x01(\x04H\x00R\x04bits\x88\x01\x01\x12\x1d\n" +
+	"\apackets\x18\x02 \x01(\x04H\x01R\apackets\x88\x01\x01B\a\n" +
+	"\x05_bitsB\n" +
+	"\n" +
+	"\b_packets\"^\n" +
 	"\x06Limits\x12+\n" +
 	"\x04from\x18\x01 \x01(\v2\x17.replug.control.v1.RateR\x04from\x12'\n" +
 	"\x02to\x18\x02 \x01(\v2\x17.replug.control.v1.RateR\x02to\"y\n" +
@@ -8431,7 +8451,11 @@ func file_control_controlpb_control_proto_init() {
 		return
 	}
 	file_control_controlpb_control_proto_msgTypes[28].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[38].OneofWrappers = []any{}
 	file_control_controlpb_control_proto_msgTypes[39].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[41].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[56].OneofWrappers = []any{}
+	file_control_controlpb_control_proto_msgTypes[91].OneofWrappers = []any{}
 	file_control_controlpb_control_proto_msgTypes[95].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -1060,10 +1060,11 @@ const (
 // Services of a network: an address and port that leads to VMs.
 type ServicesClient interface {
 	CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*Service, error)
-	// SetService changes affinity and check. Address, port and protocol stay for life.
+	// SetService changes affinity and check: what is said of them, and nothing else.
+	// Address, port and protocol stay for life.
 	SetService(ctx context.Context, in *SetServiceRequest, opts ...grpc.CallOption) (*Service, error)
-	// SetBackend adds a backend or changes its port, weight or draining. Port and weight
-	// of one that is there stay if nothing is said of them.
+	// SetBackend adds a backend or changes its port, weight or draining: those of one that
+	// is there stay if nothing is said of them.
 	SetBackend(ctx context.Context, in *SetBackendRequest, opts ...grpc.CallOption) (*Service, error)
 	RemoveBackend(ctx context.Context, in *RemoveBackendRequest, opts ...grpc.CallOption) (*Service, error)
 	GetService(ctx context.Context, in *GetServiceRequest, opts ...grpc.CallOption) (*Service, error)
@@ -1156,10 +1157,11 @@ func (c *servicesClient) DeleteService(ctx context.Context, in *DeleteServiceReq
 // Services of a network: an address and port that leads to VMs.
 type ServicesServer interface {
 	CreateService(context.Context, *CreateServiceRequest) (*Service, error)
-	// SetService changes affinity and check. Address, port and protocol stay for life.
+	// SetService changes affinity and check: what is said of them, and nothing else.
+	// Address, port and protocol stay for life.
 	SetService(context.Context, *SetServiceRequest) (*Service, error)
-	// SetBackend adds a backend or changes its port, weight or draining. Port and weight
-	// of one that is there stay if nothing is said of them.
+	// SetBackend adds a backend or changes its port, weight or draining: those of one that
+	// is there stay if nothing is said of them.
 	SetBackend(context.Context, *SetBackendRequest) (*Service, error)
 	RemoveBackend(context.Context, *RemoveBackendRequest) (*Service, error)
 	GetService(context.Context, *GetServiceRequest) (*Service, error)
@@ -1571,6 +1573,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type PoolsClient interface {
+	// SetPool makes a pool, changes its size or how its VMs wait; what is not said stays.
 	SetPool(ctx context.Context, in *SetPoolRequest, opts ...grpc.CallOption) (*Pool, error)
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*Pool, error)
 	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
@@ -1618,6 +1621,7 @@ func (c *poolsClient) ListPools(ctx context.Context, in *ListPoolsRequest, opts 
 // All implementations must embed UnimplementedPoolsServer
 // for forward compatibility.
 type PoolsServer interface {
+	// SetPool makes a pool, changes its size or how its VMs wait; what is not said stays.
 	SetPool(context.Context, *SetPoolRequest) (*Pool, error)
 	GetPool(context.Context, *GetPoolRequest) (*Pool, error)
 	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
@@ -2625,9 +2629,9 @@ type PortsClient interface {
 	// What follows takes effect on the live port; a port may be named by its VM.
 	// SetPortGroups replaces the security groups of a port. Not in mid-swap.
 	SetPortGroups(ctx context.Context, in *SetPortGroupsRequest, opts ...grpc.CallOption) (*Port, error)
-	// SetPortLimits bounds what a port may send and get. For operators.
+	// SetPortLimits bounds what a port may send and get; what is not said stays. For operators.
 	SetPortLimits(ctx context.Context, in *SetPortLimitsRequest, opts ...grpc.CallOption) (*Port, error)
-	// SetPort changes the port's own MTU and whether it is a router.
+	// SetPort changes the port's own MTU and whether it is a router; what is not said stays.
 	SetPort(ctx context.Context, in *SetPortRequest, opts ...grpc.CallOption) (*Port, error)
 }
 
@@ -2723,9 +2727,9 @@ type PortsServer interface {
 	// What follows takes effect on the live port; a port may be named by its VM.
 	// SetPortGroups replaces the security groups of a port. Not in mid-swap.
 	SetPortGroups(context.Context, *SetPortGroupsRequest) (*Port, error)
-	// SetPortLimits bounds what a port may send and get. For operators.
+	// SetPortLimits bounds what a port may send and get; what is not said stays. For operators.
 	SetPortLimits(context.Context, *SetPortLimitsRequest) (*Port, error)
-	// SetPort changes the port's own MTU and whether it is a router.
+	// SetPort changes the port's own MTU and whether it is a router; what is not said stays.
 	SetPort(context.Context, *SetPortRequest) (*Port, error)
 	mustEmbedUnimplementedPortsServer()
 }

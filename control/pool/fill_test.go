@@ -72,7 +72,7 @@ func newPool(t *testing.T, y *yard) (*Manager, *time.Time) {
 
 func set(t *testing.T, m *Manager, typ string, size int) {
 	t.Helper()
-	txn, err := m.Set(typ, size, "")
+	txn, err := m.Set(context.Background(), typ, &size, nil)
 	if err == nil {
 		_, err = m.Store.Commit(context.Background(), txn)
 	}

@@ -88,15 +88,30 @@ func New(s *store.Store, f Fleet) *Manager {
 	return &Manager{Store: s, Fleet: f, Now: time.Now, state: make(map[string]*backoff)}
 }
 
-// Set composes how many VMs of a type are to wait, and how. Size 0 ends the pool.
-func (m *Manager) Set(typ string, size int, hold vnet.Hold) (*store.Txn, error) {
-	if size < 0 || size > MaxSize {
-		return nil, fmt.Errorf("%w pool of %d VMs: must be 0 to %d", ErrInvalid, size, MaxSize)
+// Set composes how many VMs of a type are to wait, and how; nil: as it was. Size 0
+// ends the pool, and how its VMs waited is forgotten. A pool that is not there has no
+// size yet: without one Set returns [ErrNotFound].
+func (m *Manager) Set(ctx context.Context, typ string, size *int, hold *vnet.Hold) (*store.Txn, error) {
+	row, err := m.row(ctx, typ)
+	if err != nil && (size == nil || !errors.Is(err, ErrNotFound)) {
+		return nil, err
 	}
-	if size == 0 {
-		return (&store.Txn{}).Delete(Key(typ)), nil
+	p := row.Value
+	p.Type = typ
+	if size != nil {
+		p.Size = *size
 	}
-	return (&store.Txn{}).Put(Key(typ), Pool{Type: typ, Size: size, Hold: hold}), nil
+	if hold != nil {
+		p.Hold = *hold
+	}
+	if p.Size < 0 || p.Size > MaxSize {
+		return nil, fmt.Errorf("%w pool of %d VMs: must be 0 to %d", ErrInvalid, p.Size, MaxSize)
+	}
+	t := (&store.Txn{}).Unchanged(Key(typ), row.Revision)
+	if p.Size == 0 {
+		return t.Delete(Key(typ)), nil
+	}
+	return t.Put(Key(typ), p), nil
 }
 
 // List returns all pools.
@@ -111,11 +126,16 @@ func (m *Manager) List(ctx context.Context) ([]Pool, error) {
 
 // Get reads a type's pool; it returns [ErrNotFound].
 func (m *Manager) Get(ctx context.Context, typ string) (Pool, error) {
+	row, err := m.row(ctx, typ)
+	return row.Value, err
+}
+
+func (m *Manager) row(ctx context.Context, typ string) (store.Row[Pool], error) {
 	row, err := store.Get[Pool](ctx, m.Store, Key(typ))
 	if errors.Is(err, store.ErrNotFound) {
-		return Pool{}, fmt.Errorf("pool of VM type %q: %w; set its size first", typ, ErrNotFound)
+		err = fmt.Errorf("pool of VM type %q: %w; set its size first", typ, ErrNotFound)
 	}
-	return row.Value, err
+	return row, err
 }
 
 // Counts is what a pool has.

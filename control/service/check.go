@@ -74,7 +74,7 @@ func completeCheck(s *vnet.Service) error {
 	case c.Interval < minInterval || c.Interval > maxInterval:
 		return fmt.Errorf("%w check every %s: %s to %s", ErrInvalid, c.Interval, minInterval, maxInterval)
 	case c.Timeout < 0 || c.Timeout > c.Interval:
-		return fmt.Errorf("%w check with a timeout of %s: positive, not above the interval of %s", ErrInvalid, c.Timeout, c.Interval)
+		return fmt.Errorf("%w check with a timeout of %s: positive, not above the interval of %s; say a shorter timeout, or a longer interval", ErrInvalid, c.Timeout, c.Interval)
 	case c.Rise < 0 || c.Rise > maxStreak || c.Fall < 0 || c.Fall > maxStreak:
 		return fmt.Errorf("%w check: rise %d, fall %d: 1 to %d in a row", ErrInvalid, c.Rise, c.Fall, maxStreak)
 	}

@@ -95,15 +95,17 @@ func (m *Manager) edit(ctx context.Context, v vnet.VNI, name string, change func
 	return (&store.Txn{}).Unchanged(row.Key, row.Revision).Put(row.Key, s), nil
 }
 
-// Set composes that a service has another affinity and check. What a check has found
+// Set composes a change of a service's affinity and check. What a check has found
 // out counts until the hosts say otherwise: they say what changes. Without a check all
 // count as alive.
-func (m *Manager) Set(ctx context.Context, v vnet.VNI, name string, affinity bool, check *vnet.Check) (*store.Txn, error) {
+func (m *Manager) Set(ctx context.Context, v vnet.VNI, name string, change func(*vnet.Service) error) (*store.Txn, error) {
 	return m.edit(ctx, v, name, func(s *vnet.Service) error {
-		s.Affinity, s.Check = affinity, check
+		if err := change(s); err != nil {
+			return err
+		}
 		for i := range s.Backends {
 			b := &s.Backends[i]
-			b.Dead, b.Away = b.Dead && check != nil, b.Away && check != nil
+			b.Dead, b.Away = b.Dead && s.Check != nil, b.Away && s.Check != nil
 		}
 		return nil
 	})

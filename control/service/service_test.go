@@ -149,11 +149,15 @@ func TestService(t *testing.T) {
 	if got := b.behind("web"); got != "p7 10.17.34.7:8443/10 dead, p11 10.17.34.11:8444/30" {
 		t.Errorf("after new weights: %s", got)
 	}
-	b.must(b.Set(ctx, red, "web", true, &vnet.Check{Interval: 7 * time.Second}))
+	set := func(check *vnet.Check) {
+		t.Helper()
+		b.must(b.Set(ctx, red, "web", func(s *vnet.Service) error { s.Affinity, s.Check = true, check; return nil }))
+	}
+	set(&vnet.Check{Interval: 7 * time.Second})
 	if got := b.behind("web"); got != "p7 10.17.34.7:8443/10 dead, p11 10.17.34.11:8444/30" {
 		t.Errorf("after another interval: %s", got)
 	}
-	b.must(b.Set(ctx, red, "web", true, nil))
+	set(nil)
 	if row, _ = b.Get(ctx, red, "web"); !row.Value.Affinity || row.Value.Check != nil || row.Value.Backends[0].Dead {
 		t.Errorf("after it was set: %+v", row.Value)
 	}

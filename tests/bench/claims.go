@@ -116,7 +116,7 @@ func (m *claimer) measure(ctx context.Context, way string, n int) (runs []float6
 // to between two of them.
 func (m *claimer) pool(ctx context.Context, way string, size int) error {
 	m.used++
-	_, err := pb.NewPoolsClient(m.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("pool-", m.used), Type: kind, Size: int32(size), Hold: way})
+	_, err := pb.NewPoolsClient(m.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: fmt.Sprint("pool-", m.used), Type: kind, Size: new(int32(size)), Hold: way})
 	return err
 }
 

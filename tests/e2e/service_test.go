@@ -180,7 +180,7 @@ func TestLimits(t *testing.T) {
 		if err := cluster.Ping(ctx, far.Node, netip.MustParseAddr(web.ip)); err != nil {
 			t.Errorf("%s: nothing passes at all: %v", c.what, err)
 		}
-		w.must(ctx, t, "port", "limit", web.port)
+		w.must(ctx, t, "port", "limit", web.port, "--none")
 		if err := lab.Until(ctx, c.what+", taken away", func() error {
 			was := drops(c.reason)
 			flood(c.from, c.to)

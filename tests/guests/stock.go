@@ -34,7 +34,7 @@ func (w *World) Stock(ctx context.Context, runs int) (rows []Row, err error) {
 		Type: &pb.VMType{Name: "debian", Image: cluster.Image, Cpus: 1, MemoryMib: 384}}); err != nil {
 		return nil, err
 	}
-	if _, err := pb.NewPoolsClient(w.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: w.id(), Type: "debian", Size: pooled}); err != nil {
+	if _, err := pb.NewPoolsClient(w.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: w.id(), Type: "debian", Size: new(int32(pooled))}); err != nil {
 		return nil, err
 	}
 	claims, swaps := tally{name: claimed}, tally{name: swapped}
