@@ -144,6 +144,7 @@ func TestMappingsAndRoutes(t *testing.T) {
 	if err := h.dp.PutMappings(blueA.mapping(7)); !errors.Is(err, ErrFull) {
 		t.Errorf("a fourth: got %v, want ErrFull", err)
 	}
+	oneThatDoesNotFit(t, h)
 	if err := h.dp.PutMappings(Mapping{MappingKey: MappingKey{red, caB}}); !errors.Is(err, ErrAddress) {
 		t.Errorf("no PA: got %v, want ErrAddress", err)
 	}

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -25,31 +27,56 @@ type Mapping struct {
 	NextHop uint32     // index for [Datapath.SetNextHop]; 0: the kernel's tables. The same for all PAs of one host
 }
 
-// PutMappings writes mappings in one system call. On an error some may have been
-// written; writing them again is harmless. It returns [ErrFull] or [ErrAddress].
+// NotPut says which mappings of a call aren't in force, and why: [ErrFull], [ErrAddress]
+// or what the kernel says. All others of the call are.
+type NotPut map[MappingKey]error
+
+func (e NotPut) Error() string {
+	for k, err := range e {
+		return fmt.Sprintf("%d mappings can't be written, that of %s in %d among them: %v", len(e), k.CA, k.VNI, err)
+	}
+	return "no mapping"
+}
+
+func (e NotPut) Unwrap() []error { return slices.Collect(maps.Values(e)) }
+
+// PutMappings writes mappings in one system call, or one by one when that fails:
+// what doesn't fit of one network mustn't hold up another's. It returns [NotPut].
 func (d *Datapath) PutMappings(mappings ...Mapping) error {
 	if len(mappings) == 0 {
 		return nil
 	}
 	d.peers.mu.Lock()
 	defer d.peers.mu.Unlock()
-	keys := make([]datapathMappingKey, len(mappings))
-	values := make([]datapathMapping, len(mappings))
-	for i, m := range mappings {
-		if !m.CA.IsValid() || !m.PA.IsValid() {
-			return fmt.Errorf("mapping of %s in %d to %s: %w", m.CA, m.VNI, m.PA, ErrAddress)
-		}
-		peer, offset, err := d.peerOf(m.PA, m.NextHop)
+	not := NotPut{}
+	keys, values := make([]datapathMappingKey, 0, len(mappings)), make([]datapathMapping, 0, len(mappings))
+	for _, m := range mappings {
+		row, err := d.mappingRow(m)
 		if err != nil {
-			return fmt.Errorf("mapping of %s in %d: %w", m.CA, m.VNI, err)
+			not[m.MappingKey] = err
+			continue
 		}
-		keys[i] = m.MappingKey.key()
-		values[i] = datapathMapping{Mac: m.MAC, Peer: uint16(peer), Offset: offset, Check: keys[i].check()}
+		keys, values = append(keys, m.MappingKey.key()), append(values, row)
 	}
 	if _, err := d.objs.Mappings.BatchUpdate(keys, values, nil); err != nil {
-		return fmt.Errorf("write %d mappings: %w", len(mappings), full(err))
+		for i, k := range keys {
+			if err := d.objs.Mappings.Put(k, values[i]); err != nil {
+				not[MappingKey{k.Vni, k.Ca.ip()}] = full(err)
+			}
+		}
 	}
-	return d.directoryChanged()
+	if err := d.directoryChanged(); err != nil || len(not) == 0 {
+		return err
+	}
+	return not
+}
+
+func (d *Datapath) mappingRow(m Mapping) (datapathMapping, error) {
+	if !m.CA.IsValid() || !m.PA.IsValid() {
+		return datapathMapping{}, fmt.Errorf("from %s to %s: %w", m.CA, m.PA, ErrAddress)
+	}
+	peer, offset, err := d.peerOf(m.PA, m.NextHop)
+	return datapathMapping{Mac: m.MAC, Peer: uint16(peer), Offset: offset, Check: m.MappingKey.key().check()}, err
 }
 
 // directoryChanged tells the programs that ways which flows remember may lead
@@ -82,12 +109,13 @@ func mix(h, w uint32) uint32 {
 
 // DeleteMappings deletes mappings; one that isn't there is no error.
 func (d *Datapath) DeleteMappings(keys ...MappingKey) error {
+	var errs []error
 	for _, k := range keys {
 		if err := ignoreMissing(d.objs.Mappings.Delete(k.key())); err != nil {
-			return errors.Join(fmt.Errorf("delete mapping of %s in %d: %w", k.CA, k.VNI, err), d.directoryChanged())
+			errs = append(errs, fmt.Errorf("delete mapping of %s in %d: %w", k.CA, k.VNI, err))
 		}
 	}
-	return d.directoryChanged()
+	return errors.Join(append(errs, d.directoryChanged())...)
 }
 
 // Mapping reads one mapping back, or false.

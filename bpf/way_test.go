@@ -2,6 +2,11 @@ package bpf
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 	"testing"
 )
 
@@ -43,6 +48,37 @@ func TestWayFollowsTheDirectory(t *testing.T) {
 	before = b.drops()
 	b.receive(wire)
 	b.counted("from where its source was", before, "wrong_source")
+}
+
+// oneThatDoesNotFit: the rows beside it are written, wherever it stands among them, and
+// flows that remember the old way of one of them look for the new one. The host's three
+// rows are taken.
+func oneThatDoesNotFit(t *testing.T, h *host) {
+	h.addPorts(redA)
+	h.must(h.dp.SetNextHop(5, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
+	h.must(h.dp.SetNextHop(7, NextHop{Ifindex: h.uplink.Attrs().Index, Dst: routerMAC, Src: [6]byte(h.uplink.Attrs().HardwareAddr)}))
+	sent := redA.frame(udpOf(caA, caB, 5353, 7946, text(37)))
+	sendsTo := func(name string, want netip.Addr) {
+		t.Helper()
+		if v, wire := h.send(redA, sent); v != actRedirect || addr4([4]byte(wire[30:34])) != want {
+			t.Errorf("%s: verdict %d, want a frame to %s; got\n%s", name, int32(v), want, dump(wire))
+		}
+	}
+	sendsTo("before", redB.pa)
+	moved := redB.mapping(7)
+	for i, at := range []netip.Addr{blueB.pa, redB.pa, blueB.pa} {
+		moved.PA = at
+		batch := slices.Insert([]Mapping{redA.mapping(7), moved}, i, blueA.mapping(7))
+		want := NotPut{{blue, caA}: ErrFull}
+		if i == 2 {
+			batch, want[MappingKey{red, caNobody}] = append(batch, Mapping{MappingKey: MappingKey{red, caNobody}}), ErrAddress
+		}
+		var got NotPut
+		if err := h.dp.PutMappings(batch...); !errors.As(err, &got) || !maps.EqualFunc(got, want, errors.Is) {
+			t.Errorf("the new one as row %d: got %v, want %v", i, err, want)
+		}
+		sendsTo(fmt.Sprintf("the new one as row %d", i), at)
+	}
 }
 
 // A flow to a service knows the way to its backend. What comes from the service's own

@@ -1,13 +1,15 @@
 package dataplane
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 
 	"replug/bpf"
 	"replug/directory/vnet"
 )
 
-func (m *maps) SetMappings(rows []MappingRow) error {
+func (m *maps) SetMappings(rows []MappingRow) NotSet {
 	out := make([]bpf.Mapping, len(rows))
 	for i, r := range rows {
 		out[i] = bpf.Mapping{
@@ -15,7 +17,33 @@ func (m *maps) SetMappings(rows []MappingRow) error {
 			PA:         r.PA.Addr, MAC: r.MAC, NextHop: r.NextHop,
 		}
 	}
-	return m.bpf.PutMappings(out...)
+	err := m.bpf.PutMappings(out...)
+	if err == nil {
+		return nil
+	}
+	not := NotSet{}
+	if some := (bpf.NotPut{}); errors.As(err, &some) {
+		for k, why := range some {
+			not[mappingKey(k)] = roomFor(errMapRoom, why)
+		}
+		return not
+	}
+	for _, r := range rows {
+		not[MappingKey{r.VNI, r.CA}] = err
+	}
+	return not
+}
+
+// roomFor says which room a full map is.
+func roomFor(what, err error) error {
+	if errors.Is(err, bpf.ErrFull) {
+		return fmt.Errorf("%w (%w)", what, err)
+	}
+	return err
+}
+
+func mappingKey(k bpf.MappingKey) MappingKey {
+	return MappingKey{vnet.VNI(k.VNI), vnet.CA{Addr: k.CA}}
 }
 
 func (m *maps) DeleteMappings(keys []MappingKey) error {

@@ -83,18 +83,19 @@ func (m *maps) SetLimits(id vnet.PortID, l vnet.Limits) error {
 	return m.bpf.SetLimits(uint16(id), bpf.Limits{From: bpf.Rate(l.From), To: bpf.Rate(l.To)})
 }
 
-func (m *maps) SetMembers(list []Member) error {
+func (m *maps) SetMembers(list []Member) NotSet {
+	not := NotSet{}
 	for _, v := range list {
 		if err := m.bpf.SetMembers(bpf.MappingKey{VNI: uint32(v.VNI), CA: v.CA.Addr}, uint64(v.Groups)); err != nil {
-			return err
+			not[v.MappingKey] = roomFor(errMemberRoom, err)
 		}
 	}
-	return nil
+	return not
 }
 
 func (m *maps) EachMember(f func(Member)) error {
 	return m.bpf.EachMember(func(k bpf.MappingKey, groups uint64) {
-		f(Member{MappingKey{vnet.VNI(k.VNI), vnet.CA{Addr: k.CA}}, vnet.Groups(groups)})
+		f(Member{mappingKey(k), vnet.Groups(groups)})
 	})
 }
 

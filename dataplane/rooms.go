@@ -86,7 +86,8 @@ type Datapath interface {
 
 // A Directory is what the datapath knows of everybody else.
 type Directory interface {
-	SetMappings([]MappingRow) error
+	// SetMappings writes all that it can.
+	SetMappings([]MappingRow) NotSet
 	DeleteMappings([]MappingKey) error // absent ones are no error
 	EachMapping(func(MappingRow)) error
 	Mapping(MappingKey) (MappingRow, bool, error)
@@ -104,7 +105,8 @@ type Directory interface {
 	DeleteRoute(vnet.VNI, netip.Prefix) error // an absent one is no error
 	EachRoute(func(vnet.VNI, vnet.Route)) error
 
-	SetMembers([]Member) error
+	// SetMembers writes all that it can.
+	SetMembers([]Member) NotSet
 	EachMember(func(Member)) error
 	// SetService puts a service in force, or changes the one at its address.
 	SetService(vnet.Service) error
@@ -113,6 +115,9 @@ type Directory interface {
 	// ForgetBackends frees those of an earlier session that no service has named.
 	ForgetBackends() error
 }
+
+// NotSet says which rows of a call the datapath has not taken, and why.
+type NotSet map[MappingKey]error
 
 // A Member is who has an address, and the groups it is in; none deletes it.
 type Member struct {

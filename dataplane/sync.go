@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +55,7 @@ type networks struct {
 // What a network needs and this host hasn't. The text says what to do.
 var (
 	errMapRoom     = errors.New("no room for its mappings: start this host's agent with a larger --max-mappings, or use another host")
+	errMemberRoom  = errors.New("no room for who is in its security groups: start this host's agent with a larger --max-mappings, or use another host")
 	errServiceRoom = errors.New("no room for its services: remove services or backends, or use another host")
 )
 
@@ -146,17 +148,23 @@ func (ns *networks) flush() {
 	if err := ns.datapath.DeleteMappings(gone); err != nil {
 		ns.log.Error("mappings that are gone stay in the datapath", "err", err, "mappings", len(gone))
 	}
-	defer ns.tellMoves()
-	ns.warn("old members of groups stay in the datapath", ns.datapath.SetMembers(strangers), "")
-	err := errors.Join(ns.datapath.SetMembers(members), ns.datapath.SetMappings(put))
-	if err != nil {
-		err = fmt.Errorf("%w (%w)", errMapRoom, err)
-		ns.log.Error("mappings don't reach the datapath", "err", err, "mappings", len(put))
-		ns.mu.Lock()
-		for _, m := range put {
-			ns.broken[m.VNI] = err
+	ns.setMembers(strangers)
+	unknown := ns.setMembers(members)
+	put = slices.DeleteFunc(put, func(m MappingRow) bool { return unknown[MappingKey{m.VNI, m.CA}] != nil })
+	ns.lack(ns.datapath.SetMappings(put))
+	ns.tellMoves()
+}
+
+// lack notes why networks aren't whole here: no port is staged there until a resync
+// has found room.
+func (ns *networks) lack(rows NotSet) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for k, why := range rows {
+		if ns.broken[k.VNI] == nil {
+			ns.broken[k.VNI] = fmt.Errorf("network %d: %w", k.VNI, why)
+			ns.log.Error("a network isn't whole on this host: the port with this address, and maybe others, can't be reached from here", "err", ns.broken[k.VNI], "ca", k.CA)
 		}
-		ns.mu.Unlock()
 	}
 }
 
@@ -173,16 +181,27 @@ func (ns *networks) tellMoves() {
 // member adds to a list of changes that who has an address is in groups, unless
 // the datapath knows.
 func (ns *networks) member(list []Member, k MappingKey, in vnet.Groups) []Member {
-	old := ns.members[k]
-	if old == in {
+	if ns.members[k] == in {
 		return list
 	}
-	ns.moved[k.VNI] |= old ^ in
-	ns.members[k] = in
-	if in == 0 {
-		delete(ns.members, k)
-	}
 	return append(list, Member{k, in})
+}
+
+// setMembers writes a list of changes. What isn't written is tried again when the
+// directory says it again.
+func (ns *networks) setMembers(list []Member) NotSet {
+	not := ns.datapath.SetMembers(list)
+	for _, m := range list {
+		if not[m.MappingKey] != nil {
+			continue
+		}
+		ns.moved[m.VNI] |= ns.members[m.MappingKey] ^ m.Groups
+		if ns.members[m.MappingKey] = m.Groups; m.Groups == 0 {
+			delete(ns.members, m.MappingKey)
+		}
+	}
+	ns.lack(not)
+	return not
 }
 
 // OnNetworkSynced says that a network is complete.
@@ -252,9 +271,10 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 			ns.leaveVTEP(k)
 		}
 	}
-	if err := errors.Join(err, ns.datapath.SetMembers(strangers)); err != nil {
+	if err != nil {
 		ns.log.Error("old mappings stay in the datapath", "err", err)
 	}
+	ns.setMembers(strangers)
 	ns.tellMoves()
 }
 

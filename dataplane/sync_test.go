@@ -3,10 +3,12 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	stdmaps "maps"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,9 +29,11 @@ type table struct {
 	routes   map[routeKey]vnet.Route
 	members  map[MappingKey]vnet.Groups
 	services map[ServiceKey]vnet.Service
-	full     error
+	full     error // of services
 	writes   int
-	forgot   int
+
+	noMapping, noMember NotSet // rows that there is no room for
+	forgot              int
 }
 
 func newTable() *table {
@@ -38,13 +42,25 @@ func newTable() *table {
 		members: map[MappingKey]vnet.Groups{}, services: map[ServiceKey]vnet.Service{}}
 }
 
-func (f *table) SetMembers(list []Member) error {
+func (f *table) SetMembers(list []Member) NotSet {
+	not := NotSet{}
 	for _, m := range list {
+		if not.refused(f.noMember, m.MappingKey) {
+			continue
+		}
 		if f.members[m.MappingKey] = m.Groups; m.Groups == 0 {
 			delete(f.members, m.MappingKey)
 		}
 	}
-	return nil
+	return not
+}
+
+// refused notes that a row is one of those without room.
+func (n NotSet) refused(without NotSet, k MappingKey) bool {
+	if without[k] != nil {
+		n[k] = without[k]
+	}
+	return n[k] != nil
 }
 
 func (f *table) EachMember(each func(Member)) error {
@@ -66,15 +82,15 @@ func (f *table) Services() (all []ServiceKey, err error) {
 	return all, nil
 }
 
-func (f *table) SetMappings(rows []MappingRow) error {
+func (f *table) SetMappings(rows []MappingRow) NotSet {
 	f.writes++
-	if f.full != nil && len(rows) > 0 {
-		return f.full
-	}
+	not := NotSet{}
 	for _, r := range rows {
-		f.mappings[MappingKey{r.VNI, r.CA}] = r
+		if k := (MappingKey{r.VNI, r.CA}); !not.refused(f.noMapping, k) {
+			f.mappings[k] = r
+		}
 	}
-	return nil
+	return not
 }
 
 func (f *table) DeleteMappings(keys []MappingKey) error {
@@ -244,15 +260,51 @@ func TestMappingsAreBatched(t *testing.T) {
 // A network that doesn't fit can't be staged, with the reason.
 func TestFullMapIsSaid(t *testing.T) {
 	f := newTable()
-	f.full = errors.New("map is full")
+	f.noMapping = NotSet{bigMapping: errMapRoom}
 	ns := session(t, f, nil)
 	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+	ns.OnMapping(mapping(red, "10.17.34.62", "100.64.2.23", "h2", 7))
 	ns.OnNetworkSynced(blue, 17)
-	if _, err := ns.Synced(blue); !errors.Is(err, f.full) {
-		t.Errorf("got %v", err)
+	if _, err := ns.Synced(blue); !errors.Is(err, errMapRoom) || !strings.Contains(err.Error(), fmt.Sprint("network ", blue)) {
+		t.Errorf("got %v, want the network and what has no room", err)
 	}
-	if _, err := ns.Synced(red); err != nil {
-		t.Errorf("red: %v", err)
+	if _, err := ns.Synced(red); err != nil || len(f.mappings) != 1 {
+		t.Errorf("red, whose mapping was in the same batch: %v, %d mappings", err, len(f.mappings))
+	}
+}
+
+// Who is in which groups is known, or there is no way to it; the rest of the batch is
+// written, and a resync writes what had no room.
+func TestMembersWithoutRoom(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	in := mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8)
+	in.Groups = vnet.Groups(0).With(5)
+	other := mapping(red, "10.17.34.51", "100.64.2.23", "h2", 7)
+	other.Groups = vnet.Groups(0).With(17)
+	say := func() {
+		ns.OnResync()
+		ns.OnMapping(in)
+		ns.OnMapping(other)
+		ns.OnNetworkSynced(blue, 17)
+		ns.OnNetworkSynced(red, 17)
+		ns.OnSynced(17)
+	}
+	f.noMember = NotSet{bigMapping: errMemberRoom}
+	say()
+	if _, err := ns.Synced(blue); !errors.Is(err, errMemberRoom) {
+		t.Errorf("blue: got %v", err)
+	}
+	if _, ok := f.mappings[bigMapping]; ok || len(f.mappings) != 1 {
+		t.Errorf("mappings %v, want red's alone", f.mappings)
+	}
+	if _, err := ns.Synced(red); err != nil || f.members[MappingKey{red, other.CA}] != other.Groups {
+		t.Errorf("red: %v, members %v", err, f.members)
+	}
+	f.noMember = nil
+	say()
+	if _, err := ns.Synced(blue); err != nil || f.members[bigMapping] != in.Groups || len(f.mappings) != 2 {
+		t.Errorf("after a resync with room: %v, members %v, mappings %v", err, f.members, f.mappings)
 	}
 }
 
