@@ -39,16 +39,16 @@ const seedBytes = 32
 // then there is no agent in the guest, and others decide.
 func (p *port) confirm(_ context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
-	p.reported()
+	p.reported(in)
 	if in.Current.Document == nil {
 		return outcome{kind: done}, nil
 	}
 	if r.Guest == nil {
-		return p.untimed(in)
+		return p.idle()
 	}
 	if !confirms(r.Guest, in.Current.Document) {
 		p.told(vnet.StatusPublished)
-		return p.untimed(in)
+		return p.idle()
 	}
 	p.log.Info("confirmed", "place", in.Current.String(), "kind", r.Guest.Kind)
 	p.tell(vnet.StatusConfirmed, r.Epoch, nil)
@@ -58,6 +58,9 @@ func (p *port) confirm(_ context.Context, in *vnet.Intent) (outcome, error) {
 // confirms reports whether a report is the success of the document. A partial
 // one never is that of a final document (invariant 11).
 func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
+	if d == nil {
+		return false
+	}
 	kind := vnet.ReportFinal
 	if d.Partial() {
 		kind = vnet.ReportPartial
@@ -68,59 +71,40 @@ func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
 // settled has nothing left to do but to pass on what the guest says later, after
 // a reboot for instance.
 func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
-	if p.reported() && p.run.Guest != nil {
+	if p.reported(in) {
 		phase := vnet.StatusPublished
-		if in.Current.Document != nil && confirms(p.run.Guest, in.Current.Document) {
+		if confirms(p.run.Guest, in.Current.Document) {
 			phase = vnet.StatusConfirmed
 		}
 		p.tell(phase, p.run.Epoch, nil)
 	}
-	return p.untimed(in)
+	return p.idle()
 }
 
-// untimed ends some time after the flip what only a swap needs. The stopwatch costs
-// every frame.
-func (p *port) untimed(in *vnet.Intent) (outcome, error) {
+// idle waits for the guest to say something, or for the turn of what it has said.
+func (p *port) idle() (outcome, error) {
+	left, err := p.untimed()
+	if err == nil && p.run.hearing.held != nil {
+		left = min(left, p.run.hearing.wait())
+	}
+	return wait(left), err
+}
+
+// untimed ends some time after the flip what only a swap needs, and says how long
+// until then. The stopwatch costs every frame.
+func (p *port) untimed() (time.Duration, error) {
 	const long = time.Minute
 	if p.row == nil || !p.row.Timed || p.staged != nil {
-		return wait(forever), nil
+		return forever, nil
 	}
 	if left := long - time.Since(p.run.Flipped); left > 0 {
-		return wait(left), nil
+		return left, nil
 	}
 	if err := p.datapath.SetTimed(p.id, false); err != nil {
-		return outcome{}, err
+		return 0, err
 	}
 	p.row.Timed = false
-	return wait(forever), nil
-}
-
-// reported takes over what the guest said about the document in force.
-func (p *port) reported() bool {
-	p.mu.Lock()
-	offers := p.events.reports
-	p.events.reports = nil
-	in := p.intent
-	p.mu.Unlock()
-	taken := false
-	for _, o := range offers {
-		if o.Epoch == p.run.Epoch {
-			if p.run.Guest == nil {
-				p.run.Hops = append(p.run.Hops, vnet.Hop{Name: "report", At: o.At})
-			}
-			p.run.Guest, p.run.dirty, taken = &o.GuestReport, true, true
-			if o.Error != "" {
-				p.log.Warn("guest reports a failure", "epoch", o.Epoch, "settings_applied", o.OK, "failure", o.Error)
-			}
-		}
-	}
-	if taken {
-		p.remember(in) // the guest says it once
-	}
-	for _, o := range offers {
-		close(o.done)
-	}
-	return taken
+	return forever, nil
 }
 
 // told reports a phase unless that is what was reported last.

@@ -54,6 +54,23 @@ func (p *port) wasReset() {
 	p.event(func(e *events) { e.reset = time.Now() })
 }
 
+// warn writes a line that the guest can cause as often as it likes: one a minute of
+// each kind is enough to know.
+func (p *port) warn(what string, args ...any) {
+	p.mu.Lock()
+	often := time.Since(p.warned[what]) < time.Minute
+	if !often {
+		if p.warned == nil {
+			p.warned = map[string]time.Time{}
+		}
+		p.warned[what] = time.Now()
+	}
+	p.mu.Unlock()
+	if !often {
+		p.log.Warn(what, args...)
+	}
+}
+
 // offer hands in what the guest reports. It returns once that is on record: the
 // guest says it once.
 func (p *port) offer(ctx context.Context, r vnet.GuestReport) error {

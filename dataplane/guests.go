@@ -112,10 +112,10 @@ func (g *guests) answer(p *port, place *vnet.Place, ifindex int, mac vnet.MAC, f
 		g.metrics.dhcp.WithLabelValues(reply.Kind.String()).Inc()
 	}
 	if len(reply.Omitted) > 0 {
-		p.log.Warn("lease is too long for the guest's message size: options left out", "options", reply.Omitted)
+		p.warn("lease is too long for the guest's message size: options left out", "options", reply.Omitted)
 	}
 	if reply.Kind == dhcp.Declined {
-		p.log.Warn("guest declines its address: it says that somebody else answers for it", "place", place.String())
+		p.warn("guest declines its address: it says that somebody else answers for it", "place", place.String())
 	}
 	if reply.Frame == nil || !g.send(p, place.Epoch, ifindex, reply.Frame) {
 		return
@@ -153,7 +153,7 @@ func (ps *ports) epoch(id vnet.PortID) (vnet.Epoch, bool) {
 func (ps *ports) agentReport(ctx context.Context, id vnet.PortID, r vnet.GuestReport) error {
 	if p := ps.get(id); p != nil && p.personality().CloudInit() {
 		if r.Error != "" {
-			p.log.Warn("agent beside cloud-init reports a failure", "epoch", r.Epoch, "failure", r.Error)
+			p.warn("agent beside cloud-init reports a failure", "epoch", r.Epoch, "failure", excerpt(r.Error))
 		}
 		return nil
 	}

@@ -34,10 +34,11 @@ type port struct {
 	place   *vnet.Place
 	ifindex int
 	events  events
-	former  []former           // of run
-	version int                // of intent and removed
-	looking int                // version that the worker works on
-	cancel  context.CancelFunc // ends what takes long
+	warned  map[string]time.Time // when, by what was said
+	former  []former             // of run
+	version int                  // of intent and removed
+	looking int                  // version that the worker works on
+	cancel  context.CancelFunc   // ends what takes long
 
 	// The worker's own.
 	row       *Row         // in force, as the datapath has it; nil: none
@@ -160,6 +161,7 @@ func (p *port) setPlace(place *vnet.Place, ifindex int) {
 // work reconciles until ctx is done, or the port is gone for good.
 func (p *port) work(ctx context.Context) {
 	defer p.closeLink()
+	defer p.hearOut()
 	retry := retryFirst
 	for ctx.Err() == nil {
 		wait, err := p.step(ctx)

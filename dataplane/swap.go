@@ -102,6 +102,7 @@ type run struct {
 	owed               bool          // the link is not known to be up
 	told               int           // advertisements since the last event
 	tellAt             time.Time
+	hearing            hearing
 }
 
 // hop notes that a step has ended.

@@ -55,6 +55,7 @@ type world struct {
 	killed      bool    // an agent died: the next one may speak before it has put the link up
 
 	furnish func(*rooms) // puts real things in the place of fakes
+	said    io.Writer    // takes the agent's log
 
 	quiet     bool // acts are not noted
 	countdown int  // acts until the kill; 0: never
@@ -124,10 +125,15 @@ func (w *world) begin() *ports {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	said := w.said
+	switch {
+	case said != nil:
+	case testing.Verbose():
+		said = w.t.Output()
+	default:
+		said = io.Discard
 	}
+	log := slog.New(slog.NewTextHandler(said, nil))
 	accounts := newAccounts(prometheus.NewRegistry())
 	accounts.tally = w.Tally
 	r := rooms{

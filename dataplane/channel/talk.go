@@ -140,7 +140,7 @@ func (p *port) reported(ctx context.Context, r vnet.GuestReport) {
 	default:
 		r.At = time.Now()
 		if err := p.s.cfg.OnReport(ctx, p.id, r); err != nil {
-			p.s.cfg.Log.Warn("guest report not taken", "port", p.id, "epoch", r.Epoch, "err", err)
+			p.s.cfg.Log.Debug("guest report not taken", "port", p.id, "epoch", r.Epoch, "err", err) // it comes again
 			answer.Error, answer.Again = "report not taken", true
 		}
 	}

@@ -199,7 +199,7 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, who Caller) *ref
 func (s *Server) take(r *http.Request, who Caller, rep vnet.GuestReport, on func(context.Context, vnet.PortID, vnet.GuestReport) error) *refusal {
 	rep.At = time.Now()
 	if err := on(r.Context(), who.Port, rep); err != nil {
-		s.cfg.Log.Warn("guest report not taken", "port", who.Port, "epoch", rep.Epoch, "err", err)
+		s.cfg.Log.Debug("guest report not taken", "port", who.Port, "epoch", rep.Epoch, "err", err) // it comes again
 		return &refusal{http.StatusServiceUnavailable, "report not taken", "send it again", false}
 	}
 	return nil
