@@ -13,6 +13,9 @@ STRIP ?= llvm-strip-19
 PROGRAMS := replug replug-server replug-host replug-guest
 # How long `make fuzz` looks.
 FUZZ := 10m
+# And for how long at each parser of what a guest says.
+FUZZ_EACH := 20s
+FUZZ_TARGETS := dhcp:FuzzAnswer dhcp:FuzzAnswer6 nd:FuzzParse imds:FuzzHTTP imds:FuzzHealth guest:FuzzBusMessage
 # Bytes that the guest's agent may have.
 GUEST_MAX := 8388608
 
@@ -36,11 +39,13 @@ demo: build $(if $(GUEST),setup-test) ## play the story: pool, claim, live swap,
 test: setup-test build ## run every test, those with real BPF, namespaces and QEMU too
 	tests/run.sh
 
-test-stock: setup-test build ## take the stock Debian image through pool, claim, reboots and swaps
-	REPLUG_STOCK=all TESTS=./tests/host RUN='TestCloudInit|TestRandomNumbersOfTwins' tests/run.sh
+test-stock: setup-test build ## take the stock Debian image through pool, claim, reboots, swaps, and the story of the demo
+	REPLUG_STOCK=all TESTS='./tests/host ./tests/demo' RUN='TestCloudInit|TestRandomNumbersOfTwins|TestDemoDebian' tests/run.sh
 
-fuzz: setup-test ## put random frames through the datapath and its model for FUZZ (10m)
+fuzz: setup-test ## put random frames through the datapath and its model for FUZZ (10m), then what guests say through the parsers
 	$(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./bpf -fuzz-for $(FUZZ)
+	for target in $(FUZZ_TARGETS); do \
+		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZ_EACH) ./dataplane/$${target%:*}; done
 
 test-long: ## what is too long for every day: fuzz, the datapath on Debian 12's kernel, test-stock
 	$(MAKE) fuzz

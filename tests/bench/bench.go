@@ -40,7 +40,8 @@ type Figure struct {
 	Ratio   float64   `json:"ratio"` // ours to theirs; 0: there is nothing to compare
 	Must    string    `json:"must"`
 	OK      bool      `json:"ok"`
-	Runs    []float64 `json:"runs"` // raw values of ours, in order
+	Runs    []float64 `json:"runs"`            // raw values of ours, in order
+	Floor   []float64 `json:"floor,omitempty"` // and of theirs, of the same rounds
 }
 
 // A part measures some figures.
@@ -133,8 +134,23 @@ func show(w io.Writer, figures []Figure) {
 	}
 }
 
+// write puts figures in the place of those with their ids, and leaves the others of
+// an earlier run as they are.
 func write(file string, figures []Figure) error {
-	b, err := json.MarshalIndent(figures, "", "  ")
+	var all []Figure
+	if b, err := os.ReadFile(file); err == nil {
+		if err := json.Unmarshal(b, &all); err != nil {
+			return fmt.Errorf("%s is not of a bench: %w: move it away", file, err)
+		}
+	}
+	for _, f := range figures {
+		if i := slices.IndexFunc(all, func(old Figure) bool { return old.ID == f.ID }); i >= 0 {
+			all[i] = f
+		} else {
+			all = append(all, f)
+		}
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -156,7 +172,7 @@ func atMost(id, unit string, runs []float64, pick func([]float64) float64, must 
 
 // atLeast is a figure whose ratio to a floor of the same run has a lower bound.
 func atLeast(id, unit string, ours []float64, against string, theirs []float64, must float64) Figure {
-	f := Figure{ID: id, Unit: unit, Ours: median(ours), Against: against, Theirs: median(theirs), Must: fmt.Sprintf(">= %gx", must), Runs: ours}
+	f := Figure{ID: id, Unit: unit, Ours: median(ours), Against: against, Theirs: median(theirs), Must: fmt.Sprintf(">= %gx", must), Runs: ours, Floor: theirs}
 	if f.Theirs > 0 {
 		f.Ratio = f.Ours / f.Theirs
 	}

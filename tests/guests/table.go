@@ -77,11 +77,14 @@ func Markdown(rows []Row) string {
 	b.WriteString("| client | family | follows | rung | p50, ms | p99, ms | swaps | old address left |\n|---|---|---|---|---|---|---|---|\n")
 	word := map[bool]string{true: "yes", false: "no"}
 	for _, r := range rows {
-		rung, p50, p99 := r.Rung, fmt.Sprint(r.P50), fmt.Sprint(r.P99)
+		follows, rung, p50, p99 := word[r.Follows], r.Rung, fmt.Sprint(r.P50), fmt.Sprint(r.P99)
 		if !r.Follows {
 			rung, p50, p99 = "", "", ""
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d | %s |\n", r.Client, r.Family, word[r.Follows], rung, p50, p99, r.Runs, word[r.OldAddressLeft])
+		if r.Late > 0 {
+			follows += fmt.Sprintf(", %d of them later than 25 s", r.Late)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d | %s |\n", r.Client, r.Family, follows, rung, p50, p99, r.Runs, word[r.OldAddressLeft])
 	}
 	return b.String()
 }

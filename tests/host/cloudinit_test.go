@@ -1,7 +1,9 @@
 package host_test
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"replug/directory/vnet"
 )
@@ -36,11 +38,16 @@ func TestCloudInitSaved(t *testing.T) {
 	s := newStock(t, "hostdebsa", "saved")
 	in := s.pool(23, vnet.PersonalityCloudInit)
 	s.pooled(in)
-	boot := s.in(in, bootID)
+	const itself = "cat /sys/class/net/e*/address /sys/class/dmi/id/product_uuid"
+	boot, was := s.in(in, bootID), s.in(in, itself)
 	in.Current.Hold = vnet.HoldSnapshot
 	s.dir.put(in)
 	s.saved(in)
+	time.Sleep(slept) // what is looked at is the time that goes by
 	in, st := s.claim(in, nil)
+	if is := s.in(in, itself); is != was || len(strings.Fields(is)) != 2 {
+		t.Errorf("its MAC and UUID were %q and are %q", was, is)
+	}
 	if st.Rung == "agent" {
 		t.Error("it was moved by an agent: there is none of ours in it")
 	}
@@ -66,14 +73,20 @@ func TestCloudInitReboots(t *testing.T) {
 	s.booted(waiting, was)
 	s.in(waiting, waits("grep -q reprovisiondata /var/log/cloud-init.log"))
 	boot := s.in(waiting, bootID)
-	waiting, _ = s.claim(waiting, nil)
+	waiting, st := s.claim(waiting, nil)
+	if st.Rung != "renew" {
+		t.Errorf("it polls, and was claimed by %q, not sent back to DHCP", st.Rung)
+	}
 	s.applied(waiting)
 	if now := s.in(waiting, bootID); now != boot {
 		t.Errorf("boot id was %s, is %s", boot, now)
 	}
 
 	was = s.in(moving, bootID)
-	moving, _ = s.claim(moving, func() { s.reboot(moving) })
+	moving, st = s.claim(moving, func() { s.reboot(moving) })
+	if st.Rung != "boot" {
+		t.Errorf("it was reset on its way, and claimed by %q", st.Rung)
+	}
 	s.booted(moving, was)
 	s.applied(moving)
 }

@@ -10,10 +10,11 @@ import (
 )
 
 // The stock image boots by the metadata of each cloud, told by its firmware alone
-// which one to ask, and becomes its owner's.
+// which one to ask, and becomes its owner's: from scratch, with no pool before it.
 func TestCloudInitDialects(t *testing.T) {
 	s := newStock(t, "hostdebdi", "dialects")
-	clouds := map[vnet.Personality]string{vnet.PersonalityEC2: "DataSourceEc2", vnet.PersonalityOpenStack: "DataSourceOpenStack", vnet.PersonalityNoCloud: "DataSourceNoCloud"}
+	clouds := map[vnet.Personality]string{vnet.PersonalityEC2: "DataSourceEc2", vnet.PersonalityOpenStack: "DataSourceOpenStack",
+		vnet.PersonalityNoCloud: "DataSourceNoCloud", vnet.PersonalityCloudInit: "DataSourceAzure"}
 	var all []vnet.Intent
 	for personality := range clouds {
 		n := 26 + len(all)
