@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -8,10 +9,12 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "replug/control/controlpb"
+	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
@@ -336,6 +339,90 @@ func TestClaimAfterRestart(t *testing.T) {
 	}
 	w.host("h7", 7)
 	if c = w.claimDone(c.Id); c.Phase != "ready" || c.Source != "pool" {
+		t.Errorf("claim %v", c)
+	}
+}
+
+// A reading is a store's client that tells of each row before it is read.
+type reading struct {
+	clientv3.KV
+	before atomic.Pointer[func(key string)]
+}
+
+func (r *reading) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if f := r.before.Load(); f != nil {
+		(*f)(key)
+	}
+	return r.KV.Get(ctx, key, opts...)
+}
+
+// The pool takes a VM back between the two looks that a claim has at it: the claim
+// is served by another one.
+func TestClaimOutlivesItsVM(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	w.stop()
+	reads := &reading{}
+	w.change = func(*Config) { // of the next server, before it reads anything
+		client := w.db.Client()
+		reads.KV, client.KV = client.KV, reads
+	}
+	w.start()
+	w.host("h7", 7)
+	w.pooled(2)
+	r := w.srv.reign.Load()
+	var lost atomic.Pointer[string]
+	look := func(key string) {
+		port, isPort := strings.CutPrefix(key, store.IntentKey("h7", ""))
+		if !isPort {
+			return
+		}
+		id, _, _ := strings.Cut(port, ".")
+		r.takingMu.Lock()
+		claimed := r.taking[id]
+		r.takingMu.Unlock()
+		if claimed && lost.CompareAndSwap(nil, &id) {
+			if err := (fleet{r}).Destroy(w.ctx, id); err != nil {
+				t.Errorf("take VM %s back: %v", id, err)
+			}
+		}
+	}
+	reads.before.Store(&look)
+	c := w.claimed("web-1", "red", "10.17.34.51")
+	if lost.Load() == nil {
+		t.Fatal("the claim's VM was not taken back")
+	}
+	if c.Phase != "ready" || c.Source != "pool" || c.Vm == *lost.Load() || c.Tries != 1 {
+		t.Errorf("VM %s was taken back, the claim is %v", *lost.Load(), c)
+	}
+}
+
+// A network of large frames gets VMs of the hosts whose underlay carries them, be
+// it that others have more room, or VMs that wait longer.
+func TestHostForMTU(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	op := w.as("olga")
+	must(op.CreateNetwork(w.ctx, &pb.CreateNetworkRequest{RequestId: "jumbo", Network: &pb.Network{
+		Moniker: "jumbo", Tenant: "acme", Mtu: 8000, Subnets: []*pb.Subnet{{Prefix: "10.17.34.0/24"}}}}))(t)
+	narrow, wide := hostInfo("h7", 7), hostInfo("h9", 9)
+	narrow.MTU, wide.MTU = 1450, 8950
+	narrow.Memory += 32 // less than a VM takes: so the first goes here, the second there
+	w.hostOf(narrow, 3)
+	create := func(name, host string) (*pb.VM, error) {
+		return op.CreateVM(w.ctx, &pb.CreateVMRequest{RequestId: id(name, host), Tenant: "acme", Name: name, Type: "tiny", Network: "jumbo", Host: host})
+	}
+	_, err := create("web-1", "")
+	code(t, "no host carries it", err, codes.ResourceExhausted, "host h7", "1450", "8000", "jumbo")
+	w.pooled(1)
+	w.hostOf(wide, 3)
+	w.pooled(2)
+	_, err = create("web-1", "h7")
+	code(t, "that host doesn't carry it", err, codes.ResourceExhausted, "host h7", "1450", "8000", "jumbo")
+	if vm := must(create("web-1", ""))(t); vm.Host != "h9" {
+		t.Errorf("VM on host %s", vm.Host)
+	}
+	if c := w.claimed("web-2", "jumbo", ""); c.Phase != "ready" || c.Source != "pool" || c.View.Host != "h9" {
 		t.Errorf("claim %v", c)
 	}
 }

@@ -130,8 +130,12 @@ func (r *reign) serveClaim(ctx context.Context, id string, settled bool) error {
 // claimPooled begins to swap a pooled VM to the claim's tenant. It returns false
 // when there is none.
 func (r *reign) claimPooled(ctx context.Context, c resource.Claim) (bool, error) {
+	net, err := r.networks.Get(ctx, c.Tenant, c.Network)
+	if err != nil {
+		return false, err
+	}
 	for {
-		vm, putBack, err := r.takePooled(ctx, c.Type)
+		vm, putBack, err := r.takePooled(ctx, c.Type, &net.Value)
 		if err != nil || vm == "" {
 			return false, err
 		}
@@ -141,8 +145,16 @@ func (r *reign) claimPooled(ctx context.Context, c resource.Claim) (bool, error)
 		}
 		_, err = r.swaps.Start(ctx, q)
 		putBack()
-		if !errors.Is(err, errNotPooled) && !errors.Is(err, swap.ErrBusy) {
+		if err == nil || passing(ctx, err) {
 			return true, err
+		}
+		if errors.Is(err, errNotPooled) || errors.Is(err, swap.ErrBusy) {
+			continue
+		}
+		// Whatever it was: of a VM that has left the pool meanwhile it says nothing of the claim.
+		row, gone := r.vms.Get(ctx, vm)
+		if gone == nil && row.Value.Phase == compute.Pooled || gone != nil && !errors.Is(gone, compute.ErrNotFound) {
+			return true, errors.Join(err, gone)
 		}
 	}
 }
@@ -168,11 +180,17 @@ func (r *reign) claimScratch(ctx context.Context, id, why string) error {
 	})
 }
 
+// passing reports whether an error is none of the claim's own: it will be served
+// when the store, or the next leader, can.
+func passing(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrFenced) ||
+		errors.Is(err, store.ErrConflict) || errors.Is(err, swap.ErrStopped)
+}
+
 // claimFailed ends a claim that can't be served, for a reason that trying again
 // won't change.
 func (r *reign) claimFailed(ctx context.Context, id string, cause error) error {
-	if cause == nil || ctx.Err() != nil || errors.Is(cause, store.ErrUnavailable) || errors.Is(cause, store.ErrFenced) ||
-		errors.Is(cause, store.ErrConflict) || errors.Is(cause, swap.ErrStopped) {
+	if cause == nil || passing(ctx, cause) {
 		return cause
 	}
 	return r.retried(ctx, func() (*store.Txn, error) {

@@ -153,8 +153,9 @@ func (r *reign) completePlaceholder(ctx context.Context, n *network.Network, txn
 }
 
 // takePooled returns a VM of a type that waits, the oldest, on a host that is
-// there, and keeps others from it until put back. It returns false for none.
-func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack func(), err error) {
+// there and carries the network's frames, and keeps others from it until put back.
+// It returns "" for none.
+func (r *reign) takePooled(ctx context.Context, typ string, net *network.Network) (id string, putBack func(), err error) {
 	members, err := (fleet{r}).Members(ctx)
 	if err != nil {
 		return "", nil, err
@@ -167,7 +168,7 @@ func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack 
 	defer r.takingMu.Unlock()
 	for _, m := range pool.Ready(members, typ) {
 		row, err := r.vms.Get(ctx, m.ID)
-		if err != nil || r.taking[m.ID] || !r.wakeable(&row.Value, used) {
+		if err != nil || r.taking[m.ID] || !r.claimable(&row.Value, net, used) {
 			continue
 		}
 		r.taking[m.ID] = true
@@ -180,12 +181,12 @@ func (r *reign) takePooled(ctx context.Context, typ string) (id string, putBack 
 	return "", nil, nil
 }
 
-// wakeable reports whether a pooled VM's host is there, and has the memory for it
-// if it rests.
-func (r *reign) wakeable(vm *compute.VM, used map[string]compute.Room) bool {
+// claimable reports whether a pooled VM's host is there, carries the network's
+// frames, and has the memory for the VM if it rests.
+func (r *reign) claimable(vm *compute.VM, net *network.Network, used map[string]compute.Room) bool {
 	for _, h := range r.s.up.all() {
 		if h.Name == vm.Host {
-			return !vm.Rests() || h.Memory-used[h.Name].Memory >= vm.Memory
+			return fits(net, 0, &h) == nil && (!vm.Rests() || h.Memory-used[h.Name].Memory >= vm.Memory)
 		}
 	}
 	return false

@@ -52,11 +52,8 @@ func (r *reign) composeVM(ctx context.Context, s vmSpec, txn *store.Txn) (comput
 	if _, err := routable(typ, &net.Value); err != nil {
 		return compute.VM{}, err
 	}
-	host, err := r.choose(ctx, typ, s)
+	host, err := r.choose(ctx, typ, &net.Value, s)
 	if err != nil {
-		return compute.VM{}, err
-	}
-	if err := fits(&net.Value, 0, &host); err != nil {
 		return compute.VM{}, err
 	}
 	vm, vmTxn, err := r.vms.Create(ctx, compute.VM{
@@ -129,8 +126,8 @@ func fits(n *network.Network, own uint16, h *vnet.HostInfo) error {
 	return nil
 }
 
-// choose returns the host for a VM.
-func (r *reign) choose(ctx context.Context, t compute.Type, s vmSpec) (vnet.HostInfo, error) {
+// choose returns the host for a VM in a network.
+func (r *reign) choose(ctx context.Context, t compute.Type, net *network.Network, s vmSpec) (vnet.HostInfo, error) {
 	var candidates []compute.Candidate
 	booting, err := r.bootingOf(ctx, s.pool)
 	if err != nil {
@@ -146,7 +143,11 @@ func (r *reign) choose(ctx context.Context, t compute.Type, s vmSpec) (vnet.Host
 		if err != nil {
 			return vnet.HostInfo{}, err
 		}
-		candidates = append(candidates, compute.Candidate{HostInfo: h, FreePorts: network.Capacity(h) - len(ports)})
+		c := compute.Candidate{HostInfo: h, FreePorts: network.Capacity(h) - len(ports)}
+		if fits(net, 0, &h) != nil {
+			c.Unfit = fmt.Sprintf("has an underlay that leaves guests %d bytes, network %q has an MTU of %d", h.MTU, net.Moniker, net.MTU)
+		}
+		candidates = append(candidates, c)
 	}
 	best, err := r.vms.Choose(ctx, t, s.host, candidates)
 	if err != nil && full > 0 {

@@ -14,6 +14,7 @@ import (
 type Candidate struct {
 	vnet.HostInfo
 	FreePorts int
+	Unfit     string // what else makes it no host for the VM: "has ..."; "" is nothing
 }
 
 // Room is what VMs of a host use.
@@ -74,6 +75,8 @@ func (m *Manager) Choose(ctx context.Context, t Type, want string, hosts []Candi
 
 func tooSmall(t Type, h Candidate, used Room) string {
 	switch free := h.Memory - used.Memory; {
+	case h.Unfit != "":
+		return h.Unfit
 	case h.Memory == 0:
 		return "runs no VMs"
 	case !slices.Contains(h.Images, t.Image):
