@@ -43,7 +43,7 @@ func (w *world) claimed(name, network, ip string) *pb.Claim {
 	acme := w.as("acme")
 	c := must(acme.CreateClaim(w.ctx, &pb.CreateClaimRequest{
 		RequestId: id("claim", name), Name: name, Type: "tiny", Network: network, Ip: ip,
-		Settings: &pb.Settings{Hostname: name + "-host", User: "alice", SshKeys: []string{"ssh-ed25519 AAAA alice"}},
+		Settings: &pb.Settings{Hostname: name + "-host", User: "alice", SshKeys: []string{"ssh-ed25519 AAAA alice"}, PasswordHash: "$6$saltsalt$aB3./xyz"},
 	}))(w.t)
 	return w.claimDone(c.Id)
 }
@@ -175,7 +175,10 @@ func TestClaimFromPool(t *testing.T) {
 		t.Errorf("VM %v", vm)
 	}
 	in, _ := h.intent(vm.Port.Name)
-	if d := in.Current.Document; d.Partial() || d.User != "alice" || in.Current.Isolated {
+	if c.View.Settings.PasswordHash != "" || vm.Settings.PasswordHash != "" {
+		t.Errorf("the API gives a password's hash out: claim %v, VM %v", c.View.Settings, vm.Settings)
+	}
+	if d := in.Current.Document; d.Partial() || d.User != "alice" || d.PasswordHash == "" || in.Current.Isolated {
 		t.Errorf("place %+v, document %+v", in.Current, d)
 	}
 	w.ready(2) // another one has taken its place

@@ -69,7 +69,7 @@ func (r *reign) vmView(ctx context.Context, id string) (*pb.VM, error) {
 		return nil, err
 	}
 	port, err := r.portView(ctx, row.Value.Port)
-	return vmTo(&row.Value, disks, port), ignoreMissing(err)
+	return fullVMTo(&row.Value, disks, port), ignoreMissing(err)
 }
 
 func (vmsAPI) GetVM(ctx context.Context, q *pb.GetVMRequest) (*pb.VM, error) {

@@ -179,12 +179,14 @@ func typeTo(t *compute.Type) *pb.VMType {
 	}
 }
 
+// settingsTo makes the message of an owner's settings, without the password's hash:
+// whoever may read a VM need not be able to guess at it.
 func settingsTo(d *vnet.Document) *pb.Settings {
 	s := &pb.Settings{Hostname: d.Hostname, User: d.User, SshKeys: d.SSHKeys, TimeZone: d.TimeZone, UserData: d.UserData}
 	for _, f := range d.Files {
 		s.Files = append(s.Files, &pb.File{Path: f.Path, Mode: f.Mode, Content: f.Content})
 	}
-	s.PasswordHash, s.Dns = d.PasswordHash, texts(d.DNS)
+	s.Dns = texts(d.DNS)
 	for _, c := range d.RunOnce {
 		s.RunOnce = append(s.RunOnce, &pb.Command{Id: c.ID, Command: c.Command})
 	}
@@ -211,15 +213,23 @@ func reportTo(g *vnet.GuestReport) *pb.GuestReport {
 	}
 }
 
+// vmTo makes a VM's message as it is in a list: without what is long or the owner's.
 func vmTo(vm *compute.VM, disks []storage.Disk, port *pb.Port) *pb.VM {
 	out := &pb.VM{
 		Id: vm.ID, Name: vm.Name, Tenant: vm.Tenant, Type: vm.Type, Host: vm.Host, Phase: string(vm.Phase),
-		Power: string(vm.Power), Error: vm.Error, Port: port, Settings: settingsTo(&vm.Settings), Guest: reportTo(vm.Guest),
+		Power: string(vm.Power), Error: vm.Error, Port: port, Guest: reportTo(vm.Guest),
 		Created: timeTo(vm.Created), Ready: timeTo(vm.Ready), Personality: string(cmp.Or(vm.Personality, vnet.PersonalityAgent)),
 	}
 	for _, d := range disks {
 		out.Disks = append(out.Disks, &pb.Disk{Id: d.ID, Size: d.Size, Os: d.OS, Tenant: d.Tenant})
 	}
+	return out
+}
+
+// fullVMTo makes a VM's message with all there is of it.
+func fullVMTo(vm *compute.VM, disks []storage.Disk, port *pb.Port) *pb.VM {
+	out := vmTo(vm, disks, port)
+	out.Settings = settingsTo(&vm.Settings)
 	for _, h := range vm.Timeline {
 		out.Timeline = append(out.Timeline, &pb.Hop{Name: h.Name, At: timeTo(h.At), By: h.By})
 	}

@@ -59,6 +59,10 @@ func (c *caller) id() string {
 	return "cli-" + strings.ToLower(rand.Text())
 }
 
+// maxAnswer is how many bytes an answer may have: lists have no pages, and gRPC's own
+// bound ends them at some thousands of VMs.
+const maxAnswer = 64 << 20
+
 // call runs f with a connection to the first server that leads.
 func (c *caller) call(cmd *cobra.Command, f func(context.Context, *grpc.ClientConn) error) error {
 	return c.callWithin(cmd, c.timeout, f)
@@ -87,7 +91,8 @@ func (c *caller) callWithin(cmd *cobra.Command, within time.Duration, f func(con
 	creds := credentials.NewTLS(tls)
 	last := errors.New("no server given: use --server")
 	for _, server := range c.servers {
-		conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(creds), grpc.WithDisableServiceConfig())
+		conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(creds), grpc.WithDisableServiceConfig(),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 		if err != nil {
 			return err
 		}

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,14 +20,16 @@ import (
 	"log/slog"
 
 	"replug/control"
+	"replug/control/compute"
 	"replug/directory/etcd"
 	"replug/directory/pki"
 	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
-// server runs a replug-server that knows a host for commands, and returns their flags.
-func server(t *testing.T) []string {
+// server runs a replug-server for commands, which finds a host and what else is written
+// into its store, and returns their flags.
+func server(t *testing.T, written ...*store.Txn) []string {
 	t.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	dir := t.TempDir()
@@ -45,8 +49,11 @@ func server(t *testing.T) []string {
 	id, err := db.Identity(ctx)
 	must(err)
 	rows := store.New(db.Client())
-	_, err = rows.Commit(ctx, (&store.Txn{}).Put(store.Hosts+"h1", vnet.HostInfo{Name: "h1", Address: netip.MustParseAddr("192.0.2.11"), PAPrefix: netip.MustParsePrefix("198.51.100.0/27"), MTU: 1500, Ports: 7, Images: []string{"tiny"}}))
-	must(err)
+	written = append(written, (&store.Txn{}).Put(store.Hosts+"h1", vnet.HostInfo{Name: "h1", Address: netip.MustParseAddr("192.0.2.11"), PAPrefix: netip.MustParsePrefix("198.51.100.0/27"), MTU: 1500, Ports: 7, Images: []string{"tiny"}}))
+	for _, txn := range written {
+		_, err = rows.Commit(ctx, txn)
+		must(err)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
 	leads := make(chan struct{})
@@ -234,4 +241,32 @@ func TestSetKeepsTheRest(t *testing.T) {
 		{"port set nic --mtu 1400", 0, []string{"1400  true"}},
 		{"port set nic --router=false", 0, []string{"1400  false"}},
 	})
+}
+
+// A list is longer than a message of gRPC by default, and has neither what the owners
+// of VMs have said nor what became of each; nobody reads a password's hash again.
+func TestManyVMs(t *testing.T) {
+	const hash, content = "$6$saltsalt$aB3./xyz", "what only its owner reads"
+	var written []*store.Txn
+	for i := range 20 {
+		vm := compute.VM{ID: fmt.Sprint("vm-", 700+i), Name: fmt.Sprint("web-", i), Tenant: "acme", Phase: compute.Ready, Error: strings.Repeat("too long ", 30_000),
+			Settings: vnet.Document{User: "ann", PasswordHash: hash, Files: []vnet.File{{Path: "/etc/motd", Content: content}}}}
+		vm.Step("first_boot", time.Now())
+		written = append(written, (&store.Txn{}).Put(compute.Key(vm.ID), vm).Put(compute.NameKey("acme", vm.Name), vm.ID))
+	}
+	flags := append(server(t, written...), "--as", "acme", "-o", "json")
+	says := func(command string, yes, no []string) {
+		t.Helper()
+		code, out := said(t, append(strings.Fields(command), flags...)...)
+		if code != 0 {
+			t.Errorf("replug %s: exit %d: %.200s", command, code, out)
+		}
+		for _, s := range append(yes, no...) {
+			if strings.Contains(out, s) != slices.Contains(yes, s) {
+				t.Errorf("replug %s: it says %q: %t", command, s, strings.Contains(out, s))
+			}
+		}
+	}
+	says("vm list", []string{`"web-19"`, "too long"}, []string{hash, content, `"first_boot"`, `"ann"`})
+	says("vm show web-19", []string{`"web-19"`, content, `"first_boot"`, `"ann"`}, []string{hash})
 }
