@@ -30,12 +30,12 @@ func (m machine) apply(d *vnet.Document, s *state) error {
 // again is apply for a document that was applied before: a disk may have grown, or
 // come, while the machine was off. What the owner may have changed since is done once.
 func (m machine) again(d *vnet.Document, s *state) error {
-	return errors.Join(
-		s.once("host name", d.Hostname, func() error { return m.setHostname(d.Hostname) }),
-		m.setUser(d, s),
-		s.once("time zone", d.TimeZone, func() error { return m.setTimeZone(d.TimeZone) }),
-		m.putFiles(d.Files, s),
-		m.setDisks(d))
+	on, err := m.setDisks(d) // first: they would hide what is below their paths
+	return errors.Join(err,
+		s.once("host name", rootDisk, d.Hostname, func() error { return m.setHostname(d.Hostname) }),
+		m.setUser(d, s, on),
+		s.once("time zone", rootDisk, d.TimeZone, func() error { return m.setTimeZone(d.TimeZone) }),
+		m.putFiles(d.Files, s, on))
 }
 
 // command is a line of the shell in a session of its own, so that its end takes all it started.

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,43 +20,65 @@ import (
 )
 
 // setDisks formats data disks that are blank, grows those with a smaller ext4 than
-// they have room for, and mounts them. Repeating it changes nothing.
-func (m machine) setDisks(d *vnet.Document) error {
+// they have room for, and mounts them, the outer ones first. Repeating it changes nothing.
+func (m machine) setDisks(d *vnet.Document) (on mounts, err error) {
+	on = mounts{}
+	byPath := func(a, b vnet.DataDisk) int { return strings.Compare(a.Path, b.Path) }
 	var errs []error
-	for _, x := range d.Disks {
-		if err := m.setDisk(d.Instance, x); err != nil {
+	for _, x := range slices.SortedStableFunc(slices.Values(d.Disks), byPath) {
+		disk, err := m.setDisk(d.Instance, x)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("disk %s: %w", x.ID, err))
 		}
+		if x.Path != "" {
+			on[x.Path] = disk
+		}
 	}
-	return errors.Join(errs...)
+	return on, errors.Join(errs...)
 }
 
-func (m machine) setDisk(instance string, x vnet.DataDisk) error {
+// setDisk returns which disk is at the path now.
+func (m machine) setDisk(instance string, x vnet.DataDisk) (disk string, err error) {
 	if x.Path != "" && (!filepath.IsAbs(x.Path) || filepath.Clean(x.Path) != x.Path || x.Path == "/" || strings.ContainsAny(x.Path, " \t\r\n\\\x00")) {
-		return fmt.Errorf("path %q: %w (want an absolute one without spaces)", x.Path, errInvalid)
+		return awayDisk, fmt.Errorf("path %q: %w (want an absolute one without spaces)", x.Path, errInvalid)
 	}
 	dev, err := m.findDisk(x.ID, instance)
 	if err != nil {
-		return err
+		return awayDisk, err
 	}
 	fs, err := m.look(dev)
 	if err != nil {
-		return err
+		return awayDisk, err
 	}
 	if fs.blank {
-		if err := m.tool("mkfs.ext4", "-q", "-F", "-m", "1", dev); err != nil {
-			return err
-		}
-		if fs, err = m.look(dev); err != nil {
-			return err
+		if fs, err = m.format(dev, x.Path); err != nil {
+			return awayDisk, err
 		}
 	}
 	if x.Path != "" {
 		if err := m.mount(dev, x.Path, &fs); err != nil {
-			return err
+			return awayDisk, err
 		}
 	}
-	return m.grow(dev, &fs)
+	return cmp.Or(fs.uuid, x.ID), m.grow(dev, &fs)
+}
+
+// format makes an ext4, whose root belongs to whom the image has given the directory
+// that it is to be mounted at: a user's home, or a database's.
+func (m machine) format(dev, path string) (fs filesystem, err error) {
+	args := []string{"-q", "-F", "-m", "1"}
+	var at unix.Stat_t
+	there := path != "" && unix.Stat(m.path(path), &at) == nil
+	if there {
+		args = append(args, "-E", fmt.Sprintf("root_owner=%d:%d", at.Uid, at.Gid))
+	}
+	if err := m.tool("mkfs.ext4", append(args, dev)...); err != nil {
+		return fs, err
+	}
+	if fs, err = m.look(dev); there {
+		fs.mode = at.Mode & 0o7777
+	}
+	return fs, err
 }
 
 // findDisk finds the disk whose serial number is the id, or that of the VM's disk of
@@ -83,6 +107,7 @@ type filesystem struct {
 	size  int64 // bytes that the file system uses, of ext4
 	disk  int64 // bytes that the disk has
 	uuid  string
+	mode  uint32 // that its root is to have; 0: as it is
 }
 
 // look reads what is on a disk. Blank is only what has nothing at all where
@@ -152,6 +177,9 @@ func (m machine) mount(dev, path string, fs *filesystem) error {
 		return m.tool("mount", dev, path)
 	}
 	err = whenFree(toolTime, func() error { return unix.Mount(dev, path, "ext4", 0, "") }, func() bool { return mounted(path) })
+	if err == nil && fs.mode != 0 {
+		err = unix.Chmod(path, fs.mode)
+	}
 	if err != nil {
 		return fmt.Errorf("mount %s at %s: %w", dev, path, err)
 	}

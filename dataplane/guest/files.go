@@ -30,10 +30,31 @@ var login = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
 func isName(s string) bool { return len(s) <= 253 && name.MatchString(s) }
 
-func (m files) putFiles(files []vnet.File, s *state) error {
+// mounts are the disks of a document by their paths, in whose order they are mounted: a
+// word that tells each from others, or awayDisk.
+type mounts map[string]string
+
+const (
+	rootDisk = ""
+	awayDisk = "away" // or could not be mounted
+)
+
+// of returns the disk that path is on.
+func (m mounts) of(path string) string {
+	for path = filepath.Clean(path); ; path = filepath.Dir(path) {
+		if disk, ok := m[path]; ok {
+			return disk
+		}
+		if path == filepath.Dir(path) {
+			return rootDisk
+		}
+	}
+}
+
+func (m files) putFiles(files []vnet.File, s *state, on mounts) error {
 	var errs []error
 	for _, f := range files {
-		errs = append(errs, s.once("file "+f.Path, f, func() error { return m.putFile(f) }))
+		errs = append(errs, s.once("file "+f.Path, on.of(f.Path), f, func() error { return m.putFile(f) }))
 	}
 	return errors.Join(errs...)
 }

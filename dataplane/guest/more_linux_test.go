@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -205,6 +207,94 @@ func TestDisks(t *testing.T) {
 	if out, _ := exec.Command("debugfs", "-R", "ls", dev).Output(); !strings.Contains(string(out), "kept") {
 		t.Errorf("what was on it is gone: %s", out)
 	}
+}
+
+// A tool of the image that notes, each time it is called, what there is below some
+// directories, and then does what it does.
+func (m machine) spy(t *testing.T, tool string, below ...string) (seen string) {
+	t.Helper()
+	real, err := exec.LookPath(tool)
+	check(t, err)
+	dir := t.TempDir()
+	seen = filepath.Join(dir, "seen")
+	check(t, os.WriteFile(filepath.Join(dir, tool), fmt.Appendf(nil, "#!/bin/sh\ncd %s; find %s >>%s 2>&1\nexec %s \"$@\"\n", m.root, strings.Join(below, " "), seen, real), 0o755))
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return seen
+}
+
+// A disk is mounted before anything is put below its path, which it would hide: the
+// user's home with the keys, and files. The outer one of two comes first.
+func TestDisksComeFirst(t *testing.T) {
+	m, s := image(t), &state{}
+	seen := m.spy(t, "mkfs.ext4", "home", "srv")
+	disk(t, m, "vdb", "vm-93-1", 24)
+	disk(t, m, "vdc", "vm-93-2", 24)
+	dev := disk(t, m, "vdd", "vm-93-3", 24)
+	check(t, os.MkdirAll(m.path("srv/db"), 0o700))
+	check(t, os.Chown(m.path("srv/db"), 107, 113))
+	d := vnet.Document{Instance: "vm-93", User: "carla", SSHKeys: []string{"ssh-rsa AAAA1"}, Files: []vnet.File{{Path: "/srv/db/app.conf", Content: "port 8443\n"}},
+		Disks: []vnet.DataDisk{{ID: "1", Path: "/home/carla"}, {ID: "2", Path: "/home"}, {ID: "3", Path: "/srv/db"}}}
+	check(t, m.apply(&d, s))
+	if b, _ := os.ReadFile(seen); strings.Count(string(b), "srv/db\n") != 3 || strings.Contains(string(b), ".ssh") || strings.Contains(string(b), "app.conf") {
+		t.Errorf("when the disks were formatted there was\n%s", b)
+	}
+	for path, want := range map[string]string{"home/carla/.ssh/authorized_keys": "ssh-rsa AAAA1\n", "srv/db/app.conf": "port 8443\n"} {
+		if b, _ := os.ReadFile(m.path(path)); string(b) != want {
+			t.Errorf("%s is %q, want %q", path, b, want)
+		}
+	}
+	b, _ := os.ReadFile(m.path("etc/fstab"))
+	if f := strings.Fields(string(b)); len(f) != 18 || f[1] != "/home" || f[7] != "/home/carla" || f[13] != "/srv/db" {
+		t.Errorf("fstab is\n%s", b)
+	}
+	if info, err := os.Stat(m.path("home/carla")); err != nil || info.Sys().(*syscall.Stat_t).Uid != 1002 || info.Mode().Perm() != 0o750 {
+		t.Errorf("a new user's home that root has made to mount a disk: %v, %v", info, err)
+	}
+	if out, _ := exec.Command("debugfs", "-R", "stat <2>", dev).Output(); !regexp.MustCompile(`User: +107 +Group: +113 `).Match(out) {
+		t.Errorf("the disk's root is not its mount point's owner's:\n%s", out)
+	}
+}
+
+// What is below a disk's path is applied to the disk: once, but again to another one that
+// is blank, and not beside one that is away.
+func TestSettingsBelowADisk(t *testing.T) {
+	m, s := image(t), &state{}
+	disk(t, m, "vdb", "vm-93-1", 24)
+	d := vnet.Document{Instance: "vm-93", Files: []vnet.File{{Path: "/srv/db/app.conf", Content: "port 8443\n"}}, Disks: []vnet.DataDisk{{ID: "1", Path: "/srv"}}}
+	is := func(when, want string) {
+		t.Helper()
+		if b, _ := os.ReadFile(m.path("srv/db/app.conf")); string(b) != want {
+			t.Errorf("%s: %q, want %q", when, b, want)
+		}
+	}
+	check(t, m.apply(&d, s))
+	is("first", "port 8443\n")
+	const own = "port 9443\n"
+	check(t, os.WriteFile(m.path("srv/db/app.conf"), []byte(own), 0o600))
+	check(t, m.again(&d, s))
+	is("again", own)
+	check(t, os.Rename(m.path("sys/block/vdb"), m.path("away")))
+	if err := m.apply(&d, s); err == nil || !strings.Contains(err.Error(), "disk 1: is not in this machine") {
+		t.Errorf("away: %v", err)
+	}
+	is("away", own)
+	check(t, os.Rename(m.path("away"), m.path("sys/block/vdb")))
+	check(t, m.apply(&d, s))
+	is("back", own)
+	check(t, os.Remove(m.path("dev/vdb")))
+	disk(t, m, "vdb", "vm-93-1", 24)
+	check(t, m.again(&d, s))
+	is("another one", "port 8443\n")
+
+	m, s = image(t), &state{}
+	if err := m.apply(&d, s); err == nil {
+		t.Error("no disk at all: no error")
+	}
+	is("no disk yet", "port 8443\n")
+	check(t, os.Remove(m.path("srv/db/app.conf"))) // hidden by what is mounted now
+	disk(t, m, "vdb", "vm-93-1", 24)
+	check(t, m.apply(&d, s))
+	is("came late", "port 8443\n")
 }
 
 // A disk that is being checked at boot is mounted after that, by whoever comes first;

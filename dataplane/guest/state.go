@@ -85,15 +85,16 @@ func (s *state) settle(uuid, instance string) (anew bool) {
 
 // once has a setting applied, unless it is as it was last: what the machine's owner has
 // made of it since, a key taken away or another password, stays over any number of
-// swaps, each of which brings the whole document again.
-func (s *state) once(setting string, value any, apply func() error) error {
-	b, err := json.Marshal(value)
+// swaps, each of which brings the whole document again. On another disk it is another
+// setting; what was applied to one that is away now is on that.
+func (s *state) once(setting, disk string, value any, apply func() error) error {
+	b, err := json.Marshal([]any{disk, value})
 	if err != nil {
 		return fmt.Errorf("encode the %s: %w", setting, err)
 	}
 	sum := sha256.Sum256(b)
 	digest := hex.EncodeToString(sum[:])
-	if s.Done[setting] == digest {
+	if was := s.Done[setting]; was == digest || disk == awayDisk && was != "" {
 		return nil
 	}
 	if !s.inherited {

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"replug/directory/vnet"
 )
@@ -22,7 +24,7 @@ type account struct {
 
 // setUser makes the document's user, with its keys and its password, if any, and takes away
 // the placeholder user that a former partial document had made.
-func (m machine) setUser(d *vnet.Document, s *state) error {
+func (m machine) setUser(d *vnet.Document, s *state, on mounts) error {
 	if !d.Partial() && s.Placeholder != "" && s.Placeholder != d.User {
 		if err := m.removeUser(s.Placeholder); err != nil {
 			return fmt.Errorf("remove placeholder user %s: %w", s.Placeholder, err)
@@ -37,13 +39,18 @@ func (m machine) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder == d.User {
 		s.Placeholder = "" // it is the customer's now
 	}
-	if err := s.once("user", append([]string{d.User}, d.SSHKeys...), func() error { return m.makeUser(d, s) }); err != nil {
+	u, _, err := m.user(d.User)
+	if err != nil {
+		return fmt.Errorf("look for user %s: %w", d.User, err)
+	}
+	home := cmp.Or(u.home, homeOf(d.User))
+	if err := s.once("user", on.of(home), append([]string{d.User}, d.SSHKeys...), func() error { return m.makeUser(d, s) }); err != nil {
 		return err
 	}
 	if d.PasswordHash == "" {
 		return nil // the password stays as it is
 	}
-	return s.once("password", []string{d.User, d.PasswordHash}, func() error { return m.setPassword(d.User, d.PasswordHash) })
+	return s.once("password", rootDisk, []string{d.User, d.PasswordHash}, func() error { return m.setPassword(d.User, d.PasswordHash) })
 }
 
 // makeUser makes the document's user, unless it is there, and its keys the only ones.
@@ -128,7 +135,10 @@ func (m machine) addUser(name string) (account, error) {
 	if _, err := os.Stat(m.path("bin/bash")); err == nil {
 		shell = "/bin/bash"
 	}
-	u := account{name, id, id, "/home/" + name}
+	u := account{name, id, id, homeOf(name)}
+	if err := m.makeHome(u); err != nil {
+		return account{}, err
+	}
 	add := func(line string) func([]string) []string {
 		return func(lines []string) []string { return append(without(lines, name), line) }
 	}
@@ -136,6 +146,22 @@ func (m machine) addUser(name string) (account, error) {
 		m.edit("etc/group", 0o644, add(fmt.Sprintf("%s:x:%d:", name, id))),
 		m.edit("etc/shadow", 0o640, add(name+":*:19000:0:99999:7:::")),
 		m.edit("etc/passwd", 0o644, add(fmt.Sprintf("%s:x:%d:%d::%s:%s", name, id, id, u.home, shell))))
+}
+
+func homeOf(name string) string { return "/home/" + name }
+
+// makeHome makes a user's home directory. One that root has made, to mount a disk there,
+// is given to the user.
+func (m machine) makeHome(u account) error {
+	dir := m.path(u.home)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 || !info.IsDir() {
+		return err
+	}
+	return errors.Join(os.Lchown(dir, u.uid, u.gid), os.Chmod(dir, 0o750))
 }
 
 // freeID returns a number from 1000 up that is neither a user's nor a group's.
@@ -182,23 +208,16 @@ func without(lines []string, name string) []string {
 // setKeys makes keys the user's authorized_keys. The home directory belongs to the
 // user, who may have put a link there: os.Root does not follow it out.
 func (m machine) setKeys(u account, keys []string) (err error) {
-	made := false
 	if _, err := os.Stat(m.path(u.home)); errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(m.path(u.home), 0o755); err != nil {
+		if err := m.makeHome(u); err != nil {
 			return err
 		}
-		made = true
 	}
 	home, err := os.OpenRoot(m.path(u.home))
 	if err != nil {
 		return err
 	}
 	defer home.Close()
-	if made {
-		if err := errors.Join(home.Chown(".", u.uid, u.gid), home.Chmod(".", 0o750)); err != nil {
-			return err
-		}
-	}
 	if err := home.Mkdir(".ssh", 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}

@@ -69,10 +69,10 @@ func (w *win) apply(d *vnet.Document, s *state) error {
 
 func (w *win) again(d *vnet.Document, s *state) error {
 	return errors.Join(
-		s.once("host name", d.Hostname, func() error { return w.setName(d.Hostname) }),
+		s.once("host name", rootDisk, d.Hostname, func() error { return w.setName(d.Hostname) }),
 		w.setUser(d, s),
-		s.once("time zone", d.TimeZone, func() error { return w.setTimeZone(d.TimeZone) }),
-		w.disk.putFiles(d.Files, s),
+		s.once("time zone", rootDisk, d.TimeZone, func() error { return w.setTimeZone(d.TimeZone) }),
+		w.disk.putFiles(d.Files, s, nil),
 		w.refuseDisks(d.Disks))
 }
 
@@ -130,7 +130,7 @@ func (w *win) setUser(d *vnet.Document, s *state) error {
 	if !d.Partial() && s.Placeholder == d.User {
 		s.Placeholder = "" // it is the customer's now
 	}
-	return s.once("user", append([]string{d.User, d.PasswordHash}, d.SSHKeys...), func() error { return w.makeUser(d, s) })
+	return s.once("user", rootDisk, append([]string{d.User, d.PasswordHash}, d.SSHKeys...), func() error { return w.makeUser(d, s) })
 }
 
 // makeUser makes the document's user an administrator with the document's keys. Its

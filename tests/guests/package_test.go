@@ -139,8 +139,8 @@ type packagedVM struct {
 
 const mebibyte = 1 << 20
 
-// packagedVM makes one with four data disks: the first one's place is told, the others
-// are the owner's to use.
+// packagedVM makes one with five data disks: the first one's place is told and the last
+// one's, below which its user is at home, the others are the owner's to use.
 func (w *World) packagedVM(t *testing.T) *packagedVM {
 	t.Helper()
 	ctx := t.Context()
@@ -151,8 +151,8 @@ func (w *World) packagedVM(t *testing.T) *packagedVM {
 	p := &packagedVM{World: w, t: t, name: "db"}
 	size := int64(64 * mebibyte)
 	made, err := pb.NewVMsClient(w.conn).CreateVM(ctx, &pb.CreateVMRequest{RequestId: w.id(), Tenant: tenant, Name: p.name, Type: "debian", Network: w.network("red"),
-		DataDisks: []int64{size, size, size, size}, Settings: &pb.Settings{Hostname: "db-1",
-			Disks: []*pb.DataDisk{{Id: "1", Path: "/srv/db"}, {Id: "2"}, {Id: "3"}, {Id: "4"}}}})
+		DataDisks: []int64{size, size, size, size, size}, Settings: &pb.Settings{Hostname: "db-1", User: "ann", SshKeys: []string{"ssh-ed25519 AAAA ann"},
+			Disks: []*pb.DataDisk{{Id: "1", Path: "/srv/db"}, {Id: "2"}, {Id: "3"}, {Id: "4"}, {Id: "5", Path: "/home"}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,8 +225,15 @@ func (p *packagedVM) started() {
 	p.says("pgrep -x -c replug-guest", "1")
 }
 
-// follows swaps it, and the agent says that it has followed.
+// keys is what lets the user in, and where it is.
+const keys = "cat /home/ann/.ssh/authorized_keys; findmnt -n -o SOURCE --target /home/ann; stat -c '%U %a' /home/ann"
+
+// follows swaps it, and the agent says that it has followed. What the user has made of the
+// keys that the machine was made with stays.
 func (p *packagedVM) follows() {
+	p.says(keys, "ssh-ed25519 AAAA ann\n/dev/vdf\nann 750")
+	p.sh("echo ssh-ed25519 BBBB another >/home/ann/.ssh/authorized_keys")
+	defer func() { p.says(keys, "ssh-ed25519 BBBB another\n/dev/vdf\nann 750") }()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
 	defer cancel()
 	client := pb.NewSwapsClient(p.conn)
@@ -277,6 +284,7 @@ func (p *packagedVM) rebooted() {
 	p.reported()
 	p.says(contents, before)
 	p.says("findmnt -n -o SOURCE,FSTYPE /srv/db | xargs; grep -c /srv/db /etc/fstab", "/dev/vdb ext4\n1")
+	p.says(keys, "ssh-ed25519 BBBB another\n/dev/vdf\nann 750")
 	p.started()
 }
 
@@ -286,7 +294,7 @@ func (p *packagedVM) grown() {
 	before := p.sh(contents)
 	p.power("off")
 	disks, err := filepath.Glob(filepath.Join(p.dir, "data-*.qcow2"))
-	if err != nil || len(disks) != 4 {
+	if err != nil || len(disks) != 5 {
 		p.t.Fatalf("disks %v, %v", disks, err)
 	}
 	slices.Sort(disks)
