@@ -17,7 +17,14 @@ import (
 
 type worldAgents world
 
-func (f *worldAgents) Open(vnet.PortID, vnet.Machine) {}
+func (f *worldAgents) Open(id vnet.PortID, m vnet.Machine) {
+	w := (*world)(f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[m.ID] {
+		w.opened[id] = w.session
+	}
+}
 
 func (f *worldAgents) Listens(id vnet.PortID) bool {
 	w := (*world)(f)

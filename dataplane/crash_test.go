@@ -268,6 +268,7 @@ func TestRestartWithoutServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		in := intent()
+		in.Tap, in.Monitor, in.Machine = "", "", machine(vnet.PowerOn)
 		w.guestAt(in, "10.17.34.51")
 		w.begin().set(in)
 		settle(time.Minute)
@@ -275,6 +276,9 @@ func TestRestartWithoutServer(t *testing.T) {
 		settle(time.Minute)
 		if w.docs[23] == nil {
 			t.Error("no document")
+		}
+		if w.opened[23] != w.session {
+			t.Errorf("the guest's agent was last dialled by session %d of %d", w.opened[23], w.session)
 		}
 		p := w.agent.get(23)
 		if p == nil {

@@ -224,8 +224,12 @@ func (p *port) step(ctx context.Context) (time.Duration, error) {
 }
 
 // serve keeps up a port that only a record knows, since no server has spoken
-// yet: leases and documents of the place in force, and nothing that changes it.
+// yet: leases and documents of the place in force, by both ways to its guest, and
+// nothing that changes it.
 func (p *port) serve(ctx context.Context, in vnet.Intent) (time.Duration, error) {
+	if in.Machine != nil && p.on(&in) {
+		p.agents.Open(p.id, *in.Machine)
+	}
 	if p.row == nil || p.row.Epoch != in.Current.Epoch {
 		return forever, nil
 	}

@@ -50,9 +50,10 @@ type world struct {
 	statuses    []vnet.Status
 	acts        []string // in order
 	guests      map[vnet.PortID]*guest
-	times       Times   // of any port
-	told        []said6 // by Router Advertisements, in order
-	killed      bool    // an agent died: the next one may speak before it has put the link up
+	times       Times                  // of any port
+	told        []said6                // by Router Advertisements, in order
+	opened      map[vnet.PortID]uint64 // the session that has last dialled its agent
+	killed      bool                   // an agent died: the next one may speak before it has put the link up
 
 	furnish func(*rooms) // puts real things in the place of fakes
 	said    io.Writer    // takes the agent's log
@@ -100,7 +101,7 @@ var errKilled = errors.New("the agent was killed")
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), rows: map[vnet.PortID]Row{}, attached: map[int]vnet.PortID{}, taps: map[string]int{},
-		running: map[string]bool{}, saved: map[string]bool{}, slept: map[vnet.PortID]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
+		opened: map[vnet.PortID]uint64{}, running: map[string]bool{}, saved: map[string]bool{}, slept: map[vnet.PortID]bool{}, published: map[vnet.PortID]vnet.Epoch{}, docs: map[vnet.PortID]*vnet.Document{},
 		loaded: map[vnet.VNI]bool{red: true, blue: true}, way: Way{Ifindex: 55}, guests: map[vnet.PortID]*guest{},
 		groups: newGroups(), rules: map[vnet.PortID]*Ruleset{}, staged: map[vnet.PortID]*Ruleset{}, room: 5, limits: map[vnet.PortID]vnet.Limits{},
 	}

@@ -22,7 +22,9 @@ type channel struct {
 	agent *agent
 	wake  chan struct{} // of length 1: look for a report to send
 
-	mu    sync.Mutex
+	writing sync.Mutex // held while a line is written, which nobody may ever read
+
+	mu    sync.Mutex         // never held while something waits
 	port  io.ReadWriteCloser // nil: not open
 	hello string             // what was last said; answers are to it
 	heard bool               // the host has answered it
@@ -66,14 +68,14 @@ func (c *channel) speak(ctx context.Context, port io.ReadWriteCloser) error {
 	defer stop()
 	c.open(port)
 	defer c.open(nil)
-	defer port.Close()
-	if err := c.greet(); err != nil {
-		return err
-	}
 	ended := make(chan struct{})
 	var beside sync.WaitGroup
 	defer beside.Wait()
+	defer port.Close() // a report may wait for its reader
 	defer close(ended)
+	if err := c.greet(); err != nil {
+		return err
+	}
 	beside.Go(func() { c.reports(ended) })
 	for in := lines(port); in.Scan(); {
 		var m vnet.ToGuest
@@ -114,12 +116,15 @@ func (c *channel) say(m vnet.FromGuest) error {
 	if err != nil {
 		return fmt.Errorf("encode for the second channel: %w", err)
 	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.port == nil {
+	port := c.port
+	c.mu.Unlock()
+	if port == nil {
 		return io.EOF
 	}
-	_, err = c.port.Write(append(b, '\n'))
+	_, err = port.Write(append(b, '\n'))
 	return err
 }
 

@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sys/unix"
 	"replug/directory/vnet"
 )
 
@@ -113,6 +115,36 @@ func TestMovedRenewsWithoutACut(t *testing.T) {
 	if got := w.addrs(); got != "10.37.91.66/24" {
 		t.Errorf("addresses %s", got)
 	}
+}
+
+// A port that nobody reads at the other end, as one has while no host's agent is there, or
+// in another orchestrator's machine, takes nothing of what goes by the NIC.
+func TestChannelWithNobodyBehindIt(t *testing.T) {
+	w := newWorld(t)
+	path := filepath.Join(t.TempDir(), "port")
+	check(t, unix.Mkfifo(path, 0o600))
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	check(t, err)
+	defer unix.Close(fd)
+	for err == nil {
+		_, err = unix.Write(fd, make([]byte, 4096)) // until it is full
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	w.start(func(c *Config) { c.Channel = path })
+	d := bought
+	for range 2 {
+		w.publish(d)
+		if r := next(t, w.reports, "report by IMDS"); !r.OK || r.Epoch != d.Epoch {
+			t.Errorf("report %+v", r)
+		}
+		d.Epoch = d.Epoch.Next()
+	}
+	drain(w.dhcp)
+	w.give("10.37.91.66/24")
+	w.flap(15 * time.Millisecond)
+	w.becomes("address after a flap", "10.37.91.66/24", w.addrs)
 }
 
 // A host that takes no report by the channel, or says "again", gets it from IMDS; one
