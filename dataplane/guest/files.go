@@ -69,15 +69,16 @@ func (m files) putFile(f vnet.File) error {
 // write replaces a file in one step, so that a reader or a crash sees the old one
 // or the new one. It makes the directories above it. The owner is root.
 func (m files) write(path string, mode fs.FileMode, content []byte) error {
-	return m.put(path, mode, content, true)
+	return m.put(path, content, true, func(file string) error { return os.Chmod(file, mode) })
 }
 
-// put is write; without sync a crash may leave the file empty. That is for what
-// the next boot writes again anyhow: a guest's disk can take 10 ms for a sync.
-func (m files) put(path string, mode fs.FileMode, content []byte, sync bool) (err error) {
+// put is write, where dress gives the file its mode; without sync a crash may leave it
+// empty. That is for what the next boot writes again anyhow: a guest's disk can take
+// 10 ms for a sync.
+func (m files) put(path string, content []byte, sync bool, dress func(file string) error) (err error) {
 	full := m.path(path)
 	if old, err := os.ReadFile(full); err == nil && bytes.Equal(old, content) {
-		return os.Chmod(full, mode)
+		return dress(full)
 	}
 	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
 		return fmt.Errorf("write /%s: %w", strings.TrimPrefix(path, "/"), err)
@@ -93,29 +94,14 @@ func (m files) put(path string, mode fs.FileMode, content []byte, sync bool) (er
 		}
 	}()
 	_, err = f.Write(content)
+	err = errors.Join(err, dress(f.Name()))
 	if sync {
 		err = errors.Join(err, f.Sync())
 	}
-	if err = errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), full)
-}
-
-// edit changes a file of lines; a missing one is empty.
-func (m files) edit(path string, mode fs.FileMode, change func([]string) []string) error {
-	b, err := os.ReadFile(m.path(path))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read /%s: %w", path, err)
-	}
-	if info, err := os.Stat(m.path(path)); err == nil {
-		mode = info.Mode().Perm()
-	}
-	var lines []string
-	if t := strings.TrimRight(string(b), "\n"); t != "" {
-		lines = strings.Split(t, "\n")
-	}
-	return m.write(path, mode, []byte(strings.Join(change(lines), "\n")+"\n"))
 }
 
 func join(addrs []netip.Addr, between string) string {

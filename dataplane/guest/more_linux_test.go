@@ -22,9 +22,15 @@ import (
 func TestPassword(t *testing.T) {
 	m := image(t)
 	d := vnet.Document{User: "carla", PasswordHash: "$6$saltsalt$aB3./xyz"}
+	check(t, errors.Join(os.Chown(m.path("etc/shadow"), 3, 42), os.Chmod(m.path("etc/shadow"), 0o640))) // Debian's group shadow
 	check(t, m.apply(&d, &state{}))
 	if b, _ := os.ReadFile(m.path("etc/shadow")); !strings.Contains(string(b), "\ncarla:$6$saltsalt$aB3./xyz:19000:0:99999:7:::\n") {
 		t.Errorf("shadow:\n%s", b)
+	}
+	info, err := os.Stat(m.path("etc/shadow"))
+	check(t, err)
+	if of := info.Sys().(*syscall.Stat_t); of.Uid != 3 || of.Gid != 42 || info.Mode() != 0o640 {
+		t.Errorf("shadow belongs to %d:%d, mode %v", of.Uid, of.Gid, info.Mode())
 	}
 	d.PasswordHash = ""
 	check(t, m.apply(&d, &state{}))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -71,7 +72,7 @@ func (n *nic) lease(ctx context.Context, st linkState, m machine, due bool, log 
 	log.say("lease %s in %d ms", &l, took.Milliseconds())
 	if len(l.dns) > 0 {
 		l.dns = append(m.servers(), l.dns...)
-		if err := m.put("etc/resolv.conf", 0o644, resolvConf(l), false); err != nil {
+		if err := m.put("etc/resolv.conf", resolvConf(l), false, func(file string) error { return os.Chmod(file, 0o644) }); err != nil {
 			log.say("name servers not set: %v", err)
 		}
 	}
