@@ -17,7 +17,8 @@ type Tally struct {
 
 // accounts count what networks carry here. A port's tally goes on when it changes
 // networks; what it grew by belongs to the network that it was in meanwhile.
-// There are no labels of ports: a host has too many, for too short a time.
+// There are no labels of ports: a host has too many, for too short a time. Who wants
+// them all the same has [portCounters].
 type accounts struct {
 	tally   func(vnet.PortID) (Tally, error)
 	here    func() map[vnet.PortID]vnet.Moniker

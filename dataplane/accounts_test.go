@@ -1,10 +1,14 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
+	stdmaps "maps"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -73,4 +77,56 @@ func TestAccounts(t *testing.T) {
 	tallies[9], here[9] = Tally{FromPackets: 3}, "blue"
 	a.all()
 	is("the id of another port", "packets(blue from)=4")
+}
+
+// A port has its series from when it is in force, through swaps, until it leaves; one
+// whose tally can't be read costs the others nothing.
+func TestPortCounters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.guestAt(intent(), "10.17.34.51")
+		ps := w.begin()
+		other := map[string]vnet.PortID{"acme.web-9": 99, "acme.gone": 77}
+		tallies := map[vnet.PortID]Tally{
+			23: {FromPackets: 11, FromBytes: 1234, ToPackets: 12, ToBytes: 5678, Drops: 13},
+			99: {FromPackets: 21, FromBytes: 2345, ToPackets: 22, ToBytes: 6789, Drops: 23},
+		}
+		r := prometheus.NewPedanticRegistry()
+		r.MustRegister(portCounters{func(id vnet.PortID) (Tally, error) {
+			if tally, ok := tallies[id]; ok {
+				return tally, nil
+			}
+			return Tally{Drops: 7}, errors.New("no such port")
+		}, func() map[string]vnet.PortID {
+			all := ps.inForce()
+			stdmaps.Copy(all, other)
+			return all
+		}})
+		const nine = "bytes(acme.web-9 from)=2345 bytes(acme.web-9 to)=6789 drops(acme.web-9)=23 packets(acme.web-9 from)=21 packets(acme.web-9 to)=22"
+		is := func(when, want string) {
+			t.Helper()
+			if got := counters(t, r, "replug_port_"); got != want {
+				t.Errorf("%s: %s, want %s", when, got, want)
+			}
+		}
+		is("nothing is plugged", nine)
+		in := intent()
+		ps.set(in)
+		settle(time.Second)
+		const both = "bytes(acme.web-9 from)=2345 bytes(acme.web-9 to)=6789 bytes(from p-17)=1234 bytes(p-17 to)=5678" +
+			" drops(acme.web-9)=23 drops(p-17)=13" +
+			" packets(acme.web-9 from)=21 packets(acme.web-9 to)=22 packets(from p-17)=11 packets(p-17 to)=12"
+		is("plugged", both)
+		in = prepared(in)
+		ps.set(in)
+		settle(time.Second)
+		in = switched(in)
+		ps.set(in)
+		settle(time.Second)
+		is("swapped", both)
+		in.Gone = true
+		ps.set(in)
+		settle(time.Second)
+		is("detached", nine)
+	})
 }

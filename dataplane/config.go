@@ -35,6 +35,7 @@ type Config struct {
 	Accel         string // of QEMU: kvm, tcg, or auto: kvm if a boot proves it
 	Labels        map[string]string
 	MetricsListen string // "": nobody is served
+	PortMetrics   bool   // also a series for each port
 }
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)

@@ -181,6 +181,9 @@ func (h *Host) openPorts(context.Context) error {
 	h.networks.kickIn, h.networks.tapOf, h.ports = ps.kickIn, ps.tapOf, ps
 	accounts.here = ps.networksOf
 	accounts.begin(slices.Collect(stdmaps.Keys(ps.found)))
+	if h.config.PortMetrics {
+		h.registry.MustRegister(portCounters{h.maps.Tally, ps.inForce})
+	}
 	h.sweeper = newSweeper(h.maps, accounts, h.registry, h.log)
 	h.checks.services, h.checks.find, h.checks.send = h.networks.services.list, ps.find, h.probe
 	h.checks.report = func(v vnet.Health) { h.client.ReportHealth(v) }

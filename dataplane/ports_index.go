@@ -29,6 +29,19 @@ func (ps *ports) networksOf() map[vnet.PortID]vnet.Moniker {
 	return all
 }
 
+// inForce returns the ports that have a place in force.
+func (ps *ports) inForce() map[string]vnet.PortID {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	all := make(map[string]vnet.PortID, len(ps.byName))
+	for name, p := range ps.byName {
+		if _, _, _, ok := p.inForce(); ok {
+			all[name] = p.id
+		}
+	}
+	return all
+}
+
 // kickIn lets the ports look again that need a network.
 func (ps *ports) kickIn(vni vnet.VNI) {
 	ps.mu.Lock()

@@ -35,6 +35,7 @@ func (o *options) flags(f flagSet) {
 	f.StringVar(&o.Accel, "accel", "auto", "kvm, tcg, or auto: kvm if a boot proves that it works here")
 	f.StringToStringVar(&o.Labels, "label", nil, "KEY=VALUE that says where the host is; repeatable")
 	f.StringVar(&o.MetricsListen, "metrics-listen", "127.0.0.1:9417", "address of /metrics; empty: none")
+	f.BoolVar(&o.PortMetrics, "port-metrics", false, "also count in /metrics what each port sends and gets: five series a port, which name VMs")
 	f.StringVar(&o.format, "log-format", "text", "text or json")
 	f.StringVar(&o.level, "log-level", "info", "debug, info, warn or error")
 }

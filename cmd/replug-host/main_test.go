@@ -25,6 +25,7 @@ max-ports: 77
 qemu-arg: [-serial, "unix:{dir}/exec.sock"]
 label: {rack: r7, region: 5}
 metrics-listen: ""
+port-metrics: true
 `
 	for _, c := range []struct {
 		name, file string
@@ -36,7 +37,7 @@ metrics-listen: ""
 			return cmp.Diff(dataplane.Config{
 				Servers: []string{"10.1.2.3:7443", "10.1.2.4:7443"}, Name: "h9", Memory: 1234567, MaxPorts: 77,
 				QEMUArgs: []string{"-serial", "unix:{dir}/exec.sock"}, Labels: map[string]string{"rack": "r7", "region": "5"},
-				StateDir: o.StateDir, BPFFS: o.BPFFS, Images: o.Images, Accel: "auto", XDP: "auto", MaxMappings: 65536, MaxFlows: 65536, MaxRules: 65536, PAPrefix: o.PAPrefix,
+				StateDir: o.StateDir, BPFFS: o.BPFFS, Images: o.Images, Accel: "auto", XDP: "auto", MaxMappings: 65536, MaxFlows: 65536, MaxRules: 65536, PortMetrics: true, PAPrefix: o.PAPrefix,
 			}, o.Config, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }))
 		}, nil},
 		{"the command line wins", all, []string{"--name", "h8", "--server", "10.9.9.9:1"}, func(o *options) string {
