@@ -73,7 +73,7 @@ func newReign(s *Server, fenced *store.Store) *reign {
 	r.networks.Rest = c.Rest
 	r.pools = pool.New(fenced, fleet{r})
 	r.swaps = swap.New(swap.Options{
-		Store: fenced, Objects: objects{r}, Connected: r.connected, Era: c.Era,
+		Lease: r.requests.shared, Store: fenced, Objects: objects{r}, Connected: r.connected, Era: c.Era,
 		OnEnd: r.swapEnded, Boot: c.BootBudget, Log: c.Log, Metrics: s.swaps,
 	})
 	return r

@@ -39,6 +39,10 @@ func TestResidue(t *testing.T) {
 			t.Fatalf("swap %d: %v", i, s)
 		}
 	}
+	key := requestKey("operator:olga", "s0") // which goes by itself
+	if r := must(w.db.Client().Get(w.ctx, key))(t); len(r.Kvs) != 1 || r.Kvs[0].Lease == 0 {
+		t.Errorf("request %s: %v, want a row with a lease", key, r.Kvs)
+	}
 	w.wait("the store's keys are back", func() error {
 		if after := kinds(w.rows()); after != before {
 			return fmt.Errorf("%s, was %s", after, before)

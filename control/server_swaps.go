@@ -126,7 +126,7 @@ func (swapsAPI) StartSwap(ctx context.Context, q *pb.StartSwapRequest) (*pb.Swap
 
 // swap reads a swap that the caller may see.
 func (c *caller) swap(ctx context.Context, id string) (swap.Record, error) {
-	missing := fmt.Errorf("swap %q: %w; list the swaps there are, an ended one is kept for a day", id, ErrMissing)
+	missing := fmt.Errorf("swap %q: %w; list the swaps there are; an ended one is kept for a day, of a tenant with very many not so long", id, ErrMissing)
 	rec, err := c.swaps.Get(ctx, id)
 	if errors.Is(err, store.ErrNotFound) || err == nil && !c.sees(rec.Tenant) {
 		return rec, missing

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"replug/directory/store"
 	"replug/directory/vnet"
 )
@@ -23,8 +25,11 @@ type Options struct {
 	Log       *slog.Logger
 	Metrics   *Metrics      // nil: none
 	Boot      time.Duration // what a guest that is reset in mid-swap has to boot; 0: as in [DefaultBudgets]
-	Kept      int           // ended records kept at most; 0: 1000
+	Kept      int           // ended records kept at most, of all tenants together; 0: 1000
 	KeptFor   time.Duration // and how long; 0: 24 h
+	// Lease is what request ids hang on, for at least KeptFor, be the record pushed out
+	// meanwhile or not. nil: none, they go with a record that is old enough.
+	Lease func(context.Context) (clientv3.LeaseID, error)
 }
 
 // An Engine drives all swaps of the cluster, on its one leader. It is safe for
@@ -54,6 +59,9 @@ func New(o Options) *Engine {
 	}
 	if o.Boot == 0 {
 		o.Boot = DefaultBudgets.Boot
+	}
+	if o.Lease == nil {
+		o.Lease = func(context.Context) (clientv3.LeaseID, error) { return clientv3.NoLease, nil }
 	}
 	if o.Kept == 0 {
 		o.Kept = 1000

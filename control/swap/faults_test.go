@@ -105,6 +105,47 @@ func TestFenced(t *testing.T) {
 	})
 }
 
+// What many swaps of one tenant push out is its own records (invariant 7), and no
+// request id: asked again it leads to no second swap (invariant 4).
+func TestOthersRecordsStay(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.engine.Kept = 3
+		mine := w.request("blue", "10.0.0.20")
+		all := []Request{mine}
+		for i := range 4 {
+			q := w.request("blue", "10.0.0.2"+string(rune('1'+i)))
+			q.Tenant = "umbra"
+			all = append(all, q)
+		}
+		ids := make([]string, len(all))
+		for i, q := range all {
+			w.mustStart(q)
+			if _, err := w.engine.Cancel(context.Background(), w.id, ""); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			ids[i] = w.id
+		}
+		pass(2 * sweepEvery)
+		before := len(w.memory.commits)
+		if rec, err := w.engine.Start(context.Background(), mine); err != nil || rec.ID != ids[0] {
+			t.Errorf("asked again: swap %q, %v, want %s", rec.ID, err, ids[0])
+		}
+		for i, q := range all[1:] {
+			rec, err := w.engine.Start(context.Background(), q)
+			switch pushed := i < 2; {
+			case !pushed && (err != nil || rec.ID != ids[i+1]):
+				t.Errorf("another tenant's %d. again: swap %q, %v", i+1, rec.ID, err)
+			case pushed && (!errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), ids[i+1])):
+				t.Errorf("one without a record again: %v, want %s named", err, ids[i+1])
+			}
+		}
+		if n := len(w.memory.commits) - before; n != 0 {
+			t.Errorf("requests asked again led to %d writes", n)
+		}
+	})
+}
+
 // Invariant 8: records expire, by age and by number.
 func TestRecordsExpire(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
@@ -122,8 +163,9 @@ func TestRecordsExpire(t *testing.T) {
 		w.crash()
 		pass(24 * time.Hour)
 		pass(2 * sweepEvery)
-		if n, q := len(listed[Record](w, store.Swaps)), len(listed[Operation](w, store.Requests)); n != 0 || q != 0 {
-			t.Errorf("after a day %d records and %d requests are left", n, q)
+		// The requests of the two that were pushed out hang on a lease, which this store has none of.
+		if n, q := len(listed[Record](w, store.Swaps)), len(listed[Operation](w, store.Requests)); n != 0 || q != 2 {
+			t.Errorf("after a day %d records and %d requests are left, want 0 and 2", n, q)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package swap
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"replug/directory/store"
@@ -10,8 +11,8 @@ import (
 
 // A tomb is an ended swap whose record is still kept.
 type tomb struct {
-	id, request string
-	ended       time.Time
+	id, request, tenant string
+	ended               time.Time
 }
 
 // How often records are looked at, and how many go in one transaction: etcd
@@ -23,7 +24,7 @@ const (
 
 // bury notes an ended swap. The lock is held.
 func (e *Engine) bury(r *Record) {
-	e.ended = append(e.ended, tomb{r.ID, r.RequestID, r.Ended})
+	e.ended = append(e.ended, tomb{r.ID, r.RequestID, r.Tenant, r.Ended})
 }
 
 // keepHouse removes records that have been kept long enough, and takes over swaps
@@ -46,19 +47,17 @@ func (e *Engine) keepHouse(ctx context.Context) {
 // sweep removes some expired records, and reports whether there may be more.
 func (e *Engine) sweep(ctx context.Context) bool {
 	e.mu.Lock()
-	n := 0
-	for n < len(e.ended) && n < sweepMost &&
-		(len(e.ended)-n > e.Kept || e.now().Sub(e.ended[n].ended) > e.KeptFor) {
-		n++
-	}
-	old := e.ended[:n:n]
+	old := e.expired()
 	e.mu.Unlock()
-	if n == 0 {
+	if len(old) == 0 {
 		return false
 	}
 	var txn store.Txn
 	for _, t := range old {
-		txn.Delete(store.Swaps + t.id).Delete(store.Requests + t.request)
+		txn.Delete(store.Swaps + t.id)
+		if e.aged(t) { // else its request goes with its lease: it must not lead to another swap
+			txn.Delete(store.Requests + t.request)
+		}
 	}
 	if _, err := e.Store.Commit(ctx, &txn); err != nil {
 		e.Log.Warn("expired swaps can't be removed, trying again later", "error", err)
@@ -68,9 +67,36 @@ func (e *Engine) sweep(ctx context.Context) bool {
 		return false
 	}
 	e.mu.Lock()
-	e.ended = e.ended[n:]
+	e.ended = slices.DeleteFunc(e.ended, func(t tomb) bool { return slices.Contains(old, t) })
 	e.mu.Unlock()
 	return true
+}
+
+func (e *Engine) aged(t tomb) bool { return e.now().Sub(t.ended) > e.KeptFor }
+
+// expired returns some of the records that are kept no longer, those of a day ago
+// first. Where there are still too many, the tenant with most of them loses its
+// oldest: it pushes out no other's. The lock is held.
+func (e *Engine) expired() []tomb {
+	var old []tomb
+	of := map[string][]tomb{}
+	for _, t := range e.ended {
+		if e.aged(t) {
+			old = append(old, t)
+			continue
+		}
+		of[t.tenant] = append(of[t.tenant], t)
+	}
+	for over := len(e.ended) - len(old) - e.Kept; over > 0 && len(old) < sweepMost; over-- {
+		most := ""
+		for tenant, its := range of {
+			if len(its) > len(of[most]) {
+				most = tenant
+			}
+		}
+		old, of[most] = append(old, of[most][0]), of[most][1:]
+	}
+	return old[:min(len(old), sweepMost)]
 }
 
 // findLost takes over live swaps without a driver: reservations that reached the

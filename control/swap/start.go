@@ -114,6 +114,9 @@ func (e *Engine) done(ctx context.Context, q *Request) (Record, bool, error) {
 		return Record{}, false, fmt.Errorf("request id %s: %w; use a new one", q.ID, ErrRequest)
 	}
 	rec, err := e.Get(ctx, row.Value.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("request id %s has led to swap %s, which has ended and whose record is kept no longer: look where the port is: %w", q.ID, row.Value.ID, err)
+	}
 	return rec, err == nil, err
 }
 
@@ -167,10 +170,14 @@ func (e *Engine) reserve(ctx context.Context, q *Request) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
+	lease, err := e.Lease(ctx)
+	if err != nil {
+		return Record{}, err
+	}
 	r := &c.record
 	c.txn.Absent(r.key()).Put(r.key(), r)
 	c.txn.Absent(store.Live+r.Port).Put(store.Live+r.Port, r.ID)
-	c.txn.Absent(store.Requests+q.ID).Put(store.Requests+q.ID, Operation{Kind: Kind, ID: r.ID, Digest: q.digest()})
+	c.txn.Absent(store.Requests+q.ID).PutLeased(store.Requests+q.ID, Operation{Kind: Kind, ID: r.ID, Digest: q.digest()}, lease)
 	d := e.newDriver(*r)
 	if err := e.enlist(ctx, d); err != nil {
 		return Record{}, err

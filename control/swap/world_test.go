@@ -62,7 +62,7 @@ func (o *objects) Reserve(ctx context.Context, q Request, txn *store.Txn) (*Reco
 		return nil, errors.Join(errTaken, err)
 	}
 	txn.Unchanged(port.Key, port.Revision).Absent(key).Put(key, caRow{q.Port, "held"})
-	return &Record{Tenant: "acme", Port: q.Port, VM: "vm-31", Host: "h2", MAC: vnet.PortMAC(0x1a2b3c4d),
+	return &Record{Tenant: q.Tenant, Port: q.Port, VM: "vm-31", Host: "h2", MAC: vnet.PortMAC(0x1a2b3c4d),
 		PA: vnet.PA{Addr: netip.MustParseAddr("100.64.2.31")}, After: testPlace(q.Network, q.CAs[0].String())}, nil
 }
 
