@@ -37,18 +37,18 @@ const seedBytes = 32
 
 // confirm waits for the guest's report on the document. It may never come:
 // then there is no agent in the guest, and others decide.
-func (p *port) confirm(_ context.Context, in *vnet.Intent) (outcome, error) {
+func (p *port) confirm(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
 	p.reported(in)
 	if in.Current.Document == nil {
 		return outcome{kind: done}, nil
 	}
 	if r.Guest == nil {
-		return p.idle()
+		return p.idle(ctx, in)
 	}
 	if !confirms(r.Guest, in.Current.Document) {
 		p.told(vnet.StatusPublished)
-		return p.idle()
+		return p.idle(ctx, in)
 	}
 	p.log.Info("confirmed", "place", in.Current.String(), "kind", r.Guest.Kind)
 	p.tell(vnet.StatusConfirmed, r.Epoch, nil)
@@ -70,7 +70,7 @@ func confirms(g *vnet.GuestReport, d *vnet.Document) bool {
 
 // settled has nothing left to do but to pass on what the guest says later, after
 // a reboot for instance.
-func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
+func (p *port) settled(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if p.reported(in) {
 		phase := vnet.StatusPublished
 		if confirms(p.run.Guest, in.Current.Document) {
@@ -78,16 +78,39 @@ func (p *port) settled(_ context.Context, in *vnet.Intent) (outcome, error) {
 		}
 		p.tell(phase, p.run.Epoch, nil)
 	}
-	return p.idle()
+	return p.idle(ctx, in)
 }
 
 // idle waits for the guest to say something, or for the turn of what it has said.
-func (p *port) idle() (outcome, error) {
+func (p *port) idle(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	left, err := p.untimed()
-	if err == nil && p.run.hearing.held != nil {
+	if err != nil {
+		return outcome{}, err
+	}
+	if p.run.hearing.held != nil {
 		left = min(left, p.run.hearing.wait())
 	}
-	return wait(left), err
+	return wait(min(left, p.payLink(ctx, in))), nil
+}
+
+// payLink puts the link up if it is owed, and says when to try again. A machine that
+// is off will boot with its link.
+func (p *port) payLink(ctx context.Context, in *vnet.Intent) time.Duration {
+	r := &p.run
+	if !r.owed || !p.hasLink(in) || !p.on(in) {
+		r.owed = false
+		return forever
+	}
+	if left := retryBound - time.Since(r.probed); left > 0 {
+		return left
+	}
+	r.probed = time.Now()
+	if err := p.setLink(ctx, in, true); err != nil {
+		p.warn("link is not known to be up", "err", err)
+		return retryBound
+	}
+	r.owed = false
+	return forever
 }
 
 // untimed ends some time after the flip what only a swap needs, and says how long

@@ -239,6 +239,46 @@ func TestRestartInTheDark(t *testing.T) {
 	})
 }
 
+// Killed after any act of a swap, an agent that finds no server leaves no guest without
+// a link (invariant 6): the one that cut it may have died before it wrote a word of that.
+func TestSwapCrashedAnywhereWithoutServer(t *testing.T) {
+	for n, survived := 1, false; !survived; n++ {
+		t.Run(fmt.Sprint("after act ", n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				in := intent()
+				g := w.guestAt(in, "10.17.34.51")
+				w.begin().set(in)
+				settle(2 * time.Minute)
+				in = prepared(in)
+				w.agent.set(in)
+				settle(time.Second)
+				w.crash(n)
+				w.agent.set(switched(in))
+				settle(20 * time.Second)
+				if survived = !w.died(); survived {
+					return
+				}
+				monitored := func(is bool) {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					w.unmonitored = !is
+				}
+				monitored(false) // for a while
+				w.begin()
+				settle(time.Second)
+				monitored(true)
+				settle(20 * time.Second)
+				row := w.rows[23].Epoch
+				place, _, _, ok := w.agent.get(23).inForce()
+				if !g.link || !ok || place.Epoch != row || w.published[23] != row {
+					t.Errorf("link up: %t; row of %s, in force: %t, published %s", g.link, row, ok, w.published[23])
+				}
+			})
+		})
+	}
+}
+
 // A machine that dies at once is started again, but not in a loop.
 func TestMachineThatKeepsDying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -87,9 +87,9 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 	return outcome{kind: done}, nil
 }
 
-// dark waits until the guest has seen its link down, then puts it up. Ports
-// that are not in a flip pass here once after the agent's start: an agent that
-// died at the wrong moment leaves no guest without a link.
+// dark waits until the guest has seen its link down, then puts it up. A port whose
+// guest had not proved itself passes here once after the agent's start, others
+// [port.payLink]: an agent that died at the wrong moment leaves no guest without a link.
 func (p *port) dark(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r := &p.run
 	if err := p.device(in); err != nil {

@@ -90,6 +90,9 @@ func (p *port) resume(rec record, row *Row) {
 		if row != nil && p.staged.Epoch == row.Epoch {
 			p.run, p.staged = *p.staged, nil
 			p.run.Former = leave(rec.Run.Former, &rec.Intent.Current, p.mtu)
+			if next := rec.Intent.Next; next != nil && next.Epoch == row.Epoch {
+				p.intent.Current, p.intent.Next = *next, nil // no server may be there to say so
+			}
 		}
 	}
 	p.setFormer(p.run.Former)

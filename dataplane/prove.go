@@ -268,6 +268,7 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	case in.Current.Swap != "":
 		r.Rung = "none"
 	}
+	r.owed = false // it was seen
 	p.log.Info("leased", "place", in.Current.String(), "rung", r.Rung, "after", seen.Sub(r.Flipped), "blackout", blackout)
 	p.tell(vnet.StatusLeased, r.Epoch, nil)
 }

@@ -84,6 +84,10 @@ func TestSnapshotPoolRests(t *testing.T) {
 		settle(time.Minute)
 		ps.set(prepared(in))
 		settle(time.Second)
+		ps = w.begin() // which leaves the link as it is: the guest waits for it
+		settle(time.Second)
+		ps.set(prepared(in))
+		settle(time.Second)
 		ps.set(in)
 		settle(time.Minute)
 		if n := count(w.acts, "save vm-23"); n != 2 || !w.saved["vm-23"] {

@@ -191,9 +191,11 @@ func (p *port) again(in *vnet.Intent) {
 	switch {
 	case p.row == nil || p.row.Epoch != in.Current.Epoch:
 		p.begin(in)
-	case r.Step == stepConfirm || r.Step == stepSettled:
-		r.Step = stepPublish
-	case r.Step != stepPublish:
+	case r.Step == stepPublish || r.Step == stepConfirm || r.Step == stepSettled:
+		// The session may have ended with the link cut, on the way to a place of which
+		// it left no word.
+		r.Step, r.owed = stepPublish, r.Dark.IsZero()
+	default:
 		r.Step = stepDark
 	}
 }
