@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -67,7 +68,7 @@ type backendKey struct {
 }
 
 // SetService puts a service in force, or replaces it in one step. It returns
-// [ErrService] or [ErrFull].
+// [ErrService] or [ErrFull], and then what was in force stays.
 func (d *Datapath) SetService(s Service) error {
 	if err := s.check(); err != nil {
 		return fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err)
@@ -78,9 +79,10 @@ func (d *Datapath) SetService(s Service) error {
 	old := t.rows[s.ServiceKey]
 	row, err := d.placeService(s, old)
 	if err != nil {
-		return fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err)
+		return errors.Join(fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err), d.retireService(row, old))
 	}
 	t.rows[s.ServiceKey] = row
+	t.named(row)
 	return d.retireService(old, row)
 }
 
@@ -241,8 +243,7 @@ func mix64(z uint64) uint64 {
 func (t *serviceTable) number(k backendKey) (uint32, error) {
 	const most = 65536
 	if had := t.lone[k]; len(had) > 0 {
-		t.lone[k] = had[1:]
-		return had[0], nil
+		return had[0], nil // [serviceTable.named] takes it
 	}
 	for range most {
 		t.next = t.next%(most-1) + 1
@@ -252,6 +253,15 @@ func (t *serviceTable) number(k backendKey) (uint32, error) {
 		}
 	}
 	return 0, fmt.Errorf("%d backends: %w", most-1, ErrFull)
+}
+
+// named says that a service that is in force has its numbers.
+func (t *serviceTable) named(row serviceRow) {
+	for k, index := range row.backends {
+		if had := t.lone[k]; len(had) > 0 && had[0] == index {
+			t.lone[k] = had[1:]
+		}
+	}
 }
 
 func (t *serviceTable) takeTable(n uint32) (datapathRuleList, error) {
@@ -266,14 +276,15 @@ func (t *serviceTable) takeTable(n uint32) (datapathRuleList, error) {
 	return list, err
 }
 
-// retireService gives back what the old row had and the new one has not.
+// retireService gives back what the old row had and the new one has not. A row that
+// could not come into force is older than the one that stays.
 func (d *Datapath) retireService(old, row serviceRow) error {
 	t := &d.services
 	t.flips++
 	t.slots.release(0, t.flips, old.table)
 	var errs []error
 	for k, index := range old.backends {
-		if _, kept := row.backends[k]; !kept {
+		if _, kept := row.backends[k]; !kept && !slices.Contains(t.lone[k], index) {
 			errs = append(errs, d.objs.Backends.Put(index, datapathBackend{}))
 			delete(t.used, index)
 		}

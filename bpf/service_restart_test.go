@@ -81,3 +81,49 @@ func servicesReadBack(t *testing.T, a *host) {
 		}
 	}
 }
+
+// servicesFull: a service that doesn't fit takes nothing, however often it is tried,
+// and the one that was to change goes on as it was and can be deleted. A drained
+// backend that an earlier process numbered keeps its flows through all of that.
+func servicesFull(t *testing.T, a *host) {
+	taken := func() (rows, numbers, slots int) {
+		t.Helper()
+		a.must(each(a.dp.objs.Backends, func(_ uint32, b datapathBackend) error { rows += int(b.Flags & datapathBackendFlagBACKEND_USED); return nil }))
+		return rows, len(a.dp.services.used), len(a.dp.services.slots.taken) - len(a.dp.services.slots.left)
+	}
+	small := serviceOf(0, protoUDP, Backend{CA: caB, Port: 7951, Weight: 3})
+	a.must(a.dp.SetService(small))
+	flow := redA.frame(udpOf(caA, vips[0], 38017, 8453, text(19)))
+	a.send(redA, flow)
+	small.Backends = []Backend{{CA: caB, Port: 7951, Draining: true}, {CA: caA2, Port: 7951, Weight: 3}}
+	a.must(errors.Join(a.dp.SetService(small), a.reload(func(*Options) {})))
+	a.dp.services.slots.size = uint32(slotCount(1)) * 2
+	rows, numbers, slots := taken()
+
+	large, other := small, serviceOf(1, protoUDP)
+	for i := range 30 {
+		large.Backends = append(large.Backends, Backend{CA: caB, Port: uint16(8011 + i), Weight: 3})
+		other.Backends = append(other.Backends, Backend{CA: caB6, Port: uint16(8011 + i), Weight: 3})
+	}
+	for range 7 {
+		for _, s := range []Service{large, other} {
+			if err := a.dp.SetService(s); !errors.Is(err, ErrFull) {
+				t.Fatalf("a service of %d slots into %d: got %v, want ErrFull", slotCount(len(s.Backends)), a.dp.services.slots.size, err)
+			}
+		}
+	}
+	if r, n, s := taken(); r != rows || n != numbers || s != slots {
+		t.Errorf("what didn't fit took something: %d rows, %d numbers, %d tables; want %d, %d, %d", r, n, s, rows, numbers, slots)
+	}
+	if v, _ := a.send(redA, flow); v != actRedirect {
+		t.Errorf("the flow of a service whose edit doesn't fit: verdict %d; %v", int32(v), a.drops())
+	}
+	a.must(errors.Join(a.dp.SetService(small), a.dp.ForgetBackends()))
+	if v, _ := a.send(redA, flow); v != actRedirect {
+		t.Errorf("its flow once it is as it was: verdict %d; %v", int32(v), a.drops())
+	}
+	a.must(a.dp.DeleteService(small.ServiceKey))
+	if r, n, s := taken(); len(a.dp.Services()) != 0 || r+n+s != 0 {
+		t.Errorf("all is deleted: services %v, %d rows, %d numbers, %d tables", a.dp.Services(), r, n, s)
+	}
+}

@@ -147,6 +147,7 @@ func TestServices(t *testing.T) {
 	spread(t, a)
 	servicesReadBack(t, a)
 	drainingReadBack(t, a)
+	servicesFull(t, a)
 }
 
 type serviceCase struct {

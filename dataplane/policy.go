@@ -72,14 +72,10 @@ func (ns *networks) policyGone(vni vnet.VNI) {
 
 // policyResynced ends a resync: networks that were not in it are gone.
 func (ns *networks) policyResynced() {
-	loaded := func(v vnet.VNI) bool {
-		ns.mu.Lock()
-		defer ns.mu.Unlock()
-		return ns.loaded[v]
-	}
+	loaded := func(v vnet.VNI) bool { ok, _ := ns.Synced(v); return ok }
 	ns.groups.drop(loaded)
 	ns.services.drop(func(k policyKey) bool { return loaded(k.vni) })
-	ns.services.sweep()
+	ns.services.sweep(func(v vnet.VNI) bool { _, err := ns.Synced(v); return err == nil })
 	ns.heardGroups, ns.heardServices = nil, nil
 }
 

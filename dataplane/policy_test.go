@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"log/slog"
 	stdmaps "maps"
 	"net/netip"
@@ -69,6 +70,55 @@ func TestServices(t *testing.T) {
 	is("what an earlier session left", "10.17.34.95")
 	ns.OnNetworkGone(blue)
 	is("network gone")
+}
+
+// A service whose edit has no room stays as it was: it can be deleted, is tried again
+// when the directory says it again, and only its network takes up no port.
+func TestServiceWithoutRoom(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	is := func(when string, want ...string) {
+		t.Helper()
+		if got := f.vips(); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	www, dns := service(red, "www", "10.17.34.90", 443), service(red, "dns", "10.17.34.91", 53)
+	ns.OnService(www)
+	ns.OnService(dns)
+	f.full = errors.New("map is full")
+	www.VIP, dns.Affinity = vnet.CA{Addr: netip.MustParseAddr("10.17.34.93")}, true
+	ns.OnService(www)
+	ns.OnService(dns)
+	ns.OnService(service(red, "new", "10.17.34.94", 443))
+	is("no room for edits", "10.17.34.90", "10.17.34.91")
+	if _, err := ns.Synced(red); !errors.Is(err, errServiceRoom) || !errors.Is(err, f.full) {
+		t.Errorf("red: got %v", err)
+	}
+	if _, err := ns.Synced(blue); err != nil {
+		t.Errorf("blue: %v", err)
+	}
+	ns.OnServiceGone(red, "dns")
+	ns.OnServiceGone(red, "new")
+	is("gone although its edit had no room", "10.17.34.90")
+	f.full = nil
+	ns.OnService(www)
+	is("there is room", "10.17.34.93")
+
+	ns = session(t, f, nil) // the agent was started again
+	f.full = errors.New("map is full")
+	say := func() {
+		ns.OnResync()
+		ns.OnService(www)
+		ns.OnNetworkSynced(red, 17)
+		ns.OnSynced(17)
+	}
+	say()
+	is("no room after a restart", "10.17.34.93")
+	f.full = nil
+	www.VIP = vnet.CA{Addr: netip.MustParseAddr("10.17.34.95")}
+	say()
+	is("told anew with room", "10.17.34.95")
 }
 
 // A backend whose host is away keeps its flows and gets no new ones.

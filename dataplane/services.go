@@ -40,26 +40,28 @@ func newServices(d Directory, log *slog.Logger) *services {
 }
 
 // put writes a new or changed service. It answers at its new address before it
-// stops to answer at its old one.
+// stops to answer at its old one. One that the datapath can't take stays what it was,
+// until the next put tries again.
 func (ss *services) put(s vnet.Service) error {
 	k := policyKey{s.VNI, s.Name}
 	ss.mu.Lock()
 	old, known := ss.all[k]
-	ss.all[k] = s
 	ss.mu.Unlock()
 	if known && reflect.DeepEqual(old, s) {
 		return nil
 	}
-	err := ss.datapath.SetService(s)
-	if err != nil {
-		ss.forget(k) // the next put tries again
-		ss.log.Error("service doesn't reach the datapath", "err", err, "service", s.Name, "vni", s.VNI)
+	if err := ss.datapath.SetService(s); err != nil {
+		ss.log.Error("service doesn't reach the datapath: it stays as it was", "err", err, "service", s.Name, "vni", s.VNI)
+		return err
 	}
+	ss.mu.Lock()
+	ss.all[k] = s
+	ss.mu.Unlock()
 	if known && keyOf(&old) != keyOf(&s) {
 		ss.remove(keyOf(&old))
 	}
 	ss.changed()
-	return err
+	return nil
 }
 
 // gone takes a service out of force.
@@ -105,15 +107,16 @@ func (ss *services) drop(keep func(policyKey) bool) {
 	}
 }
 
-// sweep takes out of force what stands in the datapath and is no service.
-func (ss *services) sweep() {
+// sweep takes out of force what stands in the datapath and is no service of the
+// networks that are whole. In the others it may be one that had no room to change.
+func (ss *services) sweep(whole func(vnet.VNI) bool) {
 	keys, err := ss.datapath.Services()
 	known := map[ServiceKey]bool{}
 	for _, s := range ss.list() {
 		known[keyOf(&s)] = true
 	}
 	for _, k := range keys {
-		if !known[k] {
+		if !known[k] && whole(k.VNI) {
 			err = errors.Join(err, ss.datapath.DeleteService(k))
 		}
 	}

@@ -70,7 +70,13 @@ func (f *table) EachMember(each func(Member)) error {
 	return nil
 }
 
-func (f *table) SetService(s vnet.Service) error  { f.services[keyOf(&s)] = s; return f.full }
+func (f *table) SetService(s vnet.Service) error {
+	if f.full == nil {
+		f.services[keyOf(&s)] = s
+	}
+	return f.full
+}
+
 func (f *table) DeleteService(k ServiceKey) error { delete(f.services, k); return nil }
 
 func (f *table) ForgetBackends() error { f.forgot++; return nil }
