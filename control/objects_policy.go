@@ -23,9 +23,17 @@ func (r *reign) resolve(ctx context.Context, n *network.Network, names []string,
 	return names, slots, nil
 }
 
+// maxSeats bounds the services that one port stands behind, since it leaves all of
+// them in one transaction: with 256 backends each that is 1.1 of the 1.5 MiB that
+// etcd takes.
+const maxSeats = 64
+
 // checkServices returns an error when a port with some addresses can't be behind
 // the services of a network that a swap names.
 func (o objects) checkServices(ctx context.Context, net *network.Network, names []string, cas []vnet.CA) error {
+	if len(names) > maxSeats {
+		return fmt.Errorf("%w swap into %d services: a port stands behind %d at most", ErrInvalid, len(names), maxSeats)
+	}
 	for _, name := range names {
 		s, err := o.r.services.Get(ctx, net.VNI, name)
 		if err != nil {

@@ -55,6 +55,7 @@ var wireCodes = []struct {
 	{swap.ErrInvalid, codes.InvalidArgument},
 	{resource.ErrReserved, codes.InvalidArgument},
 
+	{store.ErrTooLarge, codes.ResourceExhausted},
 	{network.ErrExhausted, codes.ResourceExhausted},
 	{group.ErrExhausted, codes.ResourceExhausted},
 	{service.ErrExhausted, codes.ResourceExhausted},

@@ -8,6 +8,7 @@ import (
 	"replug/control/compute"
 	pb "replug/control/controlpb"
 	"replug/control/network"
+	"replug/control/service"
 	"replug/directory/store"
 	"replug/directory/vnet"
 )
@@ -36,9 +37,13 @@ func (c *caller) composeService(ctx context.Context, net store.Row[network.Netwo
 	if err := c.mayAllocate(); err != nil {
 		return err
 	}
+	seats, err := c.seats(ctx, net.Value.VNI)
+	if err != nil {
+		return err
+	}
 	s.VNI, s.Backends = net.Value.VNI, nil
 	for _, b := range backends {
-		one, err := c.backend(ctx, net, &s, tenant, b, txn)
+		one, err := c.backend(ctx, net, &s, tenant, b, seats, txn)
 		if err != nil {
 			return fmt.Errorf("service %q: %w", s.Name, err)
 		}
@@ -71,9 +76,21 @@ func (c *caller) changeService(ctx context.Context, q change, tenant, moniker, n
 	return c.serviceView(ctx, tenant, moniker, name)
 }
 
+// seats counts the services of a network that each port stands behind.
+func (r *reign) seats(ctx context.Context, v vnet.VNI) (map[string]int, error) {
+	all, err := r.services.List(ctx, v)
+	seats := make(map[string]int)
+	for _, s := range all {
+		for _, b := range s.Backends {
+			seats[b.Member]++
+		}
+	}
+	return seats, err
+}
+
 // backend reads who a backend is, a VM or a port of the network, and composes that
 // it is there until the commit.
-func (c *caller) backend(ctx context.Context, net store.Row[network.Network], s *vnet.Service, tenant string, b *pb.Backend, txn *store.Txn) (vnet.Backend, error) {
+func (c *caller) backend(ctx context.Context, net store.Row[network.Network], s *vnet.Service, tenant string, b *pb.Backend, seats map[string]int, txn *store.Txn) (vnet.Backend, error) {
 	out, err := backendFrom(b)
 	if err != nil {
 		return out, err
@@ -95,6 +112,8 @@ func (c *caller) backend(ctx context.Context, net store.Row[network.Network], s 
 		return out, fmt.Errorf("backend %s: %w: it is in network %s; a service has backends of its own network", b.Member, ErrNotSo, place.Network)
 	case i < 0:
 		return out, fmt.Errorf("backend %s: %w: it has no address of the family of %s", b.Member, ErrNotSo, s.VIP)
+	case seats[port.Name] >= maxSeats && !slices.ContainsFunc(s.Backends, func(o vnet.Backend) bool { return o.Member == port.Name }):
+		return out, fmt.Errorf("backend %s: %w: it stands behind %d services of the network, as many as one may; remove it from another first", b.Member, service.ErrExhausted, seats[port.Name])
 	}
 	out.Member, out.CA = port.Name, place.Addrs[i].CA
 	txn.Unchanged(in.Key, in.Revision)
@@ -138,7 +157,11 @@ func (servicesAPI) SetBackend(ctx context.Context, q *pb.SetBackendRequest) (*pb
 		if err != nil {
 			return err
 		}
-		b, err := c.backend(ctx, net, &s.Value, q.Tenant, q.Backend, txn)
+		seats, err := c.seats(ctx, net.Value.VNI)
+		if err != nil {
+			return err
+		}
+		b, err := c.backend(ctx, net, &s.Value, q.Tenant, q.Backend, seats, txn)
 		if err != nil {
 			return fmt.Errorf("service %q: %w", q.Service, err)
 		}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "replug/control/controlpb"
+	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
@@ -245,4 +247,36 @@ func TestServicesOverRestart(t *testing.T) {
 	if red, blue := w.behind("red", "web"), w.behind("blue", "web"); red != "web-1 10.17.34.2:8443/70" || blue != "" {
 		t.Errorf("behind red's: %s, blue's: %s", red, blue)
 	}
+}
+
+// A port stands behind so many services that one transaction still takes it out of
+// all of them.
+func TestServicesOfOnePort(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	w.host("h7", 7)
+	acme := w.as("acme")
+	vm := w.vm("web-1", "red", "")
+	txn := &store.Txn{}
+	for i := range maxSeats {
+		s := vnet.Service{VNI: vnet.VNI(vm.Port.Vni), Name: fmt.Sprint("s", i), VIP: vnet.CA{Addr: netip.MustParseAddr("10.17.34.200")}, Port: uint16(1000 + i), Protocol: vnet.TCP}
+		s.Backends = []vnet.Backend{{Member: vm.Port.Name, CA: vnet.CA{Addr: netip.MustParseAddr("10.17.34.2")}, Port: 80, Weight: 100}}
+		txn.Put(store.ServiceKey(s.VNI, s.Name), s)
+	}
+	must(w.store.Commit(w.ctx, txn))(t)
+	one := []*pb.Backend{{Member: "web-1"}}
+	more := &pb.Service{Name: "more", Network: "red", Ip: "10.17.34.201", Port: 443, Protocol: "tcp", Backends: one}
+	_, err := acme.CreateService(w.ctx, &pb.CreateServiceRequest{RequestId: "a", Service: more})
+	code(t, "a new service", err, codes.ResourceExhausted, "web-1", "64 services", "remove it")
+	more.Backends = nil
+	must(acme.CreateService(w.ctx, &pb.CreateServiceRequest{RequestId: "b", Service: more}))(t)
+	_, err = acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "c", Network: "red", Service: "more", Backend: one[0]})
+	code(t, "one more", err, codes.ResourceExhausted, "web-1", "64 services", "remove it")
+	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "d", Network: "red", Service: "s7", Backend: &pb.Backend{Member: "web-1", Port: 81}}))(t)
+	_, err = acme.StartSwap(w.ctx, &pb.StartSwapRequest{RequestId: "e", Vm: "web-1", Network: "blue", Services: slices.Repeat([]string{"web"}, maxSeats+1)})
+	code(t, "a swap into more", err, codes.InvalidArgument, "65 services", "64")
+	if s := w.swapped(&pb.StartSwapRequest{Vm: "web-1", Network: "blue"}); !s.Ok || len(s.Before.Services) != maxSeats {
+		t.Errorf("swap %v", s)
+	}
+	code(t, "too much at once", onWire(fmt.Errorf("commit: %w", store.ErrTooLarge)), codes.ResourceExhausted, "--max-txn-ops")
 }

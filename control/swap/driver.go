@@ -157,6 +157,9 @@ func (d *driver) step(ctx context.Context, to Phase, why string) error {
 		d.headFor(b.Epoch)
 	}
 	rev, err := d.engine.Store.Commit(ctx, &c.txn)
+	if errors.Is(err, store.ErrTooLarge) {
+		err = &refusal{err}
+	}
 	if err != nil {
 		d.unsure = true
 		return err

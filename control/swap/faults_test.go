@@ -105,6 +105,27 @@ func TestFenced(t *testing.T) {
 	})
 }
 
+// A write that the store will never take doesn't keep a swap for ever (invariant 3).
+func TestTooMuchToWrite(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.memory.most, w.objects.joins = 30, 40
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		w.status(vnet.StatusPrepared)
+		synctest.Wait()
+		w.status(vnet.StatusLeased)
+		pass(time.Second)
+		rec := w.record()
+		if rec.Phase != Undoing || !strings.Contains(rec.Error, store.ErrTooLarge.Error()) {
+			t.Errorf("swap is %s (%s), want it undoing", rec.Phase, rec.Error)
+		}
+		w.status(vnet.StatusLeased)
+		synctest.Wait()
+		if rec := w.record(); rec.Phase != Undone {
+			t.Errorf("swap is %s (%s)", rec.Phase, rec.Error)
+		}
+	})
+}
+
 // What many swaps of one tenant push out is its own records (invariant 7), and no
 // request id: asked again it leads to no second swap (invariant 4).
 func TestOthersRecordsStay(t *testing.T) {

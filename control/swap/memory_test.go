@@ -10,6 +10,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"replug/directory/store"
@@ -27,6 +28,7 @@ type memory struct {
 	down    bool
 	lose    int      // answers of writes to lose, though they were made
 	refuse  int      // writes that fail, and are not made
+	most    int      // rows that a transaction may write; 0: any number
 	commits []string // keys written by each transaction
 	after   func()   // called after each commit, outside the lock
 	onWrite func()   // called with each commit, inside it
@@ -120,6 +122,9 @@ func (t *memoryTxn) commit() (*clientv3.TxnResponse, error) {
 	if m.refuse > 0 {
 		m.refuse--
 		return nil, errDown
+	}
+	if m.most > 0 && len(t.then) > m.most {
+		return nil, rpctypes.ErrTooManyOps
 	}
 	keys, err := m.apply(t.then)
 	if err != nil {

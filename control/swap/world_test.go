@@ -21,6 +21,7 @@ import (
 type objects struct {
 	store  *store.Store
 	refuse error // of Switch
+	joins  int   // rows that Join writes
 }
 
 var testNetworks = map[vnet.Moniker]vnet.VNI{"pool": 0x5c6d7e, "red": 0xa1b2c3, "blue": 0x1d2e3f}
@@ -68,7 +69,12 @@ func (o *objects) Reserve(ctx context.Context, q Request, txn *store.Txn) (*Reco
 
 func (o *objects) Switch(context.Context, *Record, *store.Txn) error { return o.refuse }
 
-func (o *objects) Join(context.Context, *Record, *store.Txn) error { return nil }
+func (o *objects) Join(_ context.Context, _ *Record, txn *store.Txn) error {
+	for i := range o.joins {
+		txn.Put(store.ServiceKey(testNetworks["blue"], fmt.Sprint("s", i)), i)
+	}
+	return nil
+}
 
 func (o *objects) Undo(ctx context.Context, r *Record, txn *store.Txn) (vnet.Place, error) {
 	port, err := store.Get[portRow](ctx, o.store, store.Ports+r.Port)

@@ -143,7 +143,7 @@ func (r *Record) forget(txn *store.Txn) {
 	}
 }
 
-// A refusal is a manager's last word: trying again would not help.
+// A refusal is the last word of a manager, or of the store: trying again would not help.
 type refusal struct{ error }
 
 func (r *refusal) Unwrap() error { return r.error }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -21,6 +22,7 @@ var (
 	ErrConflict    = errors.New("changed by somebody else in the meantime")
 	ErrFenced      = errors.New("not the leader any more")
 	ErrUnavailable = errors.New("the store does not answer")
+	ErrTooLarge    = errors.New("more than the store takes in one transaction: change less at once, or, if it is an etcd of your own, start that with --max-txn-ops 1024")
 	ErrCompacted   = errors.New("the store's history begins after the revision asked for")
 )
 
@@ -109,7 +111,8 @@ func decode[T any](key string, value []byte, rev int64) (Row[T], error) {
 
 // Commit applies t: all of it, or none. It returns the revision at which the
 // change was made; [ErrConflict] when a condition does not hold, [ErrFenced] when
-// the fence is gone, [ErrUnavailable] when it can't be known.
+// the fence is gone, [ErrTooLarge] when it never could be, [ErrUnavailable] when it
+// can't be known.
 func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
@@ -119,6 +122,9 @@ func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 		conds = append(conds[:len(conds):len(conds)], clientv3.Compare(clientv3.CreateRevision(s.fence), ">", 0))
 	}
 	r, err := s.client.Txn(ctx).If(conds...).Then(t.ops...).Else(t.fenceCheck(s.fence)...).Commit()
+	if errors.Is(err, rpctypes.ErrTooManyOps) || errors.Is(err, rpctypes.ErrRequestTooLarge) {
+		return 0, fmt.Errorf("commit %d rows: %w (%w)", len(t.keys), ErrTooLarge, err)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("commit %s: %w", t.what(), unavailable(err))
 	}
