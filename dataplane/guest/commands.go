@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +15,7 @@ import (
 const commandTime = 5 * time.Minute
 
 // cutOff is what is remembered of a command while it runs.
-const cutOff = "was cut off by a reboot, or by the end of the agent, and is not run again"
+const cutOff = "was cut off by a reboot, or went on when the agent ended, and is not run again"
 
 // A task is what is left of a document when its settings are applied and reported:
 // its commands. cloud-init has the same order, user data after its report: whoever
@@ -81,8 +80,8 @@ func (a *agent) runTask(ctx context.Context, t *task) {
 // runOnce runs the commands that were not begun before, in their order, and goes on
 // after one that fails. It returns what went wrong in any of them, also earlier.
 func (m files) runOnce(ctx context.Context, commands []vnet.Command, s *state, command func(context.Context, string) *exec.Cmd) error {
-	within, cancel := context.WithTimeout(context.Background(), commandTime)
-	defer cancel()
+	within, cancel := context.WithCancel(context.Background())
+	defer time.AfterFunc(commandTime, cancel).Stop() // not cancelled by our own end: see runCommand
 	var errs []error
 	for _, c := range commands {
 		if ctx.Err() != nil {
@@ -115,26 +114,40 @@ func (s *state) failures(commands []vnet.Command) error {
 // remembered before it begins: one that restarts the machine must not do so for ever.
 // The end of the agent does not end it: it may be what replaces the agent.
 func (m files) runCommand(ctx context.Context, id string, s *state, cmd *exec.Cmd) error {
+	out, err := m.openOutput()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
 	if begun, err := s.begin(m, id); begun || err != nil {
 		return err
 	}
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &tail{&said}, &tail{&said}
-	cmd.WaitDelay = 5 * time.Second // what it left behind may hold its output open
+	out.title(id)
+	cmd.Stdout, cmd.Stderr = out.File, out.File // a pipe would end with the agent, and the command with that
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Run() }()
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-ended:
-		why := ""
-		if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
-			why = strings.TrimSuffix(err.Error()+": "+strings.TrimSpace(said.String()), ": ")
+	if err := cmd.Start(); err != nil {
+		ended <- err
+	} else {
+		go func() { ended <- cmd.Wait() }()
+	}
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+			out.bound()
+		case err := <-ended:
+			why := ""
+			if err != nil {
+				why = strings.TrimSuffix(err.Error()+": "+out.end(), ": ")
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.Ran[id], s.running = why, ""
+			return s.save(m)
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.Ran[id], s.running = why, ""
-		return s.save(m)
 	}
 }
 
@@ -155,16 +168,4 @@ func (s *state) begin(m files, id string) (begun bool, err error) {
 	}
 	s.running = id
 	return false, nil
-}
-
-// A tail keeps the end of what is written.
-type tail struct{ b *bytes.Buffer }
-
-func (t *tail) Write(p []byte) (int, error) {
-	const most = 500
-	t.b.Write(p)
-	if over := t.b.Len() - most; over > 0 {
-		t.b.Next(over)
-	}
-	return len(p), nil
 }

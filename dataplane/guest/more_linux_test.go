@@ -103,6 +103,54 @@ func TestCommandsRunAfterTheReport(t *testing.T) {
 	}
 }
 
+// What a command prints fills no disk: the file is begun anew, and what comes last is
+// what a report says.
+func TestOutputIsBounded(t *testing.T) {
+	m, s := image(t), &state{}
+	log := m.path("var/lib/replug-guest/commands.log")
+	line := fmt.Sprintf(`head -c %d /dev/zero
+for i in $(seq 3000); do [ $(stat -c %%s %s) -lt 1000 ] && break; sleep 0.02; done
+echo the end; exit 3`, mostOutput+1, log)
+	err := m.runOnce(t.Context(), []vnet.Command{{ID: "loud", Command: line}}, s, m.command)
+	if want := "command loud: exit status 3: the end"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if b, _ := os.ReadFile(log); len(b) != 8 {
+		t.Errorf("the file has %d bytes, %.20q", len(b), b)
+	}
+	check(t, os.WriteFile(log, make([]byte, mostOutput+1), 0o600))
+	err = m.runOnce(t.Context(), []vnet.Command{{ID: "next", Command: "head -c 1000 /dev/zero | tr '\\0' x; echo y; exit 4"}}, s, m.command)
+	if want := "command next: exit status 4: " + strings.Repeat("x", 498) + "y"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if b, _ := os.ReadFile(log); len(b) != len("== next\n")+1002 {
+		t.Errorf("after a file that was too long: %d bytes, %.20q", len(b), b)
+	}
+}
+
+// A command that replaces the agent, as an upgrade of its package does, goes on when the
+// agent ends, whatever it prints then.
+func TestCommandOutlivesTheAgent(t *testing.T) {
+	w := newWorld(t)
+	d := bought
+	d.RunOnce = []vnet.Command{{ID: "upgrade", Command: fmt.Sprintf("cd %s; echo >begun; for i in $(seq 3000); do [ -e go ] && break; sleep 0.02; done; echo unpacking; echo a warning >&2; echo >done", w.root)}}
+	w.publish(d)
+	agent := exec.Command("/proc/self/exe")
+	agent.Env = append(os.Environ(), agentRoot+"="+w.root)
+	agent.Stderr = t.Output()
+	check(t, agent.Start())
+	w.becomes("the command", "\n", func() string { return w.read("begun") })
+	check(t, agent.Process.Signal(unix.SIGTERM))
+	if err := agent.Wait(); err != nil {
+		t.Errorf("the agent: %v", err)
+	}
+	check(t, os.WriteFile(filepath.Join(w.root, "go"), nil, 0o600))
+	w.becomes("what the command does then", "\n", func() string { return w.read("done") })
+	if got := w.read("var/lib/replug-guest/commands.log"); got != "== upgrade\nunpacking\na warning\n" {
+		t.Errorf("it has printed %q", got)
+	}
+}
+
 // What a document wants to be run is run after a reboot as well, if it was not begun
 // before; one that is refused has nothing run.
 func TestCommandsAfterARestart(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -31,6 +32,9 @@ import (
 // TestMain runs the tests in a network namespace of their own: it is the guest's.
 func TestMain(m *testing.M) {
 	const inside = "REPLUG_GUEST_TEST_NETNS"
+	if root := os.Getenv(agentRoot); root != "" {
+		os.Exit(runAgent(root))
+	}
 	if os.Getenv(inside) != "" {
 		if err := setUpByName("lo"); err != nil {
 			fmt.Fprintf(os.Stderr, "set lo up: %v\n", err)
@@ -46,6 +50,21 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "tests in a network namespace (needs root): %v\n", err)
 		os.Exit(1)
 	}
+}
+
+// agentRoot makes the test's program an agent below that root, in a process of its own.
+const agentRoot = "REPLUG_GUEST_TEST_AGENT"
+
+func runAgent(root string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	c := Default()
+	c.Interface, c.Root, c.DHCP, c.Wait = "guest0", root, DHCPOwn, time.Second
+	if err := Run(ctx, c); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // A world is a guest's NIC (a veth in the test's namespace) and, in another
