@@ -30,6 +30,7 @@ import (
 var (
 	ErrSpec     = errors.New("the machine can't be like this")
 	ErrNoImage  = errors.New("the image is not on this host")
+	ErrRecord   = errors.New("what the machine is made of can't be read")
 	ErrNoQEMU   = errors.New("QEMU is not on this host")
 	ErrDiskFull = errors.New("the disk is full")
 	ErrOff      = errors.New("the machine is off")

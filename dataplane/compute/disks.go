@@ -186,7 +186,7 @@ func (q *QEMU) makeDisk(ctx context.Context, file string, d vnet.Disk, im image)
 	if _, err := q.img(ctx, args...); err != nil {
 		return err
 	}
-	return os.Rename(next, file)
+	return settle(next, file)
 }
 
 // fits refuses an OS disk smaller than its image: the guest would lose its end.

@@ -1,10 +1,12 @@
 package compute
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +49,28 @@ while [ $# -gt 0 ]; do
 done
 eval exec qemu-system-x86_64 "$rest"
 `
+
+// refusesHalfARecord cuts off what says of what a machine is made, as a crash may: it is
+// not started with what its image's name means by now, nor is what it boots replaced.
+func (h *host) refusesHalfARecord(m vnet.Machine, nic NIC, kernel string) {
+	h.t.Helper()
+	record := filepath.Join(h.q.dir(m.ID), recordFile)
+	whole, err := os.ReadFile(record)
+	check(h.t, err)
+	for _, half := range []int{0, len(whole) / 2} {
+		check(h.t, os.WriteFile(record, whole[:half], 0o600))
+		_, err = h.q.Ensure(h.t.Context(), m, nic)
+		if !errors.Is(err, ErrRecord) || !strings.Contains(err.Error(), record) {
+			h.t.Errorf("with %d bytes of its record: %v, want %v", half, err, ErrRecord)
+		}
+		kept, err := os.ReadFile(filepath.Join(h.q.dir(m.ID), "vmlinuz"))
+		check(h.t, err)
+		if string(kept) != kernel {
+			h.t.Errorf("its kernel is %q, want %q", kept, kernel)
+		}
+	}
+	check(h.t, os.WriteFile(record, whole, 0o600))
+}
 
 // A machine boots what it was made of, whatever has become of its image: the name goes
 // to another directory, files are replaced, all but the disk is removed.
@@ -97,6 +121,7 @@ func TestImageIsReplaced(t *testing.T) {
 			image("deb-12.1", "third")
 			boots("vm-93", "first")
 			boots("vm-94", "second")
+			h.refusesHalfARecord(spec("vm-93", "deb"), nic, "kernel first")
 			check(t, h.q.Close())
 			h.open() // another agent
 			check(t, os.RemoveAll(filepath.Join(h.c.Images, "deb-12.2")))

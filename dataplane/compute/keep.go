@@ -13,10 +13,17 @@ import (
 
 // imageOf returns what the machine is made of: as its record has it (kept) from its
 // first start on, whatever the image's name means by now. Another kernel would not
-// find its modules on the root disk, and no image its command line.
+// find its modules on the root disk, and no image its command line. So a record that
+// can't be read is not taken for none.
 func (q *QEMU) imageOf(m *vnet.Machine) (im image, kept bool, err error) {
-	if r, err := readRecord(q.dir(m.ID)); err == nil && r.Image != nil {
+	dir := q.dir(m.ID)
+	r, err := readRecord(dir)
+	if err == nil && r.Image != nil {
 		return *r.Image, true, nil
+	}
+	if _, none := os.Stat(diskFile(dir, vnet.Disk{OS: true})); none == nil && err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return image{}, false, fmt.Errorf("%w: %w (if %s is still the image that it was made of, remove that file, and it is written anew; else delete the VM)",
+			ErrRecord, err, filepath.Join(q.c.Images, m.Image))
 	}
 	im, err = openImage(q.c.Images, m.Image)
 	return im, false, err
@@ -63,5 +70,5 @@ func linkOrCopy(from, to string) error {
 	if err := errors.Join(err, out.Close()); err != nil {
 		return err
 	}
-	return os.Rename(next, to)
+	return settle(next, to)
 }

@@ -50,7 +50,7 @@ func readRecord(dir string) (record, error) {
 		err = json.Unmarshal(b, &r)
 	}
 	if err != nil {
-		return record{}, fmt.Errorf("%s of the machine: %w", recordFile, err)
+		return record{}, fmt.Errorf("%s of the machine: %w", filepath.Join(dir, recordFile), err)
 	}
 	return r, nil
 }
@@ -83,7 +83,8 @@ func find(dir string) *process {
 // launch runs QEMU in a session of its own and remembers it.
 func (q *QEMU) launch(ctx context.Context, l *launch) (*process, error) {
 	r := record{Machine: l.machine, NIC: l.nic, Image: &l.image, Accel: l.accel, Format: q.format()}
-	if err := r.write(l.dir); err != nil {
+	// Before the guest runs: with the record, all that was made for it.
+	if err := errors.Join(r.write(l.dir), syncDir(l.dir)); err != nil {
 		return nil, err
 	}
 	if err := q.hand(ctx, l); err != nil {
@@ -176,16 +177,6 @@ func (r *record) write(dir string) error {
 		return fmt.Errorf("write %s: %w", recordFile, err)
 	}
 	return replace(filepath.Join(dir, recordFile), b)
-}
-
-// replace writes a file in one step.
-func replace(file string, b []byte) error {
-	next := file + ".new"
-	if err := os.WriteFile(next, append(b, '\n'), 0o600); err != nil {
-		os.Remove(next)
-		return full(err)
-	}
-	return os.Rename(next, file)
 }
 
 // full names a full disk as such.

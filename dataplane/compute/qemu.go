@@ -210,7 +210,7 @@ func (q *QEMU) start(ctx context.Context, spec vnet.Machine, nic NIC, m *machine
 			}
 		}()
 	}
-	if err := os.MkdirAll(l.dir, 0o750); err != nil {
+	if err := errors.Join(os.MkdirAll(l.dir, 0o750), syncDir(q.dir(""))); err != nil {
 		return nil, false, full(err)
 	}
 	if !kept {
