@@ -56,7 +56,7 @@ func (q *QEMU) save(ctx context.Context, id string, p *process) error {
 	}
 	err = mon.Save(ctx, savedName)
 	if err == nil {
-		err = replace(filepath.Join(q.dir(id), savedFile), []byte(r.Format))
+		err = errors.Join(replace(filepath.Join(q.dir(id), savedFile), []byte(r.Format)), syncDir(q.dir(id)))
 	}
 	if err != nil {
 		return errors.Join(err, mon.Cont(context.WithoutCancel(ctx)))
@@ -87,13 +87,18 @@ func readMark(dir string) (string, error) {
 	return orElse(strings.TrimSpace(string(b)), "an unknown QEMU"), nil
 }
 
-// unmark takes the mark away, before the guest runs again, and returns it.
+// unmark takes the mark away for good, before the guest runs again, and returns it. One
+// that came back after a crash would take the disks back to what they were when the
+// guest was saved.
 func unmark(dir string) (string, error) {
 	mark, err := readMark(dir)
 	if mark == "" {
 		return "", err
 	}
-	return mark, os.Remove(filepath.Join(dir, savedFile))
+	if err := os.Remove(filepath.Join(dir, savedFile)); err != nil {
+		return mark, err
+	}
+	return mark, syncDir(dir)
 }
 
 func orElse(s, otherwise string) string {
