@@ -53,7 +53,7 @@ func write(f *os.File, s string) error {
 func (s *stateDir) close() error { return s.lock.Close() }
 
 // session returns a number larger than that of any session before, also when
-// the clock was set back in between.
+// the clock was set back in between, as by a loss of power.
 func (s *stateDir) session() (uint64, error) {
 	path := filepath.Join(s.dir, "session")
 	var last uint64
@@ -61,11 +61,27 @@ func (s *stateDir) session() (uint64, error) {
 		last, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 	}
 	n := max(uint64(time.Now().UnixNano()), last+1)
-	if err := os.WriteFile(path+".new", []byte(strconv.FormatUint(n, 10)+"\n"), 0o600); err != nil {
-		return 0, fmt.Errorf("write the session number: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := s.keep(path, strconv.FormatUint(n, 10)+"\n"); err != nil {
 		return 0, fmt.Errorf("write the session number: %w", err)
 	}
 	return n, nil
+}
+
+// keep replaces a file, whole and for good.
+func (s *stateDir) keep(path, content string) error {
+	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(write(f, content), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
