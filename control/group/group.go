@@ -129,12 +129,14 @@ func (m *Manager) Delete(ctx context.Context, v vnet.VNI, name string, held func
 	if err != nil {
 		return nil, err
 	}
-	if err := held(name); err != nil {
-		return nil, fmt.Errorf("security group %q: %w: %w", name, ErrInUse, err)
-	}
 	in, seen, err := m.ports(ctx, v)
 	if err != nil {
 		return nil, err
+	}
+	// Asked after the ports were read: a swap that takes one out in between changes its
+	// intent, which the commit minds.
+	if err := held(name); err != nil {
+		return nil, fmt.Errorf("security group %q: %w: %w", name, ErrInUse, err)
 	}
 	for _, port := range slices.Sorted(maps.Keys(in)) {
 		if slices.ContainsFunc(in[port], func(set []string) bool { return slices.Contains(set, name) }) {

@@ -205,6 +205,12 @@ func TestDelete(t *testing.T) {
 			t.Errorf("delete %s: %v; want it to say %q", name, err, says)
 		}
 	}
+	// A swap that takes its port out while that is asked, and may bring it back, is missed by neither look.
+	b.port("p8", []string{"held"}, nil)
+	switched := func(string) error { b.port("p8", nil, nil); return nil }
+	if err := b.try(b.Delete(ctx, red, "held", switched)); !errors.Is(err, ErrInUse) && !errors.Is(err, store.ErrConflict) {
+		t.Errorf("delete while a swap leaves: %v", err)
+	}
 	gone, err := b.Delete(ctx, red, "free", held)
 	if err != nil {
 		t.Fatal(err)
