@@ -95,10 +95,11 @@ func TestGroups(t *testing.T) {
 	must(acme.DeleteVM(w.ctx, &pb.DeleteVMRequest{RequestId: "l", Name: "web-1"}))(t)
 	must(acme.DeleteGroup(w.ctx, &pb.DeleteGroupRequest{RequestId: "m", Network: "red", Name: "web"}))(t)
 	w.wait("nothing is left but the resting address", func() error { return onlyResting(before, w.rows()) })
+	kept := w.rows()
 	w.group("blue", "web", allow("https", 443))
 	must(acme.DeleteNetwork(w.ctx, &pb.DeleteNetworkRequest{RequestId: "n", Moniker: "blue"}))(t)
 	for k := range w.rows() {
-		if under(k, "/replug/groups/") {
+		if under(k, "/replug/groups/") || under(k, "/replug/slots/") && kept[k] == "" {
 			t.Errorf("left of a deleted network: %s", k)
 		}
 	}

@@ -75,14 +75,30 @@ func (m *Manager) Create(ctx context.Context, v vnet.VNI, name string, rules []v
 	if rules, err = complete(rules, others); err != nil {
 		return nil, fmt.Errorf("security group %q: %w", name, err)
 	}
-	for slot := range uint8(vnet.MaxGroups) {
-		if !used.Has(slot) {
-			g := vnet.Group{VNI: v, Name: name, Slot: slot, Generation: 1, Rules: rules}
-			return (&store.Txn{}).UnchangedUnder(store.NetworkGroups(v), rev).
-				Absent(store.GroupKey(v, name)).Put(store.GroupKey(v, name), g), nil
+	slot, err := m.freeSlot(ctx, v, used)
+	if err != nil {
+		return nil, fmt.Errorf("security group %q: %w", name, err)
+	}
+	g := vnet.Group{VNI: v, Name: name, Slot: slot, Generation: 1, Rules: rules}
+	return (&store.Txn{}).UnchangedUnder(store.NetworkGroups(v), rev).
+		Absent(store.GroupKey(v, name)).Put(store.GroupKey(v, name), g).Put(store.SlotKey(v), slot), nil
+}
+
+// freeSlot returns the free slot after the last that was given: one is given again as
+// late as possible, for a host that is cut off still has rules by it.
+func (m *Manager) freeSlot(ctx context.Context, v vnet.VNI, used vnet.Groups) (uint8, error) {
+	last, err := store.Get[uint8](ctx, m.Store, store.SlotKey(v))
+	if errors.Is(err, store.ErrNotFound) {
+		last.Value = vnet.MaxGroups - 1
+	} else if err != nil {
+		return 0, err
+	}
+	for i := range uint8(vnet.MaxGroups) {
+		if slot := (last.Value + 1 + i) % vnet.MaxGroups; !used.Has(slot) {
+			return slot, nil
 		}
 	}
-	return nil, fmt.Errorf("security group %q: %w of the network's %d: put the rules into one that there is, or delete one", name, ErrExhausted, vnet.MaxGroups)
+	return 0, fmt.Errorf("%w of the network's %d: put the rules into one that there is, or delete one", ErrExhausted, vnet.MaxGroups)
 }
 
 // SetRules composes that a group has these rules and no others. It returns

@@ -118,7 +118,9 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// Slots are given once, the lowest free one first, as many as a mapping has bits for.
+// Slots are given once, as many as a mapping has bits for, and one that was given back
+// is the last to be given again, by a new leader too: a host that was cut off still has
+// rules by it.
 func TestSlots(t *testing.T) {
 	b := newBench(t)
 	ctx := context.Background()
@@ -131,7 +133,24 @@ func TestSlots(t *testing.T) {
 	if _, err := b.Create(ctx, red, "g07", nil); !errors.Is(err, ErrExists) {
 		t.Errorf("a name twice: %v", err)
 	}
-	b.must(b.Create(ctx, 70002, "late", nil))
+	slotOf := func(v vnet.VNI, name string) uint8 {
+		t.Helper()
+		g, err := b.Get(ctx, v, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g.Value.Slot
+	}
+	for i, name := range []string{"late", "later", "latest"} {
+		b.must(b.Create(ctx, 70002, name, nil))
+		if got := slotOf(70002, name); int(got) != i {
+			t.Errorf("%s has slot %d, want %d", name, got, i)
+		}
+		if i == 1 {
+			b.Manager = &Manager{Store: b.Store}
+		}
+		b.must(b.Delete(ctx, 70002, name, nobody))
+	}
 	b.must(b.Delete(ctx, red, "g23", nobody))
 	one, err := b.Create(ctx, red, "late", nil)
 	other, err2 := b.Create(ctx, red, "later", nil)

@@ -177,7 +177,7 @@ func (m *Manager) Delete(ctx context.Context, tenant string, moniker vnet.Monike
 			strings.TrimPrefix(h.Key, casPrefix(n.VNI)), h.Value.State, h.Value.owner(), andMore(len(held)-1))
 	}
 	return (&store.Txn{}).Unchanged(row.Key, row.Revision).Delete(row.Key).Delete(vniKey(n.VNI)).
-		UnchangedUnder(casPrefix(n.VNI), rev).DeleteUnder(casPrefix(n.VNI)).DeleteUnder(store.NetworkGroups(n.VNI)), nil
+		UnchangedUnder(casPrefix(n.VNI), rev).DeleteUnder(casPrefix(n.VNI)).DeleteUnder(store.NetworkGroups(n.VNI)).Delete(store.SlotKey(n.VNI)), nil
 }
 
 func andMore(n int) string {

@@ -29,6 +29,7 @@ const (
 	Networks = Root + "networks/" // moniker
 	VNIs     = Root + "vnis/"     // vni -> moniker: no VNI twice
 	CAs      = Root + "cas/"      // vni/ca -> who has it: no CA twice (invariant 10)
+	Slots    = Root + "slots/"    // vni -> the slot that its youngest group was given
 	VTEPs    = Root + "vteps/"    // pa/vni/name -> whose it is: no host has a VTEP's address
 	Types    = Root + "types/"
 	Pools    = Root + "pools/"
@@ -64,6 +65,9 @@ func GroupKey(v vnet.VNI, name string) string { return NetworkGroups(v) + name }
 
 // NetworkGroups is the prefix of a network's security groups.
 func NetworkGroups(v vnet.VNI) string { return fmt.Sprintf("%s%08d/", Groups, v) }
+
+// SlotKey is where it stands which slot was the last that a group of a network was given.
+func SlotKey(v vnet.VNI) string { return fmt.Sprintf("%s%08d", Slots, v) }
 
 // ServiceKey is where a service of a network is.
 func ServiceKey(v vnet.VNI, name string) string { return NetworkServices(v) + name }
