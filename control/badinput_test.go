@@ -103,6 +103,11 @@ func TestBadInput(t *testing.T) {
 		{"lease", codes.InvalidArgument, nil, newNet(&pb.Network{Moniker: "green", Lease: durationpb.New(time.Second), Subnets: subnets("10.5.0.0/16")})},
 		{"DNS", codes.InvalidArgument, nil, newNet(&pb.Network{Moniker: "green", Dns: []string{"224.0.0.9"}, Subnets: subnets("10.5.0.0/16")})},
 
+		{"five DNS servers of a family", codes.InvalidArgument, []string{"5 DNS servers of ipv4", "4"}, newNet(&pb.Network{Moniker: "green", Subnets: subnets("10.5.0.0/16"),
+			Dns: []string{"10.5.0.3", "10.5.0.4", "10.5.0.5", "10.5.0.6", "10.5.0.7"}})},
+		{"five NTP servers of a family", codes.InvalidArgument, []string{"5 NTP servers of ipv6", "4"}, newNet(&pb.Network{Moniker: "green", Subnets: subnets("10.5.0.0/16", "fd05:7::/64"),
+			Ntp: []string{"10.5.0.3", "fd05:7::3", "fd05:7::4", "fd05:7::5", "fd05:7::6", "fd05:7::7"}})},
+
 		{"VM name taken", codes.AlreadyExists, []string{"web-1"}, newVM(&pb.CreateVMRequest{Name: "web-1", Type: "tiny", Network: "red"})},
 		{"VM name malformed", codes.InvalidArgument, nil, newVM(&pb.CreateVMRequest{Name: "../web", Type: "tiny", Network: "red"})},
 		{"unknown type", codes.NotFound, []string{"huge"}, newVM(&pb.CreateVMRequest{Name: "web-2", Type: "huge", Network: "red"})},

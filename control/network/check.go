@@ -47,10 +47,11 @@ func (n *Network) complete() error {
 }
 
 func (n *Network) checkDHCP() error {
-	for _, a := range append(n.DNS[:len(n.DNS):len(n.DNS)], n.NTP...) {
-		if err := n.checkServer(a); err != nil {
-			return err
-		}
+	if err := n.checkServers("DNS", n.DNS); err != nil {
+		return err
+	}
+	if err := n.checkServers("NTP", n.NTP); err != nil {
+		return err
 	}
 	if n.Domain != "" && (len(n.Domain) > 253 || !domainForm.MatchString(n.Domain)) {
 		return fmt.Errorf("%w domain %q: lower-case labels with dots between (RFC 1035)", ErrInvalid, n.Domain)
@@ -63,6 +64,22 @@ func (n *Network) checkDHCP() error {
 	}
 	if n.Lease < minLease || n.Lease.Seconds() >= 1<<32-1 {
 		return fmt.Errorf("%w lease %s: must be at least %s", ErrInvalid, n.Lease, minLease)
+	}
+	return nil
+}
+
+func (n *Network) checkServers(kind string, all []netip.Addr) error {
+	count := make(map[Families]int)
+	for _, a := range all {
+		if err := n.checkServer(a); err != nil {
+			return err
+		}
+		count[FamilyOf(a)]++
+	}
+	for _, f := range []Families{V4, V6} {
+		if count[f] > vnet.MaxServers {
+			return fmt.Errorf("%w: %d %s servers of %s; guests are told of %d at most, name those", ErrInvalid, count[f], kind, f, vnet.MaxServers)
+		}
 	}
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 const (
 	defaultLease = 24 * time.Hour // an agent's outage is to take no address away
 	maxLease     = 10 * 365 * 24 * time.Hour
-	maxServers   = 4           // DNS, NTP: clients use three at most
 	maxRoutes    = 32          // beside the default and the metadata route
 	maxName      = 253         // RFC 1035, section 2.3.4, as text
 	minMTU       = 68          // RFC 2132, section 5.1
@@ -123,7 +122,7 @@ func hostname(d *vnet.Document) string {
 func servers(addrs []netip.Addr) []net.IP {
 	var ips []net.IP
 	for _, a := range addrs {
-		if a.Is4() && len(ips) < maxServers {
+		if a.Is4() && len(ips) < vnet.MaxServers {
 			ips = append(ips, a.AsSlice())
 		}
 	}

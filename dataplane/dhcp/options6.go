@@ -68,7 +68,7 @@ func solMaxRT() dhcpv6.Option {
 func servers6(addrs []netip.Addr) []net.IP {
 	var ips []net.IP
 	for _, a := range addrs {
-		if a.Is6() && len(ips) < maxServers {
+		if a.Is6() && len(ips) < vnet.MaxServers {
 			ips = append(ips, a.AsSlice())
 		}
 	}

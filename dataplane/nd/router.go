@@ -24,7 +24,6 @@ const (
 	retransTimer = 100
 	guestHops    = 64
 	maxPrefixes  = 8
-	maxDNS       = 4
 	maxDomain    = 253
 	minMTU       = 1280 // RFC 8200, section 5
 )
@@ -64,7 +63,7 @@ func RouterOf(place *vnet.Place, mtu uint16) (Router, bool) {
 		}
 	}
 	for _, a := range place.DHCP.DNS {
-		if a.Is6() && len(r.DNS) < maxDNS {
+		if a.Is6() && len(r.DNS) < vnet.MaxServers {
 			r.DNS = append(r.DNS, a)
 		}
 	}

@@ -144,6 +144,10 @@ func (p *Place) V6() (Addr, bool) {
 	return Addr{}, false
 }
 
+// MaxServers is how many DNS servers of a family, and NTP servers, a guest is told of:
+// clients use three at most.
+const MaxServers = 4
+
 // DHCP is what a lease says beside the address, mask, routes and MTU.
 type DHCP struct {
 	DNS    []netip.Addr  `json:"dns,omitempty"`
