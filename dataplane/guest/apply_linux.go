@@ -35,7 +35,8 @@ func (m machine) again(d *vnet.Document, s *state) error {
 		s.once("host name", rootDisk, d.Hostname, func() error { return m.setHostname(d.Hostname) }),
 		m.setUser(d, s, on),
 		s.once("time zone", rootDisk, d.TimeZone, func() error { return m.setTimeZone(d.TimeZone) }),
-		m.putFiles(d.Files, s, on))
+		m.putFiles(d.Files, s, on),
+		m.keep("etc")) // may be another disk than the state's, which says what was applied
 }
 
 // command is a line of the shell in a session of its own, so that its end takes all it started.

@@ -9,6 +9,15 @@ import (
 	"syscall"
 )
 
+// syncDir has the disk take what was put into a directory.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
 // edit changes a file of lines, whose owner, group and mode stay: Debian's programs for
 // passwords read /etc/shadow by its group. A missing one is empty, and root's.
 func (m files) edit(path string, mode fs.FileMode, change func([]string) []string) error {

@@ -63,11 +63,23 @@ func (m files) putFile(f vnet.File) error {
 	if err := f.Check(); err != nil {
 		return fmt.Errorf("file %w", err)
 	}
-	return m.write(f.Path, fs.FileMode(cmp.Or(f.Mode, 0o644)), []byte(f.Content))
+	if err := m.write(f.Path, fs.FileMode(cmp.Or(f.Mode, 0o644)), []byte(f.Content)); err != nil {
+		return err
+	}
+	return m.keep(filepath.Dir(f.Path))
+}
+
+// keep has what was written into a directory outlast a loss of power: a file that took
+// another one's place has its own content on the disk before, not its name.
+func (m files) keep(dir string) error {
+	if err := syncDir(m.path(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write /%s: %w", strings.TrimPrefix(dir, "/"), err)
+	}
+	return nil
 }
 
 // write replaces a file in one step, so that a reader or a crash sees the old one
-// or the new one. It makes the directories above it. The owner is root.
+// or the new one; which one a crash sees is known after keep. It makes the directories above it. The owner is root.
 func (m files) write(path string, mode fs.FileMode, content []byte) error {
 	return m.put(path, content, true, func(file string) error { return os.Chmod(file, mode) })
 }

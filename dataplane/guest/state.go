@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"replug/directory/vnet"
@@ -62,7 +63,7 @@ func (s *state) save(m files) error {
 	if err != nil {
 		return fmt.Errorf("encode the state: %w", err)
 	}
-	if err := m.write(stateFile, 0o600, append(b, '\n')); err != nil {
+	if err := errors.Join(m.write(stateFile, 0o600, append(b, '\n')), m.keep(filepath.Dir(stateFile))); err != nil {
 		return fmt.Errorf("remember what was applied: %w", err)
 	}
 	return nil

@@ -26,6 +26,9 @@ func systemDrive() string {
 	return `C:\`
 }
 
+// syncDir does nothing: Windows writes no directory on demand.
+func syncDir(string) error { return nil }
+
 func uptime() time.Duration { return windows.DurationSinceBoot() }
 
 func openSystem(_ context.Context, c *Config, log logger) (system, error) {

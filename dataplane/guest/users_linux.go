@@ -236,5 +236,5 @@ func (m machine) setKeys(u account, keys []string) (err error) {
 	if err = errors.Join(err, f.Chown(u.uid, u.gid), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return errors.Join(home.Lchown(".ssh", u.uid, u.gid), home.Rename(next, file))
+	return errors.Join(home.Lchown(".ssh", u.uid, u.gid), home.Rename(next, file), m.keep(filepath.Join(u.home, ".ssh")))
 }

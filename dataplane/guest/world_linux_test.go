@@ -29,7 +29,8 @@ import (
 	"replug/directory/vnet"
 )
 
-// TestMain runs the tests in a network namespace of their own: it is the guest's.
+// TestMain runs the tests in a network namespace of their own, which is the guest's, and
+// one of mounts, which are gone with it.
 func TestMain(m *testing.M) {
 	const inside = "REPLUG_GUEST_TEST_NETNS"
 	if root := os.Getenv(agentRoot); root != "" {
@@ -45,7 +46,7 @@ func TestMain(m *testing.M) {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "tests in a network namespace (needs root): %v\n", err)
 		os.Exit(1)
