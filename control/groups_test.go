@@ -154,6 +154,12 @@ func TestGroupsInSwap(t *testing.T) {
 	}
 	_, err := acme.SetPortGroups(w.ctx, &pb.SetPortGroupsRequest{RequestId: "e", Name: "web-1"})
 	code(t, "other groups in mid-swap", err, codes.FailedPrecondition, live.Id)
+	away := &pb.StartSwapRequest{RequestId: "g", Vm: "web-1", Network: "blue", Ip: "10.17.34.99"}
+	_, err = acme.StartSwap(w.ctx, away)
+	code(t, "another swap in mid-swap", err, codes.FailedPrecondition, live.Id)
+	if plan := must(acme.PlanSwap(w.ctx, away))(t); !strings.Contains(fmt.Sprint(plan.Warnings), "swap "+live.Id+" of it runs") {
+		t.Errorf("a plan in mid-swap warns %q, want %s named", plan.Warnings, live.Id)
+	}
 	must(acme.CancelSwap(w.ctx, &pb.CancelSwapRequest{RequestId: "f", Id: live.Id}))(t)
 	if s := w.swapDone(live.Id); s.Phase != "undone" {
 		t.Errorf("cancelled: %v", s)

@@ -84,6 +84,9 @@ func (r *reign) peers(ctx context.Context, p *vnet.Place, port string) ([]string
 // warnings says what may surprise whoever starts the swap.
 func (r *reign) warnings(rec *swap.Record) []string {
 	var out []string
+	if live, ok := r.swaps.Of(rec.Port); ok {
+		out = append(out, fmt.Sprintf("swap %s of it runs (%s): until that has ended this one is refused, and it may start from another place then; wait for it or cancel it", live.ID, live.Phase))
+	}
 	if !r.connected(rec.Host) {
 		out = append(out, fmt.Sprintf("host %s is not connected: the swap would end undone after %s", rec.Host, rec.Budgets.Stage))
 	}
