@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -26,7 +27,10 @@ import (
 //     their types, then as changes says.
 //  3. Switch hook by hook to the new programs, and copy anew what the old programs
 //     still write. Until then both releases carry frames, each by its own maps,
-//     which say the same: nobody else writes them meanwhile.
+//     which say the same but for what frames write: nobody else does meanwhile. If
+//     flows are among them, one that begins within these milliseconds may have its
+//     first answer refused, or delivered as from a service's backend; its next
+//     packet goes right.
 //  4. Exchange maps/ and draft/ in one step, and remove what is the draft now.
 //
 // An agent that dies before 4 leaves maps/ true and whole, and every hook with
@@ -51,6 +55,7 @@ type plan struct {
 	moved  []string         // copied
 	from   datapathLimits   // the contract of the pinned maps
 
+	copied  time.Duration             // when, by [Now]
 	counted map[string]map[string]row // counters as they were copied, by map and key
 }
 
@@ -186,6 +191,7 @@ func pinAgain(t table, path string) error {
 
 // copyRows fills the maps that have changed.
 func (d *Datapath) copyRows(spec *ebpf.CollectionSpec, p *plan) error {
+	p.copied = Now()
 	for _, name := range p.moved {
 		if err := d.copyMap(p, name, d.table(spec, name)); err != nil {
 			return fmt.Errorf("copy map %s: %w", name, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -321,11 +322,13 @@ func TestMigrateWhatIsStillWritten(t *testing.T) {
 	a.must(err)
 	spec.Maps[datapathMapPortCounters].MaxEntries++
 	spec.Maps[datapathMapFlows].MaxEntries = 70001
+	spec.Maps[datapathMapFlows4].MaxEntries = 70001
 	next, p := a.draft(spec)
 	old, fresh := table{Map: a.dp.objs.Flows}, table{Map: next.objs.Flows}
 	a.must(old.put([]row{flowRow(old, "early", 7)}))
 	a.must(next.copyRows(spec, p))
 
+	afterwards := answeredBetween(t, a, next)
 	a.exercise() // the old programs, whose hooks haven't been taken
 	a.must(old.put([]row{flowRow(old, "early", 9), flowRow(old, "late", 11)}))
 	want, err := a.dp.PortCounters(redA.id)
@@ -346,6 +349,35 @@ func TestMigrateWhatIsStillWritten(t *testing.T) {
 	}))
 	if want := map[string]byte{"early": 8, "late": 11}; !maps.Equal(got, want) {
 		t.Errorf("flows: got %v, want %v", got, want)
+	}
+	afterwards()
+}
+
+// answeredBetween: a VM begins a flow to a service by the old programs, and the new
+// ones, which know nothing of it, get the first answer. What they make of it mustn't
+// outlast the switch: the answer that comes after it is the service's.
+func answeredBetween(t *testing.T, a *host, next *Datapath) (after func()) {
+	key := ServiceKey{VNI: red, VIP: addr("10.17.34.203"), Port: 8453, Protocol: protoUDP}
+	a.must(a.dp.SetService(Service{ServiceKey: key, Backends: []Backend{{CA: caB, Port: 7951, Weight: 3}}}))
+	if v, _ := a.send(redA2, redA2.frame(udpOf(caA2, key.VIP, 5417, 8453, text(37)))); v != actRedirect {
+		t.Fatalf("to the service: verdict %d; %v", int32(v), a.drops())
+	}
+	is := *a
+	is.dp = next
+	answer := func() netip.Addr {
+		v, out := is.receive(tunnel{src: redB.pa, dst: redA2.pa, vni: red}.with(redB.inner(redA2, udpOf(caB, caA2, 7951, 5417, text(41)))))
+		if v != actRedirect {
+			t.Fatalf("an answer: verdict %d; %v", int32(v), is.drops())
+		}
+		return addr4([4]byte(out[26:30]))
+	}
+	if from := answer(); from != caB {
+		t.Fatalf("the answer that comes too early is from %s; want %s, or this proves nothing", from, caB)
+	}
+	return func() {
+		if from := answer(); from != key.VIP {
+			t.Errorf("the answer after the switch is from %s, want the service: %s", from, key.VIP)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"reflect"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -173,14 +174,22 @@ func (t table) put(rows []row) error {
 	return nil
 }
 
-// putNew writes rows that aren't there.
-func (t table) putNew(rows []row) error {
+// putNew writes rows that aren't there, and flows that began after a time of [Now] and
+// not when the row that is there says: who saw only the answer took it for the first
+// packet, and knows nothing of the service that the flow is to.
+func (t table) putNew(rows []row, after time.Duration) error {
 	for _, r := range rows {
-		key, value := newSlots(len(r.key), 1), newSlots(len(r.values[0]), 1)
+		key, value, have := newSlots(len(r.key), 1), newSlots(len(r.values[0]), 1), newSlots(len(r.values[0]), 1)
 		copy(key.at(0), r.key)
 		copy(value.at(0), r.values[0])
 		err := t.Update(key.first(), value.first(), ebpf.UpdateNoExist)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		if errors.Is(err, ebpf.ErrKeyExist) {
+			began := record{t.value, r.values[0]}.number("began")
+			if err = t.Lookup(key.first(), have.first()); err == nil && began > uint64(after) && began != (record{t.value, have.at(0)}).number("began") {
+				err = t.Put(key.first(), value.first())
+			}
+		}
+		if err := ignoreMissing(err); err != nil {
 			return err
 		}
 	}

@@ -88,7 +88,10 @@ func servicesReadBack(t *testing.T, a *host) {
 func servicesFull(t *testing.T, a *host) {
 	taken := func() (rows, numbers, slots int) {
 		t.Helper()
-		a.must(each(a.dp.objs.Backends, func(_ uint32, b datapathBackend) error { rows += int(b.Flags & datapathBackendFlagBACKEND_USED); return nil }))
+		a.must(each(a.dp.objs.Backends, func(_ uint32, b datapathBackend) error {
+			rows += int(b.Flags & datapathBackendFlagBACKEND_USED)
+			return nil
+		}))
 		return rows, len(a.dp.services.used), len(a.dp.services.slots.taken) - len(a.dp.services.slots.left)
 	}
 	small := serviceOf(0, protoUDP, Backend{CA: caB, Port: 7951, Weight: 3})

@@ -63,7 +63,7 @@ func (h *hook) giveBack() error {
 }
 
 // copyLive copies what old programs have written since the first copy: flows
-// that the new map lacks, and what was counted.
+// that the new map lacks or has mistaken, and what was counted.
 func (d *Datapath) copyLive(spec *ebpf.CollectionSpec, p *plan) error {
 	for _, name := range p.moved {
 		was, is := p.old[name], d.table(spec, name)
@@ -92,7 +92,7 @@ func (d *Datapath) copyLive(spec *ebpf.CollectionSpec, p *plan) error {
 			if was.perCPU() {
 				return is.add(fresh)
 			}
-			return is.putNew(fresh)
+			return is.putNew(fresh, p.copied)
 		})
 		if err != nil {
 			return fmt.Errorf("copy map %s again: %w", name, err)
