@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -46,7 +47,8 @@ func dump(frame []byte) []byte {
 const (
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
-	etherVLAN = 0x8100
+	etherVLAN = 0x8100 // 802.1Q
+	etherQinQ = 0x88a8 // 802.1ad: the outer of two tags
 
 	protoICMP = 1
 	protoTCP  = 6
@@ -131,7 +133,8 @@ func arp(op uint16, senderMAC [6]byte, sender netip.Addr, targetMAC [6]byte, tar
 }
 
 // A tunnel is the outer headers of a VXLAN frame, of the family of src; zero
-// fields get right values.
+// fields get right values. What ip says is said over IPv6 by its means: a fragment
+// header, a payload length, and hop-by-hop options.
 type tunnel struct {
 	src, dst netip.Addr
 	vni      uint32
@@ -150,10 +153,24 @@ func (u tunnel) with(inner []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(or(u.udpLen, 8+len(v))))
 	b = append(append(b, 0, 0), v...)
 	if u.src.Is6() {
-		return eth([6]byte{}, routerMAC, etherIPv6, ipv6{src: u.src, dst: u.dst, next: protoUDP, tos: u.ip.tos}.with(b))
+		return eth([6]byte{}, routerMAC, etherIPv6, u.over6(b))
 	}
 	u.ip.src, u.ip.dst, u.ip.proto = u.src, u.dst, protoUDP
 	return eth([6]byte{}, routerMAC, etherIPv4, u.ip.with(b))
+}
+
+func (u tunnel) over6(b []byte) []byte {
+	if u.ip.frag != 0 {
+		return fragment(u.src, u.dst, protoUDP, 0x3b6d, int(u.ip.frag&0x1fff)*8, u.ip.frag&0x2000 != 0, b)
+	}
+	h := ipv6{src: u.src, dst: u.dst, next: protoUDP, tos: u.ip.tos}
+	if u.ip.total != 0 {
+		h.said = u.ip.total - 20
+	}
+	if u.ip.options != nil {
+		h.next, b = 0, append(slices.Clone(u.ip.options), b...)
+	}
+	return h.with(b)
 }
 
 func sum(b []byte) uint16 {
