@@ -58,8 +58,9 @@ func dropsFromVM(t *testing.T, seen covered) {
 		name, reason string
 		frame        []byte
 	}{
-		{"VLAN tag in the frame", "vlan", eth(gatewayMAC, redA.mac, etherVLAN, append([]byte{0x2f, 0x07, 8, 0}, good...))},
-		{"service VLAN tag", "vlan", eth(gatewayMAC, redA.mac, 0x88a8, append([]byte{0x2f, 0x07, 8, 0}, good...))},
+		{"VLAN tag in the frame", "vlan", tagged(good, etherVLAN)},
+		{"service VLAN tag", "vlan", tagged(good, etherQinQ)},
+		{"QinQ", "vlan", tagged(good, etherQinQ, etherVLAN)},
 		{"another VM's MAC", "spoofed_mac", eth(gatewayMAC, redA2.mac, etherIPv4, good)},
 		{"LLDP", "not_ip", eth(gatewayMAC, redA.mac, 0x88cc, good)},
 		{"IPv4 in an IPv6 frame", "bad_ip", eth(gatewayMAC, redA.mac, 0x86dd, good)},
@@ -85,6 +86,15 @@ func dropsFromVM(t *testing.T, seen covered) {
 		{"another link-local address", "imds_other", from(tcp4(caA, addr("169.254.17.23"), 40321, 80, payload))},
 		{"metadata without a TCP header", "bad_l4", from(ipv4{src: caA, dst: imds, proto: protoTCP}.with([]byte{7, 9}))},
 		{"metadata with half a TCP header", "bad_l4", from(tcp4(caA, imds, 40321, 80, nil)[:20+16])[:50]},
+		{"metadata as itself", "imds_source", from(tcp4(imds, imds, 40321, 80, payload))},
+		{"metadata as its callers", "imds_source", from(tcp4(callerOf(redA.id, redA.epoch), imds, 40321, 80, payload))},
+		{"metadata over IPv6 as itself", "imds_source", redA.frame(tcpOf(addr("fd00:ec2::254"), addr("fd00:ec2::254"), 40321, 80, payload))},
+		{"a metadata reply to a peer", "spoofed_ca", from(tcp4(imds, caB, 80, 40321, payload))},
+		{"a wire server's reply to a peer", "spoofed_ca", from(tcp4(addr("168.63.129.16"), caB, 80, 40321, payload))},
+		{"a metadata reply to a peer over IPv6", "spoofed_ca", redA.frame(tcpOf(addr("fd00:ec2::254"), caB6, 80, 40321, payload))},
+		{"a metadata reply to its own caller", "spoofed_ca", from(tcp4(imds, callerOf(redA.id, redA.epoch), 80, 40321, payload))},
+		{"to another VM as the metadata service knows it", "no_route", from(tcp4(caA, callerOf(redA2.id, redA2.epoch), 40321, 80, payload))},
+		{"to another VM as it is known over IPv6", "no_route", redA.frame(tcpOf(caA6, callerOf6(redA2.id, redA2.epoch), 40321, 80, payload))},
 		{"another VM's CA", "spoofed_ca", from(udp4(caA2, caB, 5353, 7946, payload))},
 		{"no CA at all", "spoofed_ca", from(udp4(addr("0.0.0.0"), caB, 5353, 7946, payload))},
 		{"broadcast", "broadcast", eth(everyone, redA.mac, etherIPv4, udp4(caA, addr("255.255.255.255"), 5353, 7946, payload))},
@@ -123,25 +133,36 @@ func dropsFromVM(t *testing.T, seen covered) {
 	seen.refused(a, "deleted", "no_port", func() uint32 { v, _ := a.send(redA, from(good)); return v })
 }
 
+// An outside is what host B's underlay has beside it, and around what comes from it.
+type outside struct {
+	name     string
+	of       func(member) member
+	stranger netip.Addr // no host's address
+	self     netip.Addr
+}
+
 func dropsFromWire(t *testing.T, seen covered) {
-	b := newB(t)
+	dropsFromUnderlay(t, seen, newB(t), outside{"IPv4", over4, addr("198.51.100.27"), hostB})
+	dropsFromUnderlay(t, seen, newB6(t), outside{"IPv6", member.over6, addr("2001:db8:7e5d:4c3b:91a2:83f4:6d75:c827"), hostB6})
+}
+
+func dropsFromUnderlay(t *testing.T, seen covered, b *host, out outside) {
 	payload := text(37)
 	inner := func(src, dst string) []byte {
 		return eth(redB.mac, redA.mac, etherIPv4, udp4(addr(src), addr(dst), 5353, 7946, payload))
 	}
 	good := inner("10.17.34.51", "10.17.34.86")
-	right := tunnel{src: redA.pa, dst: redB.pa, vni: red}
+	right := tunnel{src: out.of(redA).pa, dst: out.of(redB).pa, vni: red}
 	change := func(f func(*tunnel)) []byte { u := right; f(&u); return u.with(good) }
 	packet := func(h ipv4) []byte {
 		h.src, h.dst, h.proto = caA, caB, protoUDP
 		return right.with(eth(redB.mac, redA.mac, etherIPv4, h.with(udp(caA, caB, 5353, 7946, payload))))
 	}
-	ce := change(func(u *tunnel) { u.ip.tos = 3 })
-	for _, c := range []struct {
+	type row struct {
 		name, reason string
 		frame        []byte
-	}{
-		{"outer IP options", "outer_bad", change(func(u *tunnel) { u.ip.options = []byte{7, 3, 4, 0} })},
+	}
+	rows := []row{
 		{"outer length past the frame", "outer_bad", change(func(u *tunnel) { u.ip.total = 116 })},
 		{"outer lengths past the frame", "outer_bad", change(func(u *tunnel) { u.ip.total, u.udpLen = 116, 96 })},
 		{"UDP length too short", "outer_bad", change(func(u *tunnel) { u.udpLen = 94 })},
@@ -157,45 +178,59 @@ func dropsFromWire(t *testing.T, seen covered) {
 		{"inner length past the frame", "inner_bad_ip", packet(ipv4{total: 66})},
 		{"another network", "not_local", change(func(u *tunnel) { u.vni = blue })},
 		{"another MAC", "not_local", right.with(eth(redA2.mac, redA.mac, etherIPv4, good[14:]))},
-		{"another port's PA", "wrong_pa", change(func(u *tunnel) { u.dst = blueB.pa })},
+		{"another port's PA", "wrong_pa", change(func(u *tunnel) { u.dst = out.of(blueB).pa })},
 		{"another CA", "wrong_ca", right.with(inner("10.17.34.51", "10.17.34.119"))},
-		{"from another PA than its mapping's", "wrong_source", change(func(u *tunnel) { u.src = redA2.pa })},
-		{"unknown CA from nowhere", "unknown_source", tunnel{src: addr("198.51.100.27"), dst: redB.pa, vni: red}.with(inner("10.17.34.119", "10.17.34.86"))},
-		{"congestion on a packet that isn't ECN-capable", "ecn", ce},
-	} {
-		seen.refused(b, c.name, c.reason, func() uint32 { v, _ := b.receive(c.frame); return v })
+		{"to the metadata service", "wrong_ca", right.with(inner("10.17.34.51", "169.254.169.254"))},
+		{"to the wire server", "wrong_ca", right.with(inner("10.17.34.51", "168.63.129.16"))},
+		{"to the metadata service over IPv6", "wrong_ca", right.with(redA.inner(redB, udpOf(caA6, addr("fd00:ec2::254"), 5353, 80, payload)))},
+		{"to the port as the metadata service knows it", "wrong_ca", right.with(redA.inner(redB, udp4(caA, callerOf(redB.id, redB.epoch), 80, 40321, payload)))},
+		{"to the port as it is known over IPv6", "wrong_ca", right.with(redA.inner(redB, udpOf(caA6, callerOf6(redB.id, redB.epoch), 80, 40321, payload)))},
+		{"from another PA than its mapping's", "wrong_source", change(func(u *tunnel) { u.src = out.of(redA2).pa })},
+		{"unknown CA from nowhere", "unknown_source", tunnel{src: out.stranger, dst: right.dst, vni: red}.with(inner("10.17.34.119", "10.17.34.86"))},
+		{"congestion on a packet that isn't ECN-capable", "ecn", change(func(u *tunnel) { u.ip.tos = 3 })},
+	}
+	if right.src.Is4() { // options of IPv6 are another protocol's header: not ours
+		rows = append(rows, row{"outer IP options", "outer_bad", change(func(u *tunnel) { u.ip.options = []byte{7, 3, 4, 0} })})
+	}
+	for _, c := range rows {
+		name := c.name + ", over " + out.name
+		seen.refused(b, name, c.reason, func() uint32 { v, _ := b.receive(c.frame); return v })
 		before := b.drops()
 		if v, _ := b.receive(right.with(good)); v != actRedirect {
-			t.Errorf("after %s: a good frame gets verdict %d", c.name, v)
+			t.Errorf("after %s: a good frame gets verdict %d", name, v)
 		}
-		b.counted("a good frame after "+c.name, before, "none")
+		b.counted("a good frame after "+name, before, "none")
 	}
-	notOurs(t, b, right, good)
-	seen.refused(b, "up the VXLAN device without a mark", "unmarked", func() uint32 {
+	notOurs(t, b, out, right, good)
+	seen.refused(b, "up the VXLAN device without a mark, over "+out.name, "unmarked", func() uint32 {
 		v, _, _ := b.run(b.dp.objs.FromVxlan, skb{Ifindex: 1}, good)
 		return v
 	})
-	seen.refused(b, "a mark, but no tunnel", "unmarked", func() uint32 {
+	seen.refused(b, "a mark, but no tunnel, over "+out.name, "unmarked", func() uint32 {
 		v, _, _ := b.run(b.dp.objs.FromVxlan, skb{Ifindex: 1, Mark: 0x5eb70000 | uint32(redB.id)}, good)
 		return v
 	})
-
 }
 
 // notOurs: what isn't VXLAN for this host goes on as if nothing were there, uncounted.
-func notOurs(t *testing.T, b *host, right tunnel, good []byte) {
+func notOurs(t *testing.T, b *host, out outside, right tunnel, good []byte) {
 	t.Helper()
-	for name, u := range map[string]tunnel{
-		"another UDP port":         {src: right.src, dst: right.dst, vni: red, dport: 4790},
-		"another host's PA":        {src: right.src, dst: redA.pa, vni: red},
-		"a fragment for the host":  {src: right.src, dst: hostB, vni: red, ip: ipv4{frag: 0x0017}},
-		"another protocol's frame": {src: right.src, dst: right.dst, vni: red, ip: ipv4{vihl: 0x43}},
-	} {
+	others := map[string]tunnel{
+		"another UDP port":        {src: right.src, dst: right.dst, vni: red, dport: 4790},
+		"another host's PA":       {src: right.src, dst: out.of(redA).pa, vni: red},
+		"a fragment for the host": {src: right.src, dst: out.self, vni: red, ip: ipv4{frag: 0x0017}},
+	}
+	if right.src.Is4() {
+		others["a header of 12 bytes"] = tunnel{src: right.src, dst: right.dst, vni: red, ip: ipv4{vihl: 0x43}}
+	} else {
+		others["options that look like ports"] = tunnel{src: right.src, dst: right.dst, vni: red, ip: ipv4{options: []byte{protoUDP, 0, 4789 >> 8, 4789 & 0xff, 0, 0, 0, 0}}}
+	}
+	for name, u := range others {
 		before := b.drops()
 		v, _ := b.receive(u.with(good))
 		after := b.drops()
 		if v != actNext || len(after) != len(before) || after["none"] != before["none"] {
-			t.Errorf("%s: verdict %d, counted %v before and %v after", name, int32(v), before, after)
+			t.Errorf("%s, over %s: verdict %d, counted %v before and %v after", name, out.name, int32(v), before, after)
 		}
 	}
 }

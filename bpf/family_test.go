@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -246,11 +245,8 @@ func TestAnswersIPv6(t *testing.T) {
 }
 
 func metadataReplies(t *testing.T, a *host, imds6, wireServer netip.Addr) {
-	caller6 := addr("fd52:5047::")
+	caller6 := callerOf6(redA.id, redA.epoch)
 	b := caller6.As16()
-	binary.BigEndian.PutUint16(b[6:], redA.id)
-	binary.BigEndian.PutUint64(b[8:], redA.epoch)
-	caller6 = netip.AddrFrom16(b)
 	caller := callerOf(redA.id, redA.epoch)
 	reply := func(packet []byte) (uint32, []byte) {
 		v, got, _ := a.run(a.dp.objs.FromHost, skb{Ifindex: 1}, eth([6]byte{}, imdsMAC, etherOf(packet), packet))

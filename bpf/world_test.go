@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -163,15 +164,34 @@ func over4(m member) member { return m }
 func newWorld6(t *testing.T) (a, b *host) {
 	t.Helper()
 	isolate(t)
-	wide := func(o *Options) { o.UnderlayMTU = 1570 }
-	a = newHost(t, "a", hostA6, prefixA6, wide)
-	b = newHost(t, "b", hostB6, prefixB6, wide)
-	a.must(a.dp.PutHost(prefixB6))
-	b.must(b.dp.PutHost(prefixA6))
-	a.settle(member.over6, redA, redA2, blueA)
-	b.settle(member.over6, redB, blueB)
-	return a, b
+	return worldsA6(t), worldsB6(t)
 }
+
+// newB6 is newB over an IPv6 underlay.
+func newB6(t *testing.T) *host {
+	t.Helper()
+	isolate(t)
+	return worldsB6(t)
+}
+
+func worldsA6(t *testing.T) *host {
+	t.Helper()
+	a := newHost(t, "a", hostA6, prefixA6, wide)
+	a.must(a.dp.PutHost(prefixB6))
+	a.settle(member.over6, redA, redA2, blueA)
+	return a
+}
+
+func worldsB6(t *testing.T) *host {
+	t.Helper()
+	b := newHost(t, "b", hostB6, prefixB6, wide)
+	b.must(b.dp.PutHost(prefixA6))
+	b.settle(member.over6, redB, blueB)
+	return b
+}
+
+// wide gives a guest's 1500 bytes the room that they need over IPv6.
+func wide(o *Options) { o.UnderlayMTU = 1570 }
 
 // settle gives the host its own members, and the mappings of all.
 func (h *host) settle(of func(member) member, own ...member) {
@@ -350,4 +370,12 @@ func subnet(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func callerOf(id uint16, epoch uint64) netip.Addr {
 	v := 0xf0000000 | uint32(id)<<14 | uint32(epoch)&0x3fff
 	return addr4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+// callerOf6 is that address over IPv6: the port id in bytes 6 and 7, the epoch in the last 8.
+func callerOf6(id uint16, epoch uint64) netip.Addr {
+	b := netip.MustParseAddr("fd52:5047::").As16()
+	binary.BigEndian.PutUint16(b[6:], id)
+	binary.BigEndian.PutUint64(b[8:], epoch)
+	return netip.AddrFrom16(b)
 }
