@@ -414,6 +414,7 @@ type datapathPacket struct {
 	NatPort    uint16
 	Header     uint16
 	Mac        [6]uint8
+	FromMac    [6]uint8
 	Proto      uint8
 	Tos        uint8
 	V6         uint8
@@ -431,7 +432,8 @@ type datapathPacket struct {
 	Climbs     uint8
 	Here       uint8
 	OptionsLen uint8
-	Pad        uint8
+	Owned      uint8
+	Pad        [2]uint8
 	Options    [40]uint8
 }
 

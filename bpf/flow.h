@@ -199,7 +199,7 @@ static __always_inline enum drop_reason remember(struct packet *p, __u32 id, con
 		row->nat_port = p->nat_port;
 		row->backend = p->backend;
 	}
-	keep_way(row, p, inbound, since);
+	keep_way(row, p, port, inbound, since);
 	put_flow(&p->key, p->v6, row);
 	if (row->flags & FLOW_SERVICE)
 		remember_backend(p);
@@ -365,7 +365,7 @@ static __always_inline enum drop_reason go_on(struct packet *p, __u32 id, const 
 	if (!why && !knows_way(p, flow, inbound, since)) {
 		why = find_way_of(p, port, inbound);
 		if (!why)
-			keep_way(flow, p, inbound, since);
+			keep_way(flow, p, port, inbound, since);
 	}
 	if (why)
 		return why;

@@ -15,6 +15,21 @@ struct sent {
 	const struct port *to; /* the one that gets it, if it is here */
 };
 
+/*
+ * Says to the receiver who sent the packet, as the outer headers would. A router's
+ * source, and one of a peer network, it looks up as if it had come by the wire.
+ */
+static __always_inline void introduce(struct sent *s)
+{
+	struct packet *p = s->f.p;
+
+	p->owned &= p->id != p->to_id && s->port->vni == s->to->vni;
+	if (p->owned)
+		return;
+	p->outer_src = s->port->pa;
+	copy_mac(p->from_mac, s->port->mac);
+}
+
 /* On this host the receiver's checks are made at once. */
 static __always_inline enum drop_reason decide_local(struct sent *s)
 {
@@ -31,7 +46,13 @@ static __always_inline enum drop_reason decide_local(struct sent *s)
 	why = check_size(&s->f, s->to->mtu, DROP_TO_TOO_BIG);
 	if (why)
 		return why;
-	return permit(&s->f, p->to_id, s->to, true);
+	introduce(s);
+	why = permit(&s->f, p->to_id, s->to, true);
+	if (p->trace && !p->owned) { /* it holds the way back by now, and tells the way there */
+		p->next = p->dst;
+		find_way(s->port);
+	}
+	return why;
 }
 
 static __always_inline enum drop_reason decide_way(struct sent *s)
@@ -78,7 +99,7 @@ static __always_inline enum drop_reason decide_ip(struct sent *s)
 		return DROP_ROGUE_DHCP;
 	if (is_nd(p))
 		return read_nd(&s->f, s->port);
-	if (is_metadata(p)) {
+	if (is_metadata(&p->dst, p->v6)) {
 		p->way = WAY_IMDS;
 		return check_imds_request(p, s->port);
 	}

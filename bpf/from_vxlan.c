@@ -34,6 +34,7 @@ static __always_inline enum drop_reason check_marked(struct __sk_buff *skb, stru
 	why = as_inner(parse_eth(&r->f));
 	if (why)
 		return why;
+	copy_mac(p->from_mac, r->f.eth->h_source);
 	why = as_inner(parse_ip(&r->f));
 	if (why)
 		return why;

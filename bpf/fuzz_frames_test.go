@@ -54,7 +54,12 @@ func (f *fuzzer) next() trial {
 	if r.IntN(6) == 0 {
 		u.ip.tos = byte(r.IntN(4))
 	}
-	frame := u.with(from.inner(to, f.packetTo(from, to)))
+	inner := from.inner(to, f.packetTo(from, to))
+	if r.IntN(16) == 0 { // by a neighbour, or the host itself
+		mac := pick(r, redA.mac, redA2.mac, redB.mac, gatewayMAC)
+		copy(inner[6:], mac[:])
+	}
+	frame := u.with(inner)
 	frame = f.twins[host].arriving(f.spoil(frame, 14+126))
 	return trial{host, 0, f.gso(len(frame), 5), frame}
 }

@@ -61,7 +61,7 @@ static __always_inline struct packet *open_packet(bool trace)
 	p->id = p->to_id = p->mtu = 0;
 	p->way = WAY_NONE;
 	p->fragment = WHOLE;
-	p->natted = p->reset = p->known = p->climbs = 0;
+	p->natted = p->reset = p->known = p->climbs = p->owned = 0;
 	p->flow_in = p->flow_out = FLOW_NOT_ASKED;
 	p->rule_in = p->rule_out = RULE_NONE;
 	p->trace = trace;

@@ -24,11 +24,12 @@ static __always_inline bool is_imds6(const struct addr *a)
 	return high(a) == bpf_cpu_to_be64(0xfd000ec200000000) && low(a) == bpf_cpu_to_be64(0x254);
 }
 
-static __always_inline bool is_metadata(const struct packet *p)
+/* What a guest says to, and hears from, its host alone. */
+static __always_inline bool is_metadata(const struct addr *a, bool v6)
 {
-	if (p->v6)
-		return is_imds6(&p->dst);
-	return as_v4(&p->dst) == WIRE_SERVER || (as_v4(&p->dst) & LINK_LOCAL_MASK) == LINK_LOCAL_NET;
+	if (v6)
+		return is_imds6(a);
+	return as_v4(a) == WIRE_SERVER || (as_v4(a) & LINK_LOCAL_MASK) == LINK_LOCAL_NET;
 }
 
 /*

@@ -56,8 +56,8 @@ func (j *judged) key(p *modelPort, inbound bool) modelKey {
 }
 
 // judge is what a port says of a packet out or in: by its rate, by its fragment, by
-// its flow, or as the first of one. local: from a port of the same host.
-func (m *model) judge(j *judged, p *modelPort, inbound, local bool) string {
+// its flow, or as the first of one.
+func (m *model) judge(j *judged, p *modelPort, inbound bool) string {
 	natted := j.natted
 	if !inbound && !m.keepsFrom(j, p) {
 		return "rate_from"
@@ -65,7 +65,7 @@ func (m *model) judge(j *judged, p *modelPort, inbound, local bool) string {
 	if why := m.matchFragment(j, p, inbound); why != "" {
 		return why
 	}
-	if why := m.judgeFlow(j, p, inbound, local); why != "" {
+	if why := m.judgeFlow(j, p, inbound); why != "" {
 		return why
 	}
 	if natted != 0 && j.natted != natted {
@@ -102,14 +102,14 @@ func (m *model) matchFragment(j *judged, p *modelPort, inbound bool) string {
 	return ""
 }
 
-func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
+func (m *model) judgeFlow(j *judged, p *modelPort, inbound bool) string {
 	k := j.key(p, inbound)
 	f := m.flows[k]
 	if j.isICMP() && !j.isEcho() && j.fragment != laterFragment || f != nil && j.isEchoRequest() && inbound != (f.flags&fInbound != 0) {
 		f = nil // of ICMP only echoes are flows, and each end asks by its own
 	}
 	if f == nil || f.epoch != p.Epoch || j.tcpFlags&(flagSYN|flagACK) == flagSYN && f.flags&(fClosing|fReset) != 0 {
-		return m.begin(j, p, k, inbound, local)
+		return m.begin(j, p, k, inbound)
 	}
 	if f.generation != p.generation {
 		if why := m.judgeAgain(j, p, k, f); why != "" {
@@ -119,7 +119,7 @@ func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
 	if why := m.follow(j, k, f, inbound); why != "" {
 		return why
 	}
-	if why := m.wayOf(j, p, inbound, local); why != "" {
+	if why := m.wayOf(j, p, inbound); why != "" {
 		return why
 	}
 	m.touch(j, k, f, inbound)
@@ -127,7 +127,7 @@ func (m *model) judgeFlow(j *judged, p *modelPort, inbound, local bool) string {
 }
 
 // wayOf finds the way out, or checks the one that the frame came by.
-func (m *model) wayOf(j *judged, p *modelPort, inbound, local bool) (why string) {
+func (m *model) wayOf(j *judged, p *modelPort, inbound bool) (why string) {
 	if !inbound {
 		to := j.dst
 		if j.natted != 0 {
@@ -136,14 +136,17 @@ func (m *model) wayOf(j *judged, p *modelPort, inbound, local bool) (why string)
 		j.route, why = m.findWay(p, to)
 		return why
 	}
-	if local {
+	if j.from != nil && j.from != p && j.from.VNI == p.VNI && j.from.has(j.src) {
 		return ""
 	}
 	w, unknown := m.findWay(p, j.src)
+	vouched := j.from != nil || m.registered(j.outerSrc)
 	switch {
-	case unknown == "" && w.pa != j.outerSrc:
+	case j.src == p.gatewayOf(j.v6) || p.has(j.src) || isMetadata(j.src):
 		return "wrong_source"
-	case unknown != "" && !m.registered(j.outerSrc):
+	case unknown == "" && (w.pa != j.outerSrc || vouched && w.mac != j.srcMAC() && j.srcMAC() != gatewayMAC):
+		return "wrong_source"
+	case unknown != "" && !vouched:
 		return "unknown_source"
 	case unknown != "" && !m.spend(p, bucketUnresolved, 1):
 		return "unresolved_rate"
@@ -154,6 +157,9 @@ func (m *model) wayOf(j *judged, p *modelPort, inbound, local bool) (why string)
 	return ""
 }
 
+// srcMAC is of the port that sent the frame, on this host or by its host's word.
+func (j *judged) srcMAC() [6]byte { return [6]byte(j.frame[6:]) }
+
 func (m *model) registered(pa netip.Addr) bool {
 	for _, h := range m.hosts {
 		if h.Contains(pa) {
@@ -163,9 +169,9 @@ func (m *model) registered(pa netip.Addr) bool {
 	return false
 }
 
-func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) string {
+func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound bool) string {
 	if inbound {
-		if why := m.wayOf(j, p, true, local); why != "" {
+		if why := m.wayOf(j, p, true); why != "" {
 			return why
 		}
 	}
@@ -175,7 +181,7 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 		if inbound {
 			return ""
 		}
-		return m.wayOf(j, p, false, local)
+		return m.wayOf(j, p, false)
 	}
 	if j.proto == protoTCP && j.tcpFlags&flagSYN == 0 && p.is(Strict) {
 		j.reset = p.is(Reset) && j.takesReset()
@@ -191,7 +197,7 @@ func (m *model) begin(j *judged, p *modelPort, k modelKey, inbound, local bool) 
 		if why := m.choose(j, p); why != "" {
 			return why
 		}
-		if why := m.wayOf(j, p, false, local); why != "" {
+		if why := m.wayOf(j, p, false); why != "" {
 			return why
 		}
 	}

@@ -14,6 +14,8 @@ var (
 
 func isLinkScope(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
+func isMetadata(a netip.Addr) bool { return a == imds6 || a == wireServer || linkLocal4.Contains(a) }
+
 // fromVM is what becomes of a frame from the VM of a port.
 func (m *model) fromVM(id uint16, frame []byte, gso int) outcome {
 	p := m.ports[id]
@@ -57,7 +59,7 @@ func (m *model) sent(j *judged) outcome {
 		return refuse("rogue_dhcp")
 	case j.isND():
 		return m.nd(j)
-	case j.dst == imds6, j.dst == wireServer, linkLocal4.Contains(j.dst):
+	case isMetadata(j.dst):
 		return m.metadata(j)
 	case isLinkScope(j.src) && j.dst != gateway:
 		return refuse("link_scope")
@@ -73,7 +75,7 @@ func (m *model) sent(j *judged) outcome {
 	if p.is(Isolated) {
 		return refuse("isolated")
 	}
-	if why := m.judge(j, p, false, false); why != "" {
+	if why := m.judge(j, p, false); why != "" {
 		return m.refuseSent(j, why)
 	}
 	if j.natted != 0 {

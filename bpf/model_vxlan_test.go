@@ -70,7 +70,7 @@ func (m *model) answerClimber(j *judged, p *modelPort, c climber, why string) ou
 		return out
 	}
 	out.mark = 0
-	if m.wayOf(j, p, true, false) != "" {
+	if m.wayOf(j, p, true) != "" {
 		return out
 	}
 	out.verdict = actRedirect

@@ -145,7 +145,7 @@ func (m *model) arrives(j *judged, p *modelPort, o outer) string {
 	if isLinkScope(j.src) || j.isND() {
 		return "link_scope"
 	}
-	if why := m.judge(j, p, true, false); why != "" {
+	if why := m.judge(j, p, true); why != "" {
 		return why
 	}
 	return ""
@@ -156,7 +156,7 @@ func (m *model) mayTell(j *judged, p *modelPort) {
 	if j.tooBig == 0 {
 		return
 	}
-	liar := m.wayOf(j, p, true, false) != ""
+	liar := m.wayOf(j, p, true) != ""
 	if liar || !m.spend(p, bucketTooBig, 1) {
 		j.tooBig = 0
 	}

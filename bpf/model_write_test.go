@@ -174,7 +174,8 @@ func (m *model) sendToPort(j *judged) outcome {
 		why = "to_too_big"
 	}
 	if why == "" {
-		why = m.judge(j, to, true, true)
+		j.outerSrc = j.from.PA
+		why = m.judge(j, to, true)
 	}
 	if why != "" {
 		return m.refuseSent(j, why)

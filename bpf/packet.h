@@ -68,6 +68,7 @@ struct packet {
 	__be16 nat_port;
 	__u16 header;		/* bytes of IP headers */
 	__u8 mac[6];		/* of the next port */
+	__u8 from_mac[6];	/* of the port that sent it, as its host says */
 	__u8 proto;
 	__u8 tos;
 	__u8 v6;
@@ -85,7 +86,8 @@ struct packet {
 	__u8 climbs;		/* it must go up the VXLAN device */
 	__u8 here;		/* next is on this host */
 	__u8 options_len;	/* of TCP's options; those of a SYN are in options */
-	__u8 pad;
+	__u8 owned;		/* src is an address of the port of this host that sent it */
+	__u8 pad[2];
 	__u8 options[40];
 };
 

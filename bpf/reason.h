@@ -42,7 +42,7 @@ enum drop_reason {
 	DROP_INNER_NOT_IP,	/* inner frame is neither IPv4 nor IPv6 */
 	DROP_INNER_BAD_IP,	/* inner IP version, header length or total length is wrong */
 	DROP_WRONG_PA,		/* outer destination isn't the port's PA */
-	DROP_WRONG_SOURCE,	/* the inner source's mapping names another PA than the outer source */
+	DROP_WRONG_SOURCE,	/* from elsewhere than where its source is by the directory, or from an address that only the host or the receiver has */
 	DROP_UNKNOWN_SOURCE,	/* inner source has no mapping, outer source is no registered host */
 	DROP_UNRESOLVED_RATE,	/* too many frames from sources without a mapping */
 	DROP_ECN,		/* congestion was marked on a packet that isn't ECN-capable (RFC 6040) */

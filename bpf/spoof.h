@@ -74,14 +74,12 @@ static __always_inline enum drop_reason check_source_mac(const struct frame *f,
 }
 
 /* A link-local address is its VM's own affair, but only towards the gateway. */
-static __always_inline enum drop_reason check_source_ca(const struct packet *p,
-							const struct port *port)
+static __always_inline enum drop_reason check_source_ca(struct packet *p, const struct port *port)
 {
 	if (p->v6 && is_link_scope(&p->src))
 		return same_addr(&p->dst, &port->gateway6) ? DROP_NONE : DROP_LINK_SCOPE;
-	if (has_ca(port, &p->src) || port->flags & PORT_ROUTER)
-		return DROP_NONE;
-	return DROP_SPOOFED_CA;
+	p->owned = has_ca(port, &p->src);
+	return p->owned || port->flags & PORT_ROUTER ? DROP_NONE : DROP_SPOOFED_CA;
 }
 
 #endif

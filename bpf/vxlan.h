@@ -222,6 +222,7 @@ static __always_inline enum drop_reason read_outer(struct frame *f, struct outer
 		return DROP_VXLAN_FLAGS;
 	o->tunnel = t;
 	f->p->vni = bpf_ntohl(t->vni) >> 8;
+	copy_mac(f->p->from_mac, t->eth.h_source);
 	f->eth = &t->eth;
 	f->len -= OVERHEAD;
 	return DROP_NONE;

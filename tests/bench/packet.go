@@ -69,7 +69,7 @@ func (w *world) knownPackets(got measured) error {
 	from, to := a.nics[vethNIC], b.nics[vethNIC]
 	sent := udpFrame(from.addr, to.addr, from.mac, vnet.GatewayMAC[:])
 	arriving := frame.Encapsulate(frame.Outer{SrcMAC: vnet.MAC(a.mac), DstMAC: vnet.MAC(b.mac), Src: from.pa, Dst: to.pa, VNI: vnet.VNI(vni(vethNIC))},
-		udpFrame(from.addr, to.addr, vnet.GatewayMAC[:], to.mac))
+		udpFrame(from.addr, to.addr, from.mac, to.mac))
 	for _, p := range []struct {
 		name, device string
 		s            *side
