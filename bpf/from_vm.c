@@ -157,11 +157,25 @@ static __always_inline enum drop_reason trap_frame(struct __sk_buff *skb, const 
 	return DROP_NONE;
 }
 
+/* Finds the headers again: the helpers that write may have moved the frame. */
+static __always_inline enum drop_reason reopen(struct __sk_buff *skb, struct sent *s)
+{
+	s->f.rest = all_of(skb);
+	return parse_eth(&s->f) || parse_ip(&s->f) ? DROP_TRUNCATED : DROP_NONE;
+}
+
+/* The host's stack can't be told how large the guest's packets may be: its SYN must say it. */
 static __always_inline enum drop_reason send_to_imds(struct __sk_buff *skb, struct sent *s,
 						     int *verdict)
 {
 	struct packet *p = s->f.p;
+	enum drop_reason why = clamp_mss(skb, p, s->port->mtu);
 
+	if (why)
+		return why;
+	why = reopen(skb, s);
+	if (why)
+		return why;
 	imds_caller(&p->nat, p->v6, p->id, s->port->epoch);
 	copy_const_mac(s->f.eth->h_dest, config.imds_mac);
 	if (rewrite(skb, &s->f, END_SOURCE, &p->nat, 0))
@@ -180,10 +194,9 @@ static __always_inline enum drop_reason mend(struct __sk_buff *skb, struct sent 
 		return why;
 	if (p->quotes)
 		return translate_error(skb) ? DROP_TRUNCATED : DROP_NONE;
-	/* The helpers above may have moved the frame: find its headers again. */
-	s->f.rest = all_of(skb);
-	if (parse_eth(&s->f) || parse_ip(&s->f))
-		return DROP_TRUNCATED;
+	why = reopen(skb, s);
+	if (why)
+		return why;
 	if (rewrite(skb, &s->f, p->natted & FLOW_SERVICE ? END_DESTINATION : END_SOURCE, &p->nat,
 		    p->nat_port))
 		return DROP_TRUNCATED;

@@ -193,6 +193,7 @@ func (m *model) metadata(j *judged) outcome {
 	}
 	out := bytes.Clone(j.frame)
 	copy(out, imdsMAC[:])
+	j.clamp(out, p.MTU)
 	j.rewrite(out, false, netip.AddrPortFrom(callerIn(p.id, p.Epoch, j.v6), 0))
 	return sendOut(out)
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -49,6 +51,42 @@ func TestPathMTUOfSuperpackets(t *testing.T) {
 				t.Run(inner, func(t *testing.T) { farEnd(t, from, to, family, 1351) })
 			}
 		})
+	}
+}
+
+// What a guest's metadata service sends it must fit its port, however much its NIC
+// would take: nobody could tell the host's stack.
+func TestMetadataFitsThePort(t *testing.T) {
+	b := newBed(t, fabric4(1550), copied)
+	host := b.host(0)
+	g := b.guest(host, redA, 1400, 1500, host)
+	document := noise(1<<16, 3)
+	host.in(func() error {
+		return errors.Join(sysctl("net/ipv6/conf/imds0/disable_ipv6=0"), ip("addr add %s/128 dev imds0 nodad", imds6), ip("route add fd52:5047::/32 dev imds0"))
+	})
+	for family, at := range []netip.Addr{imds, imds6} {
+		l := host.listen(netip.AddrPortFrom(at, 80))
+		served := make(chan error)
+		go func() { served <- serve(l, document) }()
+		var c net.Conn
+		g.in(func() (err error) {
+			c, err = net.DialTCP("tcp", net.TCPAddrFromAddrPort(g.at(family, 0)), net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 80)))
+			return err
+		})
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(c)
+		_ = c.Close()
+		if err != nil || !bytes.Equal(got, document) {
+			t.Fatalf("from %s: %d bytes of %d, %v; drops %v", at, len(got), len(document), err, host.reasons())
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := host.drop("to_too_big"); n != 0 {
+		t.Errorf("%d frames were too big", n)
 	}
 }
 
