@@ -58,10 +58,22 @@ func uncut(t *testing.T, f fabric, rooms [2]*room) {
 // unfinished checksum and no superpacket. What arrives goes through NAPI and GRO.
 func copied(t *testing.T, f fabric, rooms [2]*room) {
 	t.Helper()
+	copyFrames(t, f, rooms, unix.IFF_NAPI, pump)
+}
+
+// headless is such a wire whose NICs leave no more of a frame in its buffer's head
+// than the Ethernet header: all else stands in fragments until somebody pulls it.
+func headless(t *testing.T, f fabric, rooms [2]*room) {
+	t.Helper()
+	copyFrames(t, f, rooms, unix.IFF_NAPI|unix.IFF_NAPI_FRAGS, pumpInPieces)
+}
+
+func copyFrames(t *testing.T, f fabric, rooms [2]*room, napi uint16, pump func(from, to *os.File)) {
+	t.Helper()
 	var ends [2]*os.File
 	for i, r := range rooms {
 		r.in(func() error {
-			fd, err := openTapAs("up0", unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_NAPI)
+			fd, err := openTapAs("up0", unix.IFF_TAP|unix.IFF_NO_PI|napi)
 			if err != nil {
 				return err
 			}

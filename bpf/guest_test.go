@@ -197,6 +197,29 @@ func pump(from, to *os.File) {
 	}
 }
 
+// pumpInPieces writes the Ethernet header apart, which for IFF_NAPI_FRAGS is where a
+// buffer's head ends.
+func pumpInPieces(from, to *os.File) {
+	raw, err := to.SyscallConn()
+	if err != nil {
+		return
+	}
+	b := make([]byte, 1<<17)
+	for {
+		n, err := from.Read(b)
+		if err != nil {
+			return
+		}
+		err = raw.Write(func(fd uintptr) bool {
+			_, _ = unix.Writev(int(fd), [][]byte{b[:14], b[14:n]})
+			return true
+		})
+		if err != nil {
+			return
+		}
+	}
+}
+
 // wire joins two hosts by a veth pair with an address each.
 func wire(t *testing.T, a, b *room, addrA, addrB netip.Addr) {
 	t.Helper()

@@ -9,9 +9,9 @@
 #include "drop.h"
 #include "parse.h"
 
-/* Ethernet, IPv6, and a TCP header with a timestamp. */
-#define VM_HEADERS (ETH_HLEN + 40 + 40)
-/* The outer headers over IPv6, then the same. */
+/* The longest that parse_ip reads: an ICMPv6 error, its packet and the one it quotes both fragments. */
+#define VM_HEADERS (ETH_HLEN + 2 * (40 + 8) + 8 + 8)
+/* The same behind the outer headers over IPv6. */
 #define WIRE_HEADERS (ETH_HLEN + 56 + VM_HEADERS)
 
 static __always_inline struct cursor all_of(struct __sk_buff *skb)
