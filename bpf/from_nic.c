@@ -44,7 +44,7 @@ static __always_inline bool is_plain(const struct received *r, const struct flow
 	const struct packet *p = r->f.p;
 
 	return p->fragment == WHOLE && !(r->port->flags & (PORT_CAPTURED | PORT_ISOLATED)) &&
-	       (r->outer.tos & ECN_MASK) != ECN_CE && packet_len(&r->f) <= r->port->mtu &&
+	       !alters_ecn(p, r->outer.tos) && packet_len(&r->f) <= r->port->mtu &&
 	       flow->generation == r->port->generation && OVERHEAD + r->f.len <= linear;
 }
 

@@ -227,6 +227,41 @@ func TestECN(t *testing.T) {
 	if sum(got[14:34]) != 0xffff {
 		t.Errorf("inner header checksum is wrong: % x", got[14:34])
 	}
+	mergedECN(t, b)
+}
+
+// mergedECN: every pair of outer and inner marks makes what RFC 6040, 4.2, figure 4 says.
+func mergedECN(t *testing.T, b *host) {
+	t.Helper()
+	const dropped = 9
+	for inner, row := range [4][4]byte{ // by the outer mark: Not-ECT, ECT(1), ECT(0), CE
+		{0, 0, 0, dropped},
+		{1, 1, 1, 3},
+		{2, 1, 2, 3},
+		{3, 3, 3, 3},
+	} {
+		for outer, want := range row {
+			for family := range 2 {
+				v, got := b.receive(tunnel{src: redA.pa, dst: redB.pa, vni: red, ip: ipv4{tos: byte(outer)}}.with(redA.inner(redB, withECN(family, byte(inner)))))
+				switch {
+				case want == dropped:
+					if v != actShot {
+						t.Errorf("IPv%d: outer %d over inner %d: verdict %d", 4+2*family, outer, inner, int32(v))
+					}
+				case !bytes.Equal(got[14:], withECN(family, want)):
+					t.Errorf("IPv%d: outer %d over inner %d: got\n%swant\n%s", 4+2*family, outer, inner, dump(got[14:]), dump(withECN(family, want)))
+				}
+			}
+		}
+	}
+}
+
+func withECN(family int, ecn byte) []byte {
+	body := udp(redA.cas()[family], redB.cas()[family], 5353, 7946, text(37))
+	if family == 0 {
+		return ipv4{src: caA, dst: caB, proto: protoUDP, tos: 0xb8 | ecn}.with(body)
+	}
+	return ipv6{src: caA6, dst: caB6, next: protoUDP, tos: 0xb8 | ecn}.with(body)
 }
 
 func TestTooBig(t *testing.T) {

@@ -191,12 +191,13 @@ func (m *model) deliver(j *judged, p *modelPort, o outer) outcome {
 	if j.v6 {
 		out[12], out[13] = 0x86, 0xdd
 	}
-	if o.tos&3 == 3 && j.tos&3 != 3 {
+	// Congestion, and ECT(1) where the sender said ECT(0).
+	if marked := o.tos & 3; marked == 3 || marked == 1 && j.tos&3 == 2 {
 		if j.v6 {
-			out[15] |= 0x30
+			out[15] = out[15]&^0x30 | marked<<4
 		} else {
-			fixSum(out[24:], []byte{0, j.tos}, []byte{0, j.tos | 3})
-			out[15] |= 3
+			fixSum(out[24:], []byte{0, j.tos}, []byte{0, j.tos&^3 | marked})
+			out[15] = out[15]&^3 | marked
 		}
 	}
 	j.translate(out)

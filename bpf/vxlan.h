@@ -15,6 +15,8 @@
 #define VXLAN_PORT bpf_htons(4789)
 #define VXLAN_VALID bpf_htonl(0x08000000) /* the I flag; all other bits are reserved */
 #define ECN_MASK 3
+#define ECN_ECT1 1
+#define ECN_ECT0 2
 #define ECN_CE 3
 
 /* What follows the outer IP header. */
@@ -243,12 +245,17 @@ static __always_inline enum drop_reason as_inner(enum drop_reason why)
 	}
 }
 
-static __always_inline void mark_congestion4(struct iphdr *ip)
+static __always_inline void write_ecn4(struct iphdr *ip, __u8 ecn)
 {
-	__u8 tos = ip->tos;
+	__u8 was = ip->tos, tos = (was & ~ECN_MASK) | ecn;
 
-	ip->tos = tos | ECN_CE;
-	csum_replace16(&ip->check, bpf_htons(tos), bpf_htons(tos | ECN_CE));
+	ip->tos = tos;
+	csum_replace16(&ip->check, bpf_htons(was), bpf_htons(tos));
+}
+
+static __always_inline void write_ecn6(struct ipv6hdr *ip, __u8 ecn)
+{
+	ip->flow_lbl[0] = (ip->flow_lbl[0] & ~(ECN_MASK << 4)) | ecn << 4;
 }
 
 /* Who isn't ECN-capable can be told of congestion by a loss only (RFC 6040, 4.2). */
@@ -257,13 +264,21 @@ static __always_inline bool is_congested(const struct packet *p, __u8 outer_tos)
 	return (outer_tos & ECN_MASK) == ECN_CE && !(p->tos & ECN_MASK);
 }
 
-/* Congestion seen on the underlay is told to the inner receiver (RFC 6040, 4.2). */
+/* Whether the underlay has said more than the inner header does: CE, or ECT(1) of ECT(0). */
+static __always_inline bool alters_ecn(const struct packet *p, __u8 outer_tos)
+{
+	__u8 outer = outer_tos & ECN_MASK, inner = p->tos & ECN_MASK;
+
+	return outer == ECN_CE ? inner != ECN_CE : outer == ECN_ECT1 && inner == ECN_ECT0;
+}
+
+/* What routers of the underlay have marked is told to the inner receiver (RFC 6040, 4.2). */
 static __always_inline enum drop_reason merge_ecn(struct frame *f, __u8 outer_tos)
 {
 	struct packet *p = f->p;
 	void *ip;
 
-	if ((outer_tos & ECN_MASK) != ECN_CE || (p->tos & ECN_MASK) == ECN_CE)
+	if (!alters_ecn(p, outer_tos))
 		return DROP_NONE;
 	if (is_congested(p, outer_tos))
 		return DROP_ECN;
@@ -271,9 +286,9 @@ static __always_inline enum drop_reason merge_ecn(struct frame *f, __u8 outer_to
 	if (!ip)
 		return DROP_INNER_TRUNCATED;
 	if (p->v6)
-		((struct ipv6hdr *)ip)->flow_lbl[0] |= ECN_CE << 4;
+		write_ecn6(ip, outer_tos & ECN_MASK);
 	else
-		mark_congestion4(ip);
+		write_ecn4(ip, outer_tos & ECN_MASK);
 	return DROP_NONE;
 }
 
