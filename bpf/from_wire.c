@@ -143,6 +143,22 @@ static __always_inline struct flow *numbered_flow(const struct __sk_buff *skb,
 	return find_flow(&p->key, p->v6);
 }
 
+#define VLAN_ID 0xfff
+
+/*
+ * A tag of VLAN 0 says a priority and no VLAN (802.1Q): the kernel would take it off
+ * behind this hook. Of any other VLAN a frame is none of ours.
+ */
+static __always_inline bool untag(struct __sk_buff *skb, struct frame *f)
+{
+	if (!skb->vlan_present)
+		return true;
+	if (skb->vlan_tci & VLAN_ID || bpf_skb_vlan_pop(skb))
+		return false;
+	*f = open_frame(skb, WIRE_HEADERS);
+	return true;
+}
+
 /* Frames that aren't ours go on as if we weren't there; those sent up are counted there. */
 SEC("tcx/ingress")
 int from_wire(struct __sk_buff *skb)
@@ -155,7 +171,7 @@ int from_wire(struct __sk_buff *skb)
 	struct flow *numbered;
 	__u8 number = 0;
 
-	if (!p || skb->vlan_present || skb->pkt_type || !is_for_us(&r.f.rest))
+	if (!p || skb->pkt_type || !is_for_us(&r.f.rest) || !untag(skb, &r.f))
 		return TC_ACT_UNSPEC;
 	r.f.p = p;
 	why = examine(&r);
