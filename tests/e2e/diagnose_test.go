@@ -25,7 +25,7 @@ import (
 // refused one with its reason, in tshark.
 func TestCapture(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	r := w.ruled(ctx, t, "cyan")
 	file := filepath.Join(t.TempDir(), "far.pcapng")
 	p := w.looking(ctx, t, "capture "+r.far.port+" --tenant "+tenant+" --count 12 > "+file)
@@ -160,7 +160,7 @@ func (w *world) looking(ctx context.Context, t *testing.T, command string) *lab.
 // What is refused, what is live, and what the flow log keeps of it.
 func TestDropsAndFlows(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	r := w.ruled(ctx, t, "navy")
 	stop := make(chan struct{})
 	done := make(chan struct{})

@@ -17,7 +17,8 @@ import (
 // under a name, and others lose nothing (invariants 7, 12).
 func TestHostileFrames(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, strings.Fields("spoofed_mac spoofed_nd vlan bad_ip bad_l4 bad_arp bad_nd not_ip truncated fragment_tiny "+
+		"trap_rate trap_size rogue_dhcp rogue_ra broadcast multicast imds_other no_route")...)
 	rogue := w.guest(ctx, t, 1, "red", true)
 	lossless := w.bystanders(ctx, t)
 	mac, err := rogue.MAC()

@@ -62,7 +62,7 @@ func probe(t *testing.T, from *lab.Node, network string, ips []string) (sent fun
 // and the places must follow one another as the swaps did. No clock is asked.
 func TestNothingOfAnotherNetwork(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "imds_other")
 	lossless := w.bystanders(ctx, t)
 	web := w.guest(ctx, t, 1, "red", false)
 	ips := []string{web.ip, w.ip(), w.ip(), w.ip()}

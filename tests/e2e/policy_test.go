@@ -63,7 +63,7 @@ func (m *member) eventually(ctx context.Context, t *testing.T, what, addr, want 
 // S59: security groups take effect on live ports, on both sides of hosts.
 func TestSecurityGroups(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	web, near, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
 	web.greets(t, 8443)
 	groups, ports := pb.NewGroupsClient(w.conn), pb.NewPortsClient(w.conn)
@@ -117,7 +117,7 @@ func TestSecurityGroups(t *testing.T) {
 // seat to the other network's service of the name.
 func TestServiceFollows(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_backend", "dead_backend")
 	one, client, blue := w.guest(ctx, t, 2, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "blue", true)
 	one.greets(t, 8443)
 	services := pb.NewServicesClient(w.conn)
@@ -147,7 +147,7 @@ func TestServiceFollows(t *testing.T) {
 // Two networks of a tenant reach one another while they are peers, in both families.
 func TestPeering(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_route")
 	networks := pb.NewNetworksClient(w.conn)
 	// Detached guests' addresses rest, so the networks are of no further use.
 	for moniker, subnets := range map[string][]*pb.Subnet{

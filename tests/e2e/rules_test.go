@@ -23,7 +23,7 @@ import (
 // priority, deny, prefixes, port ranges, ICMP types, both directions.
 func TestWhatRulesSay(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in", "rule_in", "rule_out")
 	web, near, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
 	web.greets(t, 8443)
 	far.greets(t, 8443)
@@ -95,7 +95,7 @@ func (w *world) must(ctx context.Context, t *testing.T, args ...string) string {
 // connection that is open, and goes on when it is allowed again.
 func TestThousandRules(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in", "rule_in")
 	web, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
 	web.greets(t, 8443)
 	w.must(ctx, t, "group", "create", "many", "--network", "red")
@@ -246,7 +246,7 @@ func (m *member) talk(ctx context.Context, t *testing.T, from *member) func(want
 // network that names its group lets it in at once; undone, it is in none.
 func TestGroupsComeWithSwap(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	server, stranger, mover := w.guest(ctx, t, 2, "blue", true), w.guest(ctx, t, 1, "blue", true), w.guest(ctx, t, 1, "red", true)
 	server.greets(t, 8443)
 	w.must(ctx, t, "group", "create", "movers", "--network", "blue")

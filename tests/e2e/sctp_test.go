@@ -24,7 +24,7 @@ import (
 // backend whatever becomes of its share, and are begun and go on as rules say.
 func TestSCTP(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in", "no_backend", "dead_backend")
 	t.Run("IPv4", func(t *testing.T) {
 		s := w.signals(ctx, t, "ip4:sctp", "red", "10.20.200.202", func(m *member, _ context.Context, _ *testing.T) string { return m.ip })
 		near, mine, other := s.stay(ctx, t)

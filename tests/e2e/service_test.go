@@ -35,7 +35,7 @@ func TestServiceIsChecked(t *testing.T) {
 
 // checked is the test in one family.
 func (w *world) checked(t *testing.T, family, network, vip string, address func(*member, context.Context, *testing.T) string) {
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in", "no_backend", "dead_backend")
 	one, two, client := w.guest(ctx, t, 1, network, true), w.guest(ctx, t, 2, network, true), w.guest(ctx, t, 1, network, true)
 	from := netip.MustParseAddr(address(client, ctx, t))
 	w.must(ctx, t, "group", "create", "quiet", "--network", network, "--rule", fmt.Sprintf("100 a in allow tcp/8443 from %s/%d", from, from.BitLen()))
@@ -123,14 +123,9 @@ func (m *member) opens(t *testing.T, family string, port int) func() {
 // frame to the next, and are gone when they are taken away.
 func TestLimits(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "rate_from", "rate_to")
 	web, near, far := w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 1, "red", true), w.guest(ctx, t, 2, "red", true)
-	drops := func(reason string) (n float64) {
-		for i := range 2 {
-			n += metrics(ctx, t, w.Lab.Host(i+1), 9417)[fmt.Sprintf("replug_drops_total{reason=%q}", reason)]
-		}
-		return n
-	}
+	drops := func(reason string) float64 { return w.dropped(ctx, t, reason) }
 	// flood sends large datagrams to a closed port from all that may: a second's worth
 	// and more of any limit here.
 	flood := func(from *member, to string) {

@@ -108,7 +108,7 @@ func (w *world) trace(ctx context.Context, t *testing.T, args ...string) (*pb.Tr
 // across; and the trace itself leaves no mark.
 func TestTraceAgrees(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	r := w.ruled(ctx, t, "teal")
 	real := map[string]func(ip string) error{
 		"icmp": func(ip string) error {
@@ -217,7 +217,7 @@ func (r *ruled) unmarked(ctx context.Context, t *testing.T) {
 // same host and across, and the frame on the wire.
 func TestTraceSix(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_rule_in")
 	n, err := pb.NewNetworksClient(w.conn).CreateNetwork(ctx, &pb.CreateNetworkRequest{RequestId: w.id(),
 		Network: &pb.Network{Moniker: "violet", Tenant: tenant, Subnets: []*pb.Subnet{{Prefix: "10.20.0.0/16"}, {Prefix: "fd20:7::/64"}}}})
 	if err != nil {

@@ -41,8 +41,7 @@ func TestUnderlayOfIPv6(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	w.provoked = []string{"unknown_source", "wrong_source"}
-	ctx := w.within(t)
+	ctx := w.within(t, "no_route", "unknown_source", "wrong_source")
 	web, left := w.lowered(ctx, t), w.guest(ctx, t, 2, "red", true)
 	w.onWire(ctx, t, web, left)
 	w.dualOverSix(ctx, t)

@@ -30,7 +30,7 @@ type exit struct {
 // does.
 func TestWayOut(t *testing.T) {
 	w := shared
-	ctx := w.within(t)
+	ctx := w.within(t, "no_route")
 	vni := w.exits(ctx, t)
 	web, gw := w.guest(ctx, t, 1, "exits", true), w.guest(ctx, t, 2, "exits", true)
 	web.six(ctx, t)

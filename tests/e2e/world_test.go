@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -37,8 +36,7 @@ type world struct {
 	conn  *grpc.ClientConn
 	used  atomic.Int32 // names, addresses and request ids handed out
 	peers map[string]*lab.Guest
-
-	provoked []string // drop reasons that this world's tests alone provoke
+	drops map[string]float64 // counted when a test ended last: see unexpected
 }
 
 func newWorld(ctx context.Context, config lab.Config, image string) (_ *world, err error) {
@@ -91,53 +89,21 @@ func (w *world) down() error {
 	return err
 }
 
-// expected are the reasons for which frames may be dropped here: what each test
-// provokes, and what guests say by themselves when they come up or have moved.
-var expected = func() map[string]string {
-	all := map[string]string{}
-	for why, reasons := range map[string]string{
-		"a hostile guest":              "spoofed_mac spoofed_arp spoofed_ca spoofed_nd vlan bad_ip bad_l4 bad_arp bad_nd not_ip truncated fragment_tiny trap_rate trap_size imds_source imds_other rogue_dhcp rogue_ra broadcast multicast",
-		"a guest that comes up":        "ip_options nd_probe arp_probe arp_own link_scope no_port closed",
-		"a peer of a VM that has left": "no_mapping not_local no_route to_closed stale_epoch midstream",
-		"rules and groups":             "no_rule_in rule_in rule_out",
-		"services":                     "no_backend dead_backend",
-		"limits":                       "rate_from rate_to",
-		"the pool":                     "isolated",
-	} {
-		for r := range strings.FieldsSeq(reasons) {
-			all[r] = why
-		}
-	}
-	return all
-}()
-
-// unexpected returns an error if a host has dropped frames for any other reason.
-func (w *world) unexpected(ctx context.Context) error {
-	var errs []error
-	for h := 1; h <= 2; h++ {
-		all, err := scrape(ctx, w.Lab.Host(h), 9417)
-		errs = append(errs, err)
-		for name, n := range all {
-			why, ok := strings.CutPrefix(name, `replug_drops_total{reason="`)
-			why = strings.TrimSuffix(why, `"}`)
-			if ok && n > 0 && expected[why] == "" && !slices.Contains(w.provoked, why) {
-				errs = append(errs, fmt.Errorf("host %d has dropped %.0f frames as %s, which no test provokes", h, n, why))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // patience bounds any wait for what has to come. It is what a test that fails takes, so
 // a busy machine is given all of it.
 const patience = 5 * time.Minute
 
-// within bounds a test's waits, and shows what the programs said if it fails.
-func (w *world) within(t *testing.T) context.Context {
+// within bounds a test's waits, and shows what the programs said if it fails. When all
+// of the test has been taken down, the hosts must have dropped frames for no reasons
+// but usual ones and those that the test says that it provokes.
+func (w *world) within(t *testing.T, provokes ...string) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(func() {
 		cancel()
+		if err := w.unexpected(context.WithoutCancel(ctx), provokes...); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			w.explain(t)
 		}
