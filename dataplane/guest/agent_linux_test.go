@@ -49,7 +49,7 @@ func TestPartialThenFinal(t *testing.T) {
 	if s, k := w.read("etc/app/conf.d/port"), w.read("home/anna/.ssh/authorized_keys"); s != "8443\n" || k != bought.SSHKeys[0]+"\n" {
 		t.Errorf("file %q, keys %q", s, k)
 	}
-	if s := w.read("etc/resolv.conf"); s != "search red.example\nnameserver 10.37.91.53\n" {
+	if s := w.read("etc/resolv.conf"); s != "# by replug-guest\nsearch red.example\nnameserver 10.37.91.53\n" {
 		t.Errorf("resolv.conf %q", s)
 	}
 }

@@ -62,7 +62,7 @@ func (m machine) setDNS(d *vnet.Document, s *state) error {
 		}
 		errs = append(errs, m.tellResolver(&r, d.DNS, old))
 	}
-	return errors.Join(append(errs, m.setResolvConf(d.DNS))...)
+	return errors.Join(append(errs, m.setResolvConf(d.DNS, old))...)
 }
 
 func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
@@ -93,23 +93,21 @@ func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
 	return nil
 }
 
-// setResolvConf rewrites resolv.conf, unless it leads elsewhere: then a resolver of
-// the list owns it.
-func (m machine) setResolvConf(servers []netip.Addr) error {
-	const file = "etc/resolv.conf"
-	if info, err := os.Lstat(m.path(file)); len(servers) == 0 || err == nil && info.Mode().Type() == fs.ModeSymlink {
+// setResolvConf puts servers before all others of resolv.conf, in place of those of the
+// former document, unless the file leads elsewhere: then a resolver of the list owns it.
+func (m machine) setResolvConf(servers, old []netip.Addr) error {
+	info, err := os.Lstat(m.path(resolvFile))
+	if err != nil && len(servers) == 0 || err == nil && info.Mode().Type() == fs.ModeSymlink {
 		return nil
 	}
-	return m.edit(file, 0o644, func(lines []string) []string {
-		var out []string
-		for _, a := range servers {
-			out = append(out, "nameserver "+a.String())
-		}
-		for _, l := range lines {
-			if !strings.HasPrefix(l, "nameserver") {
-				out = append(out, l)
-			}
-		}
-		return out
+	var ours []string
+	for _, a := range servers {
+		ours = append(ours, "nameserver "+a.String())
+	}
+	return m.edit(resolvFile, 0o644, func(lines []string) []string {
+		return append(ours, slices.DeleteFunc(lines, func(l string) bool {
+			a, err := netip.ParseAddr(strings.TrimSpace(strings.TrimPrefix(l, "nameserver")))
+			return err == nil && (slices.Contains(old, a) || slices.Contains(servers, a))
+		})...)
 	})
 }

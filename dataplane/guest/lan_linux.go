@@ -31,13 +31,15 @@ type linux struct {
 	log   logger
 	link  *link
 	nic   *nic
+	names resolvConf
 	begun bool   // the NIC was configured before
 	six   bool   // a client had made it an IPv6 address the last time
 	ends  func() // what goes on beside the session: IPv6 of our own, or the watch over what was removed
 }
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
-	l := &linux{machine: newMachine(c.Root), c: c, log: log, ends: func() {}}
+	m := newMachine(c.Root)
+	l := &linux{machine: m, c: c, log: log, names: resolvConf{machine: m, log: log}, ends: func() {}}
 	var err error
 	if l.link, err = watchLink(ctx, c.Interface, c.LinkPoll, log); err != nil {
 		return nil, err
@@ -103,6 +105,7 @@ const noIPv4 = 700 * time.Millisecond
 func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, error) {
 	ready := make(chan struct{})
 	if !due {
+		l.names.forget()
 		l.beside(ctx, func(ctx context.Context) { l.follow6(ctx, st, ready) })
 	}
 	four, cancel := context.WithCancel(ctx)
@@ -116,8 +119,11 @@ func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, er
 		case <-four.Done():
 		}
 	}()
-	renewAt, err := l.nic.lease(four, st, l.machine, due, l.log)
-	if err != nil && four.Err() != nil && ctx.Err() == nil {
+	renewAt, err := l.nic.lease(four, st, due, l.log)
+	switch {
+	case err == nil:
+		l.names.set4(&l.nic.held)
+	case four.Err() != nil && ctx.Err() == nil:
 		l.log.say("no IPv4 in this network")
 		return time.Time{}, l.nic.clear(st.index, netip.Prefix{})
 	}

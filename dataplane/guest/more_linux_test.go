@@ -198,7 +198,7 @@ func TestDNS(t *testing.T) {
 			"etc/dhcp/dhclient.conf":                     "timeout 300;\nsupersede domain-name-servers 9.9.9.9, 2620:fe::9; # by replug-guest\n",
 			"etc/dhcpcd.conf":                            "hostname\nstatic domain_name_servers=192.0.2.1\nstatic domain_name_servers=9.9.9.9 2620:fe::9\n",
 			"etc/systemd/resolved.conf.d/60-replug.conf": "[Resolve]\nDNS=9.9.9.9 2620:fe::9\n",
-			"etc/resolv.conf":                            "nameserver 9.9.9.9\nnameserver 2620:fe::9\nsearch red.example\n",
+			"etc/resolv.conf":                            "nameserver 9.9.9.9\nnameserver 2620:fe::9\nsearch red.example\nnameserver 10.0.0.53\n",
 		} {
 			if b, _ := os.ReadFile(m.path(path)); string(b) != want {
 				t.Errorf("%s is %q, want %q", path, b, want)
@@ -212,6 +212,9 @@ func TestDNS(t *testing.T) {
 	}
 	if _, err := os.Stat(m.path("etc/systemd/resolved.conf.d/60-replug.conf")); err == nil {
 		t.Error("resolved's file is still there")
+	}
+	if b, _ := os.ReadFile(m.path("etc/resolv.conf")); string(b) != "search red.example\nnameserver 10.0.0.53\n" {
+		t.Errorf("resolv.conf is %q", b)
 	}
 }
 

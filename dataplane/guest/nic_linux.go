@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -54,7 +53,7 @@ func (n *nic) setDown(index int) error {
 }
 
 // lease gets a lease and puts it on: a renewal at T1, a fresh one in any other case.
-func (n *nic) lease(ctx context.Context, st linkState, m machine, due bool, log logger) (time.Time, error) {
+func (n *nic) lease(ctx context.Context, st linkState, due bool, log logger) (time.Time, error) {
 	start := time.Now()
 	l, err := n.ask(ctx, st, due, log)
 	if err != nil {
@@ -70,12 +69,6 @@ func (n *nic) lease(ctx context.Context, st linkState, m machine, due bool, log 
 	}
 	n.held = l
 	log.say("lease %s in %d ms", &l, took.Milliseconds())
-	if len(l.dns) > 0 {
-		l.dns = append(m.servers(), l.dns...)
-		if err := m.put("etc/resolv.conf", resolvConf(l), false, func(file string) error { return os.Chmod(file, 0o644) }); err != nil {
-			log.say("name servers not set: %v", err)
-		}
-	}
 	if l.valid == forever {
 		return time.Time{}, nil
 	}
@@ -267,15 +260,4 @@ func (n *nic) clear6(index int, keep netip.Prefix) error {
 		}
 	}
 	return nil
-}
-
-func resolvConf(l lease) []byte {
-	var b bytes.Buffer
-	if isName(l.domain) {
-		fmt.Fprintf(&b, "search %s\n", l.domain)
-	}
-	for _, a := range l.dns {
-		fmt.Fprintf(&b, "nameserver %s\n", a)
-	}
-	return b.Bytes()
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -24,6 +25,7 @@ type advert struct {
 	lifetime time.Duration  // as a default router; 0: it is none any more
 	managed  bool           // addresses by DHCPv6
 	prefixes []netip.Prefix // from which guests make an address themselves
+	dns      []netip.Addr   // RFC 8106
 }
 
 var allRouters = netip.MustParseAddr("ff02::2")
@@ -149,6 +151,12 @@ func parseAdvert(router netip.Addr, b []byte) (advert, bool) {
 				a.prefixes = append(a.prefixes, p.Masked())
 			}
 		}
+		if b[0] == 25 && binary.BigEndian.Uint32(b[4:]) > 0 { // name servers, with a lifetime
+			for s := b[8 : int(b[1])*8]; len(s) >= 16; s = s[16:] {
+				ip, _ := netip.AddrFromSlice(s[:16])
+				a.dns = append(a.dns, ip)
+			}
+		}
 	}
 	return a, true
 }
@@ -160,6 +168,7 @@ func (l *linux) wear6(ctx context.Context, st linkState, a *advert) (renew time.
 		return renew, err
 	}
 	var keep netip.Prefix
+	dns := a.dns
 	if a.managed {
 		var ia lease6
 		if ia, err = l.lease6(ctx, st); err != nil {
@@ -169,7 +178,7 @@ func (l *linux) wear6(ctx context.Context, st linkState, a *advert) (renew time.
 		if err := l.nic.add6(st.index, keep, ia.valid, ia.preferred); err != nil {
 			return renew, fmt.Errorf("add address %s: %w", ia.addr, err)
 		}
-		renew = time.Now().Add(ia.renew)
+		renew, dns = time.Now().Add(ia.renew), append(ia.dns, dns...)
 	}
 	for _, p := range l.nic.six(st.index) {
 		if p == keep || contains(a.prefixes, p.Addr()) {
@@ -179,6 +188,7 @@ func (l *linux) wear6(ctx context.Context, st linkState, a *advert) (renew time.
 			return renew, fmt.Errorf("remove address %s: %w", p, err)
 		}
 	}
+	l.names.set6(slices.DeleteFunc(slices.Clone(dns), func(s netip.Addr) bool { return s.IsLinkLocalUnicast() || s.IsMulticast() || s.IsUnspecified() }))
 	return renew, nil
 }
 
@@ -195,6 +205,7 @@ func contains(all []netip.Prefix, ip netip.Addr) bool {
 type lease6 struct {
 	addr                    netip.Addr
 	valid, preferred, renew time.Duration
+	dns                     []netip.Addr
 }
 
 // lease6 asks for an address by DHCPv6 (RFC 8415), in two messages where the server
@@ -253,6 +264,11 @@ func readLease6(m *dhcpv6.Message) (lease6, error) {
 	l := lease6{addr: ip, valid: a.ValidLifetime, preferred: a.PreferredLifetime, renew: ia.T1}
 	if l.renew <= 0 || l.renew > l.valid {
 		l.renew = l.valid / 2
+	}
+	for _, ip := range m.Options.DNS() {
+		if s, ok := netip.AddrFromSlice(ip); ok {
+			l.dns = append(l.dns, s)
+		}
 	}
 	return l, nil
 }

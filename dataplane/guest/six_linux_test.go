@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +37,8 @@ func TestParseAdvert(t *testing.T) {
 		{"on link only", router, append(head(0, 9), prefix(0x80, 7, "fd00:17::", 64)...), true, advert{router: router, lifetime: 9 * time.Second}},
 		{"prefix that is over", router, append(head(0, 9), prefix(0xc0, 0, "fd00:17::", 64)...), true, advert{router: router, lifetime: 9 * time.Second}},
 		{"no router any more", router, head(0, 0), true, advert{router: router}},
+		{"name servers", router, slices.Concat(head(0, 9), servers(7, "fd00:17::53", "fd00:17::54"), servers(0, "fd00:17::55"), []byte{25, 1, 0, 0, 0, 0, 0, 9}, []byte{25, 3, 0, 0, 0, 0, 0, 9}), true,
+			advert{router: router, lifetime: 9 * time.Second, dns: []netip.Addr{netip.MustParseAddr("fd00:17::53"), netip.MustParseAddr("fd00:17::54")}}},
 		{"option without a length", router, append(head(0, 9), 3, 0, 64, 0xc0, 0, 0, 0, 0), true, advert{router: router, lifetime: 9 * time.Second}},
 		{"cut off", router, head(0, 9)[:15], false, advert{}},
 		{"not a neighbour", netip.MustParseAddr("fd00::7"), head(0x80, 9), false, advert{}},
@@ -43,7 +46,7 @@ func TestParseAdvert(t *testing.T) {
 	} {
 		got, ok := parseAdvert(c.from, c.b)
 		if ok != c.ok || got.router != c.want.router || got.managed != c.want.managed || got.lifetime != c.want.lifetime ||
-			len(got.prefixes) != len(c.want.prefixes) || len(got.prefixes) > 0 && got.prefixes[0] != c.want.prefixes[0] {
+			!slices.Equal(got.dns, c.want.dns) || len(got.prefixes) != len(c.want.prefixes) || len(got.prefixes) > 0 && got.prefixes[0] != c.want.prefixes[0] {
 			t.Errorf("%s: %+v, %t, want %+v", c.name, got, ok, c.want)
 		}
 	}

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +24,7 @@ import (
 type sixHost struct {
 	advert atomic.Pointer[[]byte]
 	addr   atomic.Pointer[netip.Addr] // by DHCPv6
+	dns    atomic.Pointer[netip.Addr] // also by DHCPv6
 	asked  chan dhcpv6.MessageType
 }
 
@@ -89,8 +93,29 @@ func (h *sixHost) lease(c *net.UDPConn) {
 		ia := &dhcpv6.OptIANA{T1: time.Hour}
 		ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.AsSlice(), ValidLifetime: 33 * time.Hour, PreferredLifetime: 22 * time.Hour})
 		r.AddOption(ia)
+		if s := h.dns.Load(); s != nil {
+			r.AddOption(dhcpv6.OptDNS(s.AsSlice()))
+		}
 		c.WriteToUDP(r.ToBytes(), peer)
 	}
+}
+
+// servers is an option for name servers (RFC 8106, section 5.1).
+func servers(lifetime byte, addrs ...string) []byte {
+	b := []byte{25, byte(1 + 2*len(addrs)), 0, 0, 0, 0, 0, lifetime}
+	for _, a := range addrs {
+		s := netip.MustParseAddr(a).As16()
+		b = append(b, s[:]...)
+	}
+	return b
+}
+
+// names adds a name server to what DHCPv6 gives, and others to what the router says.
+func (h *sixHost) names(dhcp string, router ...string) {
+	a := netip.MustParseAddr(dhcp)
+	h.dns.Store(&a)
+	ra := append(slices.Clone(*h.advert.Load()), servers(99, router...)...)
+	h.advert.Store(&ra)
 }
 
 // serve sets what the router says and what DHCPv6 gives.
@@ -198,4 +223,44 @@ func TestIPv6Alone(t *testing.T) {
 	w.start()
 	w.said("IPv6 fd00:17::9/128")
 	w.said("no IPv4 in this network")
+}
+
+// The name servers are those of the network that the NIC is in: of both families, of one
+// alone, or none, after any other.
+func TestNameServersFollow(t *testing.T) {
+	w := newWorld(t)
+	h := w.six()
+	check(t, os.MkdirAll(filepath.Join(w.root, "etc"), 0o755))
+	const others = "nameserver 192.0.2.1\n"
+	check(t, os.WriteFile(filepath.Join(w.root, "etc/resolv.conf"), []byte(others), 0o644))
+	network := func(v4 string, mute bool) {
+		w.give(v4)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.mute = mute
+		w.lease.dns = nil
+	}
+	names := func() string { return w.read("etc/resolv.conf") }
+	network("10.37.91.17/24", false)
+	w.start()
+	next(t, w.polls, "poll, which comes when the lease is on")
+	if got := names(); got != others {
+		t.Errorf("a network without any has taken those of the image: %q", got)
+	}
+	w.give("10.37.91.18/24")
+	w.flap(15 * time.Millisecond)
+	w.becomes("IPv4", "# by replug-guest\nsearch red.example\nnameserver 10.37.91.53\n", names)
+	h.serve(true, "", "fd00:17::9")
+	h.names("fd00:17::53", "fd00:17::54", "fe80::7", "fd00:17::53")
+	w.flap(15 * time.Millisecond)
+	w.becomes("both", "# by replug-guest\nsearch red.example\nnameserver 10.37.91.53\nnameserver fd00:17::53\nnameserver fd00:17::54\n", names)
+	network("10.37.91.19/24", true)
+	h.serve(false, "fd00:31::", "")
+	h.names("fd00:31::7", "fd00:31::53")
+	w.flap(15 * time.Millisecond)
+	w.becomes("IPv6 alone, without DHCPv6", "# by replug-guest\nnameserver fd00:31::53\n", names)
+	h.advert.Store(nil)
+	network("10.37.91.20/24", false)
+	w.flap(15 * time.Millisecond)
+	w.becomes("none", "# by replug-guest\nsearch red.example\n", names)
 }

@@ -200,11 +200,14 @@ func (w *world) answer(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.ParseIP(gateway))),
 		dhcpv4.WithNetmask(net.CIDRMask(l.addr.Bits(), 32)), dhcpv4.WithRouter(net.ParseIP(gateway)),
 		dhcpv4.WithLeaseTime(uint32(l.valid.Seconds())),
-		dhcpv4.WithDNS(l.dns[0].AsSlice()), dhcpv4.WithOption(dhcpv4.OptDomainName(l.domain)),
+		dhcpv4.WithOption(dhcpv4.OptDomainName(l.domain)),
 		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{byte(l.mtu >> 8), byte(l.mtu)}))
 	if err != nil {
 		w.t.Error(err)
 		return
+	}
+	for _, a := range l.dns {
+		dhcpv4.WithDNS(a.AsSlice())(r)
 	}
 	var static dhcpv4.Routes
 	for _, x := range l.routes {
