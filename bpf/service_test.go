@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -28,45 +29,70 @@ func chosen(s Service, numbers map[backendKey]uint32, flows int) []uint32 {
 	return out
 }
 
-func hundred() (Service, map[backendKey]uint32) {
-	s, numbers := serviceOf(0, protoTCP), map[backendKey]uint32{}
+// hundred puts a service of a hundred backends in force, all of them on host B.
+func hundred(a *host, family int) Service {
+	s := serviceOf(family, protoUDP)
 	for i := range 100 {
-		b := Backend{CA: addr4([4]byte{10, 17, byte(35 + i/50), byte(7 + i%50)}), Port: 7951, Weight: 3}
-		s.Backends = append(s.Backends, b)
-		numbers[backendKey{b.CA, b.Port}] = uint32(i + 1)
+		ca := redB.cas()[family].AsSlice()
+		ca[len(ca)-1] = byte(101 + i)
+		at, _ := netip.AddrFromSlice(ca)
+		a.must(a.dp.PutMappings(Mapping{MappingKey{red, at}, redB.pa, redB.mac, 7}))
+		s.Backends = append(s.Backends, Backend{CA: at, Port: 7951, Weight: 3})
 	}
-	return s, numbers
+	return s
 }
 
-// When one of a hundred backends goes, by whatever door, its own flows move and
-// no other: 1.2% is what issue 3 allows.
-func TestBackendGoes(t *testing.T) {
-	const flows = 200_000
-	s, numbers := hundred()
-	before := chosen(s, numbers, flows)
-	for name, change := range map[string]func(*Service){
-		"taken out": func(s *Service) { s.Backends = slices.Delete(s.Backends, 37, 38) },
-		"dead":      func(s *Service) { s.Backends[37].Dead = true },
-		"draining":  func(s *Service) { s.Backends[37].Draining = true },
-		"weight 0":  func(s *Service) { s.Backends[37].Weight = 0 },
-	} {
-		less := s
-		less.Backends = slices.Clone(s.Backends)
-		change(&less)
-		moved, lost := 0, 0
-		for i, now := range chosen(less, numbers, flows) {
-			switch {
-			case before[i] == 38:
-				lost++
-				if now == 38 {
-					t.Errorf("%s: flow %d still goes there", name, i)
-				}
-			case now != before[i]:
-				moved++
-			}
+// asked sends the first packet of each of many flows to a service, and tells to
+// which of its backends it went. The port's new epoch has ended what flows it had.
+func asked(a *host, from member, s Service, family, flows int) []netip.Addr {
+	a.t.Helper()
+	a.must(errors.Join(a.dp.SetService(s), a.dp.SetPort(from.id, from.port(a.taps[from.id]))))
+	out := make([]netip.Addr, flows)
+	for i := range out {
+		v, wire := a.send(from, from.frame(udpOf(from.cas()[family], s.VIP, uint16(20000+i), s.Port, text(19))))
+		if v != actRedirect {
+			a.t.Fatalf("flow %d: verdict %d; %v", i, int32(v), a.drops())
 		}
-		if moved != 0 || lost < flows/100*7/10 || lost > flows/100*13/10 {
-			t.Errorf("%s: %d flows of other backends moved, want 0; %d were its own, want %d give or take 30%%", name, moved, lost, flows/100)
+		packet := wire[OverheadIPv4+14:]
+		out[i], _ = netip.AddrFromSlice([][]byte{packet[16:20], packet[24:40]}[family])
+	}
+	return out
+}
+
+// When one of a hundred backends goes, by whatever door, the loaded program sends
+// its own flows elsewhere and no other: 1.2% is what issue 3 allows.
+func TestBackendGoes(t *testing.T) {
+	const flows = 4000
+	a, from := newA(t), redA
+	for family, name := range []string{"IPv4", "IPv6"} {
+		s := hundred(a, family)
+		gone := s.Backends[37].CA
+		from.epoch++
+		before := asked(a, from, s, family, flows)
+		for door, change := range map[string]func(*Service){
+			"taken out": func(s *Service) { s.Backends = slices.Delete(s.Backends, 37, 38) },
+			"dead":      func(s *Service) { s.Backends[37].Dead = true },
+			"draining":  func(s *Service) { s.Backends[37].Draining = true },
+			"weight 0":  func(s *Service) { s.Backends[37].Weight = 0 },
+		} {
+			less := s
+			less.Backends = slices.Clone(s.Backends)
+			change(&less)
+			from.epoch++
+			moved, lost := 0, 0
+			for i, now := range asked(a, from, less, family, flows) {
+				switch {
+				case now == gone:
+					t.Errorf("%s, %s: flow %d still goes there", name, door, i)
+				case before[i] == gone:
+					lost++
+				case now != before[i]:
+					moved++
+				}
+			}
+			if moved != 0 || lost < flows/100/2 || lost > flows/100*2 {
+				t.Errorf("%s, %s: %d flows of other backends moved, want 0; %d were its own, want about %d", name, door, moved, lost, flows/100)
+			}
 		}
 	}
 }
