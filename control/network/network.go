@@ -193,7 +193,7 @@ func andMore(n int) string {
 func (n *Network) Place(p Port, cas []vnet.CA, epoch vnet.Epoch) vnet.Place {
 	place := vnet.Place{
 		Epoch: epoch, Tenant: n.Tenant, Network: n.Moniker, VNI: n.VNI,
-		Routes: append(slices.Clone(n.Routes), n.peerRoutes()...), MTU: n.MTU, Isolated: n.Isolated,
+		Routes: slices.Concat(n.Routes, n.subnetRoutes(), n.peerRoutes()), MTU: n.MTU, Isolated: n.Isolated,
 		Router: p.Router, FlowLog: n.FlowLog,
 		DHCP: vnet.DHCP{DNS: n.DNS, Domain: n.Domain, NTP: n.NTP, Lease: n.Lease},
 	}

@@ -138,6 +138,9 @@ func (m *Manager) AddSubnet(ctx context.Context, tenant string, moniker vnet.Mon
 	}
 	n.Subnets = append(slices.Clone(n.Subnets), s)
 	n.settle()
+	if err := n.checkRoutes(); err != nil {
+		return nil, fmt.Errorf("network %q: %w", moniker, err)
+	}
 	if err := CheckMTU(n.MTU, n.Families()); err != nil {
 		return nil, fmt.Errorf("network %q: %w", moniker, err)
 	}

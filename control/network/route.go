@@ -10,13 +10,29 @@ import (
 	"replug/directory/vnet"
 )
 
-// maxRoutes is how many routes a network may have, those to its peers among them:
+// maxRoutes is how many routes a network may have, those to its subnets and peers among them:
 // each place has them all.
 const maxRoutes = 256
 
+// subnetRoutes lead from one subnet of the network to the others of its family: a
+// port's row knows the subnets alone that it has an address in.
+func (n *Network) subnetRoutes() []vnet.Route {
+	of := map[bool]int{}
+	for _, s := range n.Subnets {
+		of[s.Prefix.Addr().Is4()]++
+	}
+	var routes []vnet.Route
+	for _, s := range n.Subnets {
+		if of[s.Prefix.Addr().Is4()] > 1 {
+			routes = append(routes, vnet.Route{Prefix: s.Prefix})
+		}
+	}
+	return routes
+}
+
 func (n *Network) checkRoutes() error {
-	if all := len(n.Routes) + len(n.peerRoutes()); all > maxRoutes {
-		return fmt.Errorf("%w: %d routes, those to peers among them; %d at most: sum some up in one prefix", ErrInvalid, all, maxRoutes)
+	if all := len(n.Routes) + len(n.subnetRoutes()) + len(n.peerRoutes()); all > maxRoutes {
+		return fmt.Errorf("%w: %d routes, those to subnets and peers among them; %d at most: sum some up in one prefix", ErrInvalid, all, maxRoutes)
 	}
 	seen := make(map[netip.Prefix]bool, len(n.Routes))
 	for _, p := range n.peerRoutes() {

@@ -150,6 +150,9 @@ func TestPeers(t *testing.T) {
 	if got := fmt.Sprint(b.get("red").Peers); got != "[{blue 70002 [10.17.35.0/24 10.17.36.0/24]}]" {
 		t.Errorf("after a subnet was added: %s", got)
 	}
+	if got := fmt.Sprint(b.get("blue").Place(Port{}, nil, 7).Routes); got != "[{10.17.35.0/24 invalid IP 0} {10.17.36.0/24 invalid IP 0} {10.17.34.0/24 invalid IP 70001} {fd17:34::/64 invalid IP 70001}]" {
+		t.Errorf("blue's routes after a subnet was added: %s", got)
+	}
 	if _, err := b.AddSubnet(ctx, "acme", "blue", Subnet{Prefix: netip.MustParsePrefix("10.17.34.64/26")}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a subnet that a peer has: %v", err)
 	}

@@ -37,9 +37,9 @@ func (a Addr) Prefix() netip.Prefix {
 	return p
 }
 
-// A Route sends a prefix to a next hop inside the network, or into a peer network
-// of the same tenant, where the destination has a mapping of its own. The next
-// hop may be a gateway VM or a VTEP: either is a CA with a mapping.
+// A Route sends a prefix to a next hop inside the network, or, without one, to the
+// destination itself, which has a mapping of its own: it is in another subnet of the
+// network, or in a peer network of the same tenant. The next hop may be a gateway VM or a VTEP: either is a CA with a mapping.
 type Route struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	NextHop netip.Addr   `json:"next_hop,omitzero"` // a CA; of the same family as Prefix
