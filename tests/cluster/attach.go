@@ -19,9 +19,10 @@ type Attachment struct {
 	Tenant  string
 	Network string
 	IP      string
-	Bits    int  // prefix length, for Static; 0: 24
-	MTU     int  // of its NIC before it is told another; 0: what the underlay leaves
-	Static  bool // the address is set by hand; else by DHCP, with replug-guest
+	IP6     string // in a network of both families; "": one that is free
+	Bits    int    // prefix length, for Static; 0: 24
+	MTU     int    // of its NIC before it is told another; 0: what the underlay leaves
+	Static  bool   // the address is set by hand; else by DHCP, with replug-guest
 }
 
 // waiting is how many frames wait for an attached guest: while machines that are
@@ -43,8 +44,12 @@ func (c *Cluster) Attach(ctx context.Context, a Attachment) (*lab.Guest, error) 
 	if err != nil {
 		return nil, err
 	}
+	var more []string
+	if a.IP6 != "" {
+		more = []string{a.IP6}
+	}
 	p, err := pb.NewPortsClient(conn).AttachPort(ctx, &pb.AttachPortRequest{RequestId: "attach-" + a.Name, Tenant: a.Tenant, Name: a.Name,
-		Host: c.Lab.Host(a.Host).Name, Tap: g.Tap(), Mac: mac.String(), Monitor: g.Monitor(), Network: a.Network, Ip: a.IP})
+		Host: c.Lab.Host(a.Host).Name, Tap: g.Tap(), Mac: mac.String(), Monitor: g.Monitor(), Network: a.Network, Ip: a.IP, Ips: more})
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", a.Name, err)
 	}

@@ -146,13 +146,19 @@ func (w *world) guest(ctx context.Context, t *testing.T, host int, network strin
 
 func (w *world) guestAt(ctx context.Context, t *testing.T, host int, network, ip string, static bool) *member {
 	t.Helper()
-	name := fmt.Sprint("m", w.used.Add(1))
-	t.Cleanup(func() { w.detach(t, name) })
-	g, err := w.Attach(ctx, cluster.Attachment{Name: name, Host: host, Tenant: tenant, Network: network, IP: ip, Bits: bits, Static: static})
+	return w.attach(ctx, t, cluster.Attachment{Host: host, Network: network, IP: ip, Static: static})
+}
+
+// attach attaches a guest of the tenant; what its attachment needs no test says.
+func (w *world) attach(ctx context.Context, t *testing.T, a cluster.Attachment) *member {
+	t.Helper()
+	a.Name, a.Tenant, a.Bits = fmt.Sprint("m", w.used.Add(1)), tenant, bits
+	t.Cleanup(func() { w.detach(t, a.Name) })
+	g, err := w.Attach(ctx, a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &member{Guest: g, w: w, port: name, ip: ip}
+	return &member{Guest: g, w: w, port: a.Name, ip: a.IP}
 }
 
 // detach ends a port, waits until it is gone, and switches its guest off.
