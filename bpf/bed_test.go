@@ -156,12 +156,21 @@ func (b *bed) host(i int) *machine {
 	return m
 }
 
-// A guest is a VM's stand-in: a room whose NIC is a tap, with both families.
+// A guest is a VM's stand-in: a room whose NIC is a tap, with both families. Or a
+// container: one whose NIC is a veth.
 type guest struct {
 	*room
 	member
 	host *machine
-	taps [2]*os.File // of the host, and the guest's own
+	taps [2]*os.File // of the host, and the guest's own; none if it is a container
+}
+
+// device is the guest's, on its host.
+func (g *guest) device() string {
+	if g.isContainer() {
+		return fmt.Sprintf("veth%d", g.id)
+	}
+	return fmt.Sprintf("tap%d", g.id)
 }
 
 // guest plugs a guest into host and tells all hosts where it is. Its NIC's MTU
@@ -218,6 +227,10 @@ func (g *guest) address() error {
 // and cuts what it sends, and gets nothing that isn't finished and cut.
 func (g *guest) offloads(on bool) {
 	g.t.Helper()
+	if g.isContainer() {
+		g.vethOffloads(on)
+		return
+	}
 	flags := 0
 	if on {
 		flags = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -243,14 +256,17 @@ func (g *guest) at(family int, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(g.cas()[family], port)
 }
 
-// sent counts the guest's frames.
-func (g *guest) sent() uint64 {
+// sent counts the guest's frames, received those to it.
+func (g *guest) sent() uint64     { return g.counters().FromPackets }
+func (g *guest) received() uint64 { return g.counters().ToPackets }
+
+func (g *guest) counters() Counters {
 	g.t.Helper()
 	n, err := g.host.dp.PortCounters(g.id)
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	return n.FromPackets
+	return n
 }
 
 // onlyDropped fails if anything was dropped for another reason.

@@ -46,7 +46,12 @@ static __always_inline enum drop_reason hand_over(struct __sk_buff *skb, struct 
 	if (is_captured(p, r->port))
 		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
 	p->to_id = p->id;
-	*verdict = send_to_device(skb, r->port, p->v6);
+	/*
+	 * Of the other family than the underlay's, only what went up could skip a veth's
+	 * queue (see send_to_device): it would overtake what didn't.
+	 */
+	*verdict = p->v6 == config.underlay6 ? send_to_device(skb, r->port, p->v6)
+					     : bpf_redirect(r->port->ifindex, 0);
 	return DROP_NONE;
 }
 

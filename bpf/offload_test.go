@@ -11,25 +11,38 @@ import (
 // are compared and whose flows stay in order: superpackets and single packets
 // in turn, to a guest of the same host and of another, IPv4 and IPv6, from and
 // to guests with and without offloads, over a wire that carries superpackets
-// whole and one that doesn't, received by tcx and by XDP, over either underlay.
+// whole and one that doesn't, received by tcx and by XDP, over either underlay,
+// out of taps and into them. [TestContainers] does the same with veths.
 func TestOffloads(t *testing.T) {
+	overFabrics(t, func(b *bed, host *machine, who member, hosts ...*machine) *guest {
+		return b.guest(host, who, 1500, 1500, hosts...)
+	})
+}
+
+// A plug gives a host of a bed a guest, and tells all hosts where it is.
+type plug func(b *bed, host *machine, who member, hosts ...*machine) *guest
+
+// wirings are a wire that carries superpackets whole, and one that doesn't.
+var wirings = map[string]wiring{"uncut": uncut, "copied": copied}
+
+func overFabrics(t *testing.T, in plug) {
 	for _, f := range []fabric{fabric4(1550), fabric6(1570)} {
-		for name, lay := range map[string]wiring{"uncut": uncut, "copied": copied} {
-			t.Run(fmt.Sprintf("%s, %s", f.name, name), func(t *testing.T) { offloads(t, f, lay) })
+		for wire := range wirings {
+			t.Run(fmt.Sprintf("%s, %s", f.name, wire), func(t *testing.T) { offloads(t, f, wire, in) })
 		}
 	}
 }
 
-func offloads(t *testing.T, f fabric, lay wiring) {
-	b := newBed(t, f, lay)
+func offloads(t *testing.T, f fabric, wire string, in plug) {
+	b := newBed(t, f, wirings[wire])
 	hosts := []*machine{b.host(0), b.host(1)}
-	o := offloaded{b.guest(hosts[0], redA, 1500, 1500, hosts...), b.guest(hosts[0], redA2, 1500, 1500, hosts...), b.guest(hosts[1], redB, 1500, 1500, hosts...)}
-	o.each(t, "tcx")
+	o := offloaded{in(b, hosts[0], redA, hosts...), in(b, hosts[0], redA2, hosts...), in(b, hosts[1], redB, hosts...)}
+	o.each(t, "tcx", wire == "uncut")
 	for _, h := range hosts {
-		// A veth hands XDP checksums that its sender hasn't finished, which no NIC does.
+		// A veth hands XDP checksums that its sender hasn't finished, which no NIC does. It cuts superpackets, then.
 		h.in(func() error { return errors.Join(tool("ethtool", "-K up0 tx off"), h.dp.AttachNIC(h.uplink)) })
 	}
-	o.each(t, "XDP")
+	o.each(t, "XDP", false)
 	for _, h := range hosts {
 		h.onlyDropped("ip_options", "nd_probe") // a guest's kernel joins its groups, and looks for who else has its link-local address
 	}
@@ -38,7 +51,8 @@ func offloads(t *testing.T, f fabric, lay wiring) {
 // The three guests: one sends, one is on the same host, one on another.
 type offloaded struct{ from, beside, away *guest }
 
-func (o offloaded) each(t *testing.T, receive string) {
+// each talks in every way, received by one kind of program over a wire that cuts superpackets or doesn't.
+func (o offloaded) each(t *testing.T, receive string, uncut bool) {
 	for _, on := range []bool{true, false} {
 		for _, g := range []*guest{o.from, o.beside, o.away} {
 			g.offloads(on)
@@ -46,7 +60,14 @@ func (o offloaded) each(t *testing.T, receive string) {
 		for place, to := range map[string]*guest{"same host": o.beside, "cross host": o.away} {
 			for family, inner := range []string{"IPv4", "IPv6"} {
 				name := fmt.Sprintf("%s, offloads %t, %s, by %s", inner, on, place, receive)
-				t.Run(name, func(t *testing.T) { talkBoth(t, o.from, to, family, on) })
+				t.Run(name, func(t *testing.T) {
+					queued := to.queued()
+					talkBoth(t, o.from, to, family, crossing{on, on && (to == o.beside || uncut)})
+					// The gateway's answers are few.
+					if n := to.queued() - queued; to.skipsQueue(o.from, family) && n >= 10 {
+						t.Errorf("%d frames went through the queue of the veth", n)
+					}
+				})
 			}
 		}
 	}
@@ -62,8 +83,8 @@ func (s served) at(family int, _ uint16) netip.AddrPort {
 // What goes to a service and comes from it is translated in superpackets too, on
 // whatever way they come: the same talk, by the service's address.
 func TestOffloadsOfServices(t *testing.T) {
-	for name, lay := range map[string]wiring{"uncut": uncut, "copied": copied} {
-		t.Run(name, func(t *testing.T) {
+	for wire, lay := range wirings {
+		t.Run(wire, func(t *testing.T) {
 			b := newBed(t, fabric4(1550), lay)
 			hosts := []*machine{b.host(0), b.host(1)}
 			from := b.guest(hosts[0], redA, 1500, 1500, hosts...)
@@ -78,7 +99,8 @@ func TestOffloadsOfServices(t *testing.T) {
 					for _, on := range []bool{true, false} {
 						from.offloads(on)
 						to.offloads(on)
-						t.Run(fmt.Sprintf("%s, offloads %t, %s", inner, on, place), func(t *testing.T) { talkBoth(t, from, served{to}, family, on) })
+						whole := crossing{on, on && (place == "same host" || wire == "uncut")}
+						t.Run(fmt.Sprintf("%s, offloads %t, %s", inner, on, place), func(t *testing.T) { talkBoth(t, from, served{to}, family, whole) })
 					}
 				}
 			}
@@ -89,7 +111,17 @@ func TestOffloadsOfServices(t *testing.T) {
 	}
 }
 
-func talkBoth(t *testing.T, from *guest, to talker, family int, on bool) {
+// A crossing says at which ends of a way a superpacket of datagrams is one frame.
+type crossing struct{ sent, received bool }
+
+// A callee is a guest, called by its own address or by that of its service.
+type callee interface {
+	talker
+	received() uint64
+}
+
+func talkBoth(t *testing.T, from *guest, to callee, family int, whole crossing) {
+	t.Helper()
 	before := overtaken(t, from) + overtaken(t, to)
 	c := connect(t, from, to, family)
 	if err := c.exchange([2][]byte{noise(2<<20, 3), noise(1<<20, 5)}); err != nil {
@@ -99,12 +131,17 @@ func talkBoth(t *testing.T, from *guest, to talker, family int, on bool) {
 		t.Errorf("TCP: %d segments overtook others", n)
 	}
 	const bursts = 12
-	sent := from.sent()
+	sent, received := from.sent(), to.received()
 	if err := datagrams(from, to, family, bursts); err != nil {
 		t.Errorf("UDP: %v; drops %v", err, from.host.reasons())
 	}
-	frames := from.sent() - sent
-	if whole := frames < bursts*burstSegments/2; whole != (on && from.host.takesUSO()) {
-		t.Errorf("UDP: %d frames for %d datagrams, offloads %t", frames, bursts*(burstSegments+burstSingles), on)
+	for _, end := range []struct {
+		does   string
+		frames uint64
+		whole  bool
+	}{{"sent", from.sent() - sent, whole.sent}, {"received", to.received() - received, whole.received}} {
+		if is := end.frames < bursts*burstSegments/2; is != (end.whole && from.host.takesUSO()) {
+			t.Errorf("UDP: %d frames %s for %d datagrams, superpackets whole: want %t", end.frames, end.does, bursts*(burstSegments+burstSingles), end.whole)
+		}
 	}
 }

@@ -88,7 +88,10 @@ func byXDP(t *testing.T, from, to *guest, family int) {
 }
 
 // threaded gives a device's NAPI threads of its own.
-func threaded(device string) error {
+func threaded(device string) error { return setDevice(device, "threaded", "1") }
+
+// setDevice writes an attribute of a device in the namespace of the thread.
+func setDevice(device, attribute, value string) error {
 	dir, err := os.MkdirTemp("", "sys")
 	if err != nil {
 		return err
@@ -98,7 +101,7 @@ func threaded(device string) error {
 		return fmt.Errorf("mount a sysfs: %w", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	return os.WriteFile(filepath.Join(dir, "class/net", device, "threaded"), []byte("1"), 0)
+	return os.WriteFile(filepath.Join(dir, "class/net", device, attribute), []byte(value), 0)
 }
 
 func inOrder(t *testing.T, from, to *guest, family int) {
