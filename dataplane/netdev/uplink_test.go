@@ -84,7 +84,7 @@ func TestUplink(t *testing.T) {
 	for _, name := range []string{"", "up0"} {
 		u, err := netdev.FindUplink(name, netdev.IPv4)
 		want := netdev.Uplink{
-			Device: netdev.Device{Name: "up0", Ifindex: f.uplink.Attrs().Index, MTU: 1550, MAC: hostMAC, Peer: true, Up: true},
+			Device: netdev.Device{Name: "up0", Ifindex: f.uplink.Attrs().Index, MTU: 1550, MAC: hostMAC, Kind: "veth", Peer: true, Up: true},
 			Addr:   netip.MustParseAddr("172.31.77.2"), Prefix: netip.MustParsePrefix("172.31.77.2/24"),
 		}
 		if d := cmp.Diff(want, u, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" || err != nil {
