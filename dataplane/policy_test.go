@@ -27,17 +27,22 @@ func (f *table) vips() []string {
 	return out
 }
 
-// Services follow the directory through changes of address, a network that goes,
-// a resync, and a restart.
-func TestServices(t *testing.T) {
-	f := newTable()
-	ns := session(t, f, nil)
-	is := func(when string, want ...string) {
+// serves returns what fails the test unless these addresses of services are in force.
+func (f *table) serves(t *testing.T) func(when string, want ...string) {
+	return func(when string, want ...string) {
 		t.Helper()
 		if got := f.vips(); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", when, got, want)
 		}
 	}
+}
+
+// Services follow the directory through changes of address, a network that goes,
+// a resync, and a restart.
+func TestServices(t *testing.T) {
+	f := newTable()
+	ns := session(t, f, nil)
+	is := f.serves(t)
 	ns.OnResync()
 	ns.OnService(service(red, "www", "10.17.34.90", 443))
 	ns.OnService(service(red, "dns", "10.17.34.91", 53))
@@ -77,12 +82,7 @@ func TestServices(t *testing.T) {
 func TestServiceWithoutRoom(t *testing.T) {
 	f := newTable()
 	ns := session(t, f, nil)
-	is := func(when string, want ...string) {
-		t.Helper()
-		if got := f.vips(); !slices.Equal(got, want) {
-			t.Errorf("%s: %q, want %q", when, got, want)
-		}
-	}
+	is := f.serves(t)
 	www, dns := service(red, "www", "10.17.34.90", 443), service(red, "dns", "10.17.34.91", 53)
 	ns.OnService(www)
 	ns.OnService(dns)
