@@ -68,7 +68,11 @@ func attachMany(t *testing.T, n int) (took time.Duration, bytes int) {
 	}
 	took = cpuTime(t) - begun
 	for { // and are at rest
-		if all, err := os.ReadDir(w.dir); err != nil || len(all) == n {
+		all, err := os.ReadDir(w.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == n {
 			break
 		}
 		time.Sleep(time.Millisecond)
