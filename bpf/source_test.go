@@ -114,7 +114,8 @@ func (s *forger) joins(real member) {
 }
 
 // Where ports share their host's address, the inner source MAC tells who has sent.
-// A VTEP may send by another MAC than it gets by.
+// A VTEP, which the agent never registers as a host, may send by another MAC than it
+// gets by, but what the directory knows there and nothing else.
 func TestSourcesBehindOneAddress(t *testing.T) {
 	a := newA(t)
 	one, two := redB, blueB
@@ -146,4 +147,11 @@ func TestSourcesBehindOneAddress(t *testing.T) {
 	other.mac[5]++
 	try("a VTEP", "none", vtep, vtep.ca, caA)
 	try("a VTEP by another MAC", "none", other, vtep.ca, caA)
+	try("a VTEP, as somebody it isn't", "wrong_source", vtep, one.ca, caA)
+	try("a VTEP, as nobody", "unknown_source", vtep, caNobody, caA)
+	try("its host, as nobody", "none", one, caNobody, caA)
+	elsewhere := tunnel{src: vtep.pa, dst: blueA.pa, vni: blue}
+	before := a.drops()
+	a.receive(elsewhere.with(vtep.inner(blueA, udpOf(caNobody, blueA.ca, port, 7946, text(37)))))
+	a.counted("a VTEP of another network, as nobody", before, "unknown_source")
 }

@@ -7,11 +7,11 @@ import (
 	"replug/directory/vnet"
 )
 
-// A hostRow is a registered host: frames come from its prefix, and go to it by
-// a next hop of its own.
+// A hostRow is who frames go to by a next hop of its own.
 type hostRow struct {
 	prefix  netip.Prefix
 	nextHop uint32 // 0: the kernel finds the way
+	vtep    bool   // and no host of ours: it speaks for nobody whom the directory doesn't know there
 }
 
 // OnHost takes a registered host: its frames are believed from now on, and
@@ -20,28 +20,33 @@ func (ns *networks) OnHost(h vnet.HostInfo) {
 	if h.Name == ns.self {
 		return // our own addresses never come in from the wire
 	}
+	ns.lead(h.Name, hostRow{prefix: h.PAPrefix.Masked()})
+}
+
+// lead makes a way to a host or VTEP, and registers a host.
+func (ns *networks) lead(name string, row hostRow) {
 	if ns.heard != nil {
-		ns.heard[h.Name] = true
+		ns.heard[name] = true
 	}
-	prefix := h.PAPrefix.Masked()
-	if !ns.sendsTo(prefix.Addr()) {
-		ns.OnHostGone(h.Name)
+	if !ns.sendsTo(row.prefix.Addr()) {
+		ns.OnHostGone(name)
 		ns.log.Error("no frame passes between this host and one whose underlay is of another family: give all hosts and VTEPs addresses of one",
-			"host", h.Name, "has", vnet.Underlay(prefix.Addr()), "pa_prefix", prefix, "here", vnet.Underlay(ns.own))
+			"host", name, "has", vnet.Underlay(row.prefix.Addr()), "pa_prefix", row.prefix, "here", vnet.Underlay(ns.own))
 		return
 	}
 	ns.mu.Lock()
-	old, known := ns.hosts[h.Name]
-	row := hostRow{prefix, old.nextHop}
-	if row.nextHop == 0 {
-		row.nextHop = ns.hopFor(prefix)
+	old, known := ns.hosts[name]
+	if row.nextHop = old.nextHop; row.nextHop == 0 {
+		row.nextHop = ns.hopFor(row.prefix)
 	}
-	ns.hosts[h.Name] = row
+	ns.hosts[name] = row
 	ns.mu.Unlock()
-	if known && old.prefix != prefix {
-		ns.warn("old prefix of a host stays", ns.datapath.DeleteHost(old.prefix), h.Name)
+	if known && old.prefix != row.prefix {
+		ns.warn("old prefix of a host stays", ns.datapath.DeleteHost(old.prefix), name)
 	}
-	ns.warn("host is not known to the datapath", ns.datapath.PutHost(prefix), h.Name)
+	if !row.vtep {
+		ns.warn("host is not known to the datapath", ns.datapath.PutHost(row.prefix), name)
+	}
 	ns.changed()
 }
 
@@ -62,7 +67,9 @@ func (ns *networks) OnHostGone(name string) {
 	if !ok {
 		return
 	}
-	ns.warn("host that is gone stays in the datapath", ns.datapath.DeleteHost(row.prefix), name)
+	if !row.vtep {
+		ns.warn("host that is gone stays in the datapath", ns.datapath.DeleteHost(row.prefix), name)
+	}
 	if row.nextHop != 0 {
 		ns.warn("next hop of a host that is gone stays", ns.datapath.SetNextHop(row.nextHop, NextHop{}), name)
 	}
@@ -76,10 +83,11 @@ func (ns *networks) forgetHosts() {
 	var gone []string
 	inUse := map[netip.Prefix]bool{}
 	for name, row := range ns.hosts {
-		if ns.heard[name] {
-			inUse[row.prefix] = true
-		} else {
+		switch {
+		case !ns.heard[name]:
 			gone = append(gone, name)
+		case !row.vtep:
+			inUse[row.prefix] = true
 		}
 	}
 	clear(ns.kept)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	stdmaps "maps"
 	"net/netip"
@@ -195,11 +196,17 @@ func TestMembers(t *testing.T) {
 	is("network gone", map[string]vnet.Groups{})
 }
 
-// A remote VTEP's frames are believed, and there is a way to it, as long as a
-// mapping leads there.
+// There is a next hop to a remote VTEP as long as a mapping leads there. It is never
+// registered as a host: it would be believed in every network, and by its MAC alone.
 func TestVTEPs(t *testing.T) {
 	f := newTable()
-	ns := session(t, f, nil)
+	host, edge := netip.MustParsePrefix("100.64.2.0/24"), netip.MustParsePrefix("172.31.9.5/32")
+	f.hosts[edge] = true // as agents did before
+	k := kernel4test{}
+	for _, pa := range []string{"100.64.2.0", "172.31.9.5", "172.31.9.6", "fd31::9:5"} {
+		k[netip.MustParseAddr(pa)] = hopTwo
+	}
+	ns := session(t, f, k)
 	vtep := func(ca, pa string) vnet.Mapping {
 		m := mapping(red, ca, pa, "", 7)
 		m.Port = "vtep:tor-5"
@@ -207,43 +214,52 @@ func TestVTEPs(t *testing.T) {
 	}
 	is := func(when string, want ...string) {
 		t.Helper()
+		ns.resolve(t.Context())
 		var got []string
-		for p := range f.hosts {
-			got = append(got, p.String())
+		for _, m := range f.mappings {
+			if m.Host == "" && f.hops[m.NextHop] == hopTwo {
+				got = append(got, fmt.Sprint(m.PA, " by ", m.NextHop))
+			}
 		}
-		if slices.Sort(got); !slices.Equal(got, want) {
-			t.Errorf("%s: %q, want %q", when, got, want)
+		slices.Sort(got)
+		if got = slices.Compact(got); len(got) != len(want) || !slices.EqualFunc(got, want, strings.HasPrefix) {
+			t.Errorf("%s: there are next hops to %q, want %q", when, got, want)
+		}
+		if want := (map[netip.Prefix]bool{host: true}); !stdmaps.Equal(f.hosts, want) {
+			t.Errorf("%s: hosts %v, want %v", when, f.hosts, want)
 		}
 	}
 	ns.OnResync()
+	ns.OnHost(hostInfo("h2", host.String()))
 	ns.OnMapping(vtep("10.17.34.71", "172.31.9.5"))
 	ns.OnMapping(vtep("10.17.34.72", "172.31.9.5"))
 	ns.OnMapping(vtep("fd00::72", "fd31::9:5"))
 	ns.OnSynced(17)
-	is("loaded", "172.31.9.5/32", "fd31::9:5/128")
-	hops := map[uint32]bool{}
-	for _, m := range f.mappings {
-		hops[m.NextHop] = true
-	}
-	if len(hops) != 2 || hops[0] {
-		t.Errorf("next hops %v", hops)
-	}
+	is("loaded", "172.31.9.5 by ", "fd31::9:5 by ")
 	ns.OnMappingGone(red, vtep("10.17.34.71", "172.31.9.5").CA)
 	ns.OnMapping(vtep("10.17.34.72", "172.31.9.5"))
 	ns.OnSynced(18)
-	is("one of two mappings gone", "172.31.9.5/32", "fd31::9:5/128")
+	is("one of two mappings gone", "172.31.9.5 by ", "fd31::9:5 by ")
 	ns.OnMapping(vtep("10.17.34.72", "172.31.9.6"))
 	ns.OnMapping(mapping(red, "fd00::72", "100.64.2.23", "h2", 8))
 	ns.OnSynced(19)
-	is("moved", "172.31.9.6/32")
+	is("moved", "172.31.9.6 by ")
+	if len(ns.hosts) != 2 {
+		t.Errorf("next hops are kept for %v, want h2 and one VTEP", ns.hosts)
+	}
 
 	ns.OnResync()
+	ns.OnHost(hostInfo("h2", host.String()))
 	ns.OnMapping(vtep("10.17.34.72", "172.31.9.6"))
 	ns.OnSynced(20)
-	is("repeated", "172.31.9.6/32")
+	is("repeated", "172.31.9.6 by ")
 	ns.OnResync()
+	ns.OnHost(hostInfo("h2", host.String()))
 	ns.OnSynced(21)
 	is("not repeated")
+	if len(ns.hosts) != 1 {
+		t.Errorf("next hops are kept for %v, want h2 alone", ns.hosts)
+	}
 }
 
 // What is of another family than this host's underlay, as an older server may have let
@@ -277,7 +293,7 @@ func TestAnotherUnderlay(t *testing.T) {
 	ns.OnHost(hostInfo("h2", "fd64:0:0:2::/112"))
 	ns.OnMapping(mapping(red, "10.17.34.51", "fd64:0:0:2::17", "h2", 9))
 	ns.OnSynced(18)
-	if len(f.hosts) != 3 || len(f.mappings) != 3 {
+	if len(f.hosts) != 2 || len(f.mappings) != 3 {
 		t.Errorf("once all are of one family: hosts %v, mappings %v", f.hosts, f.mappings)
 	}
 }

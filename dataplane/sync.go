@@ -101,7 +101,7 @@ func (ns *networks) OnMapping(m vnet.Mapping) {
 	k := MappingKey{m.VNI, m.CA}
 	if !ns.sendsTo(m.PA.Addr) {
 		if m.Host == "" { // of a host it is told when that comes
-			ns.OnHost(vnet.HostInfo{Name: vtepHost(m.PA), PAPrefix: netip.PrefixFrom(m.PA.Addr, m.PA.BitLen())})
+			ns.leadVTEP(m.PA)
 		}
 		ns.OnMappingGone(m.VNI, m.CA)
 		return

@@ -6,9 +6,8 @@ import (
 	"replug/directory/vnet"
 )
 
-// vteps are the remote VTEPs that mappings lead to. One is a host without a name
-// and with a single address: its first mapping makes it known, its last one takes
-// it along.
+// vteps are the remote VTEPs that mappings lead to. Each has a next hop from its first
+// mapping to its last.
 type vteps struct {
 	of   map[MappingKey]vnet.PA
 	uses map[vnet.PA]int
@@ -16,6 +15,11 @@ type vteps struct {
 
 // vtepHost is the name under which a VTEP's address is kept among the hosts.
 func vtepHost(pa vnet.PA) string { return "vtep " + pa.String() }
+
+// leadVTEP makes a way to a VTEP.
+func (ns *networks) leadVTEP(pa vnet.PA) {
+	ns.lead(vtepHost(pa), hostRow{prefix: netip.PrefixFrom(pa.Addr, pa.BitLen()), vtep: true})
+}
 
 // wayTo returns the next hop to where a mapping leads.
 func (ns *networks) wayTo(k MappingKey, m *vnet.Mapping) uint32 {
@@ -32,7 +36,7 @@ func (ns *networks) wayTo(k MappingKey, m *vnet.Mapping) uint32 {
 			ns.vteps.uses[m.PA]++
 		}
 		if !led && ns.vteps.uses[m.PA] == 1 {
-			ns.OnHost(vnet.HostInfo{Name: host, PAPrefix: netip.PrefixFrom(m.PA.Addr, m.PA.BitLen())})
+			ns.leadVTEP(m.PA)
 		} else if ns.heard != nil {
 			ns.heard[host] = true
 		}
