@@ -32,9 +32,10 @@ type linux struct {
 	link  *link
 	nic   *nic
 	names resolvConf
-	begun bool   // the NIC was configured before
-	six   bool   // a client had made it an IPv6 address the last time
-	ends  func() // what goes on beside the session: IPv6 of our own, or the watch over what was removed
+	begun bool            // the NIC was configured before
+	six   bool            // a client had made it an IPv6 address the last time
+	up    context.Context // the session's
+	ends  func()          // what goes on beside the session: IPv6 of our own, or the watch over what was removed
 }
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
@@ -61,12 +62,14 @@ func (l *linux) files() files { return l.machine.files }
 
 func (l *linux) session(ctx context.Context) (context.Context, func(), error) {
 	up, _, end, err := l.link.session(ctx)
+	l.up = up
 	return up, end, err
 }
 
 // configure gets a lease, or lets the client get one to whom the NIC belongs.
 func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	if l.c.DHCP == DHCPNone || l.handsOff() {
+		l.ends()
 		return time.Time{}, nil
 	}
 	st := l.link.current()
@@ -74,6 +77,7 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
+			l.ends()
 			l.log.say("dhcp is left to %s", names(clients))
 			quiet6(st.name)
 			return time.Time{}, l.drive(ctx, st, clients, why, start)
@@ -100,13 +104,13 @@ func (l *linux) beside(ctx context.Context, f func(context.Context)) {
 const noIPv4 = 700 * time.Millisecond
 
 // both asks for both families at once. It returns when there is an IPv4 lease, or an
-// IPv6 address and no IPv4 in this network. IPv6 is followed until the link changes,
-// or the next time that this is called.
+// IPv6 address and no IPv4 in this network. IPv6 is followed until the link changes, over
+// any number of IPv4 renewals.
 func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, error) {
 	ready := make(chan struct{})
 	if !due {
 		l.names.forget()
-		l.beside(ctx, func(ctx context.Context) { l.follow6(ctx, st, ready) })
+		l.beside(l.up, func(ctx context.Context) { l.follow6(ctx, st, ready) })
 	}
 	four, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -26,6 +26,7 @@ type sixHost struct {
 	addr   atomic.Pointer[netip.Addr] // by DHCPv6
 	dns    atomic.Pointer[netip.Addr] // also by DHCPv6
 	asked  chan dhcpv6.MessageType
+	router net.PacketConn
 }
 
 func (w *world) six() *sixHost {
@@ -55,21 +56,27 @@ func (w *world) six() *sixHost {
 		}
 	})
 	var wg sync.WaitGroup
-	wg.Go(func() { h.route(icmp) })
+	h.router = icmp
+	wg.Go(h.route)
 	wg.Go(func() { h.lease(udp) })
 	w.t.Cleanup(func() { icmp.Close(); udp.Close(); wg.Wait() })
 	return h
 }
 
-func (h *sixHost) route(c net.PacketConn) {
+func (h *sixHost) route() {
 	b := make([]byte, 1500)
 	for {
-		if _, _, err := c.ReadFrom(b); err != nil {
+		if _, _, err := h.router.ReadFrom(b); err != nil {
 			return
 		}
-		if a := h.advert.Load(); a != nil {
-			c.WriteTo(*a, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "host0"})
-		}
+		h.advertise()
+	}
+}
+
+// advertise is the router's word to all, asked or not.
+func (h *sixHost) advertise() {
+	if a := h.advert.Load(); a != nil {
+		h.router.WriteTo(*a, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "host0"})
 	}
 }
 
@@ -176,7 +183,8 @@ func (w *world) becomes(what, want string, get func() string) {
 }
 
 // A dual-stack guest takes both families, and nothing of the old network stays after
-// a flap: by DHCPv6, and by addresses that it makes itself.
+// a flap: by DHCPv6, and by addresses that it makes itself. IPv6 is followed while IPv4
+// is renewed, however often.
 func TestBothFamilies(t *testing.T) {
 	w := newWorld(t)
 	h := w.six()
@@ -192,6 +200,9 @@ func TestBothFamilies(t *testing.T) {
 		t.Errorf("asked %s and %d more", m, len(h.asked))
 	}
 	w.give("10.37.91.66/24")
+	w.mu.Lock()
+	w.lease.valid = time.Second // T1 is half of it
+	w.mu.Unlock()
 	h.serve(true, "", "fd00:29::7")
 	w.flap(15 * time.Millisecond)
 	w.said("IPv6 fd00:29::7/128")
@@ -202,6 +213,12 @@ func TestBothFamilies(t *testing.T) {
 		t.Errorf("IPv6 after the flap: %s", got)
 	}
 	w.becomes("IPv4 after the flap", "10.37.91.66/24", w.addrs)
+	drain(w.dhcp)
+	for next(t, w.dhcp, "renewal of IPv4").ClientIPAddr.IsUnspecified() {
+	}
+	h.serve(true, "", "fd00:37::5")
+	h.advertise()
+	w.becomes("IPv6 after a renewal of IPv4", "fd00:37::5/128", w.addrs6)
 
 	h.serve(false, "fd00:31::", "")
 	w.flap(15 * time.Millisecond)
