@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"maps"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -325,15 +328,16 @@ func TestMigrateWhatIsStillWritten(t *testing.T) {
 	spec.Maps[datapathMapFlows4].MaxEntries = 70001
 	next, p := a.draft(spec)
 	old, fresh := table{Map: a.dp.objs.Flows}, table{Map: next.objs.Flows}
-	a.must(old.put([]row{flowRow(old, "early", 7)}))
+	a.must(old.put([]row{flowRow(old, "early", 7, 0), flowRow(old, "again", 13, 0)}))
 	a.must(next.copyRows(spec, p))
 
 	afterwards := answeredBetween(t, a, next)
 	a.exercise() // the old programs, whose hooks haven't been taken
-	a.must(old.put([]row{flowRow(old, "early", 9), flowRow(old, "late", 11)}))
+	now := Now()
+	a.must(old.put([]row{flowRow(old, "early", 9, 0), flowRow(old, "late", 11, now), flowRow(old, "again", 14, now)}))
 	want, err := a.dp.PortCounters(redA.id)
 	a.must(err)
-	a.must(fresh.put([]row{flowRow(fresh, "early", 8)})) // a new program has seen it since
+	a.must(fresh.put([]row{flowRow(fresh, "early", 8, 0)})) // a new program has seen it since
 	a.must(next.takeHooks(spec, p))
 	if got, err := next.PortCounters(redA.id); err != nil || got != want || got.FromPackets != 4 {
 		t.Errorf("counters: got %+v, %v, want %+v with 4 frames", got, err, want)
@@ -341,50 +345,86 @@ func TestMigrateWhatIsStillWritten(t *testing.T) {
 	got := map[string]byte{}
 	a.must(fresh.each(func(rows []row) error {
 		for _, r := range rows {
-			if name := strings.TrimRight(string(r.key), "\x00"); name == "early" || name == "late" {
+			if name := strings.TrimRight(string(r.key), "\x00"); name == "early" || name == "late" || name == "again" {
 				got[name] = r.values[0][0]
 			}
 		}
 		return nil
 	}))
-	if want := map[string]byte{"early": 8, "late": 11}; !maps.Equal(got, want) {
+	if want := map[string]byte{"early": 8, "late": 11, "again": 14}; !maps.Equal(got, want) {
 		t.Errorf("flows: got %v, want %v", got, want)
 	}
 	afterwards()
 }
 
-// answeredBetween: a VM begins a flow to a service by the old programs, and the new
-// ones, which know nothing of it, get the first answer. What they make of it mustn't
-// outlast the switch: the answer that comes after it is the service's.
-func answeredBetween(t *testing.T, a *host, next *Datapath) (after func()) {
-	key := ServiceKey{VNI: red, VIP: addr("10.17.34.203"), Port: 8453, Protocol: protoUDP}
-	a.must(a.dp.SetService(Service{ServiceKey: key, Backends: []Backend{{CA: caB, Port: 7951, Weight: 3}}}))
-	if v, _ := a.send(redA2, redA2.frame(udpOf(caA2, key.VIP, 5417, 8453, text(37)))); v != actRedirect {
-		t.Fatalf("to the service: verdict %d; %v", int32(v), a.drops())
+// answeredBetween: some programs see the first packets of flows, and those of the other
+// release, which know nothing of these, the first answers. What they make of them mustn't
+// outlast the switch: a flow to a service gets its answers from that, whichever hook was
+// switched first, and who began a flow is known.
+func answeredBetween(t *testing.T, old *host, next *Datapath) (after func()) {
+	fresh := *old
+	fresh.dp = next
+	mate := member{id: 37, vni: red, mac: [6]byte{2, 0x52, 0x4f, 0x5e, 0x6d, 0x7c}, pa: addr("100.64.18.117"), ca: addr("10.17.34.113"), epoch: 7}
+	old.addPorts(mate)
+	old.must(old.dp.PutMappings(mate.mapping(7)))
+	served := func(vip string, by netip.Addr) netip.Addr {
+		key := ServiceKey{VNI: red, VIP: addr(vip), Port: 8453, Protocol: protoUDP}
+		old.must(old.dp.SetService(Service{ServiceKey: key, Backends: []Backend{{CA: by, Port: 7951, Weight: 3}}}))
+		return key.VIP
 	}
-	is := *a
-	is.dp = next
-	answer := func() netip.Addr {
-		v, out := is.receive(tunnel{src: redB.pa, dst: redA2.pa, vni: red}.with(redB.inner(redA2, udpOf(caB, caA2, 7951, 5417, text(41)))))
-		if v != actRedirect {
-			t.Fatalf("an answer: verdict %d; %v", int32(v), is.drops())
+	afar, near := served("10.17.34.203", caB), served("10.17.34.204", mate.ca)
+	is := func(what string, got, want netip.Addr) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: an answer from %s, want %s", what, got, want)
 		}
-		return addr4([4]byte(out[26:30]))
 	}
-	if from := answer(); from != caB {
-		t.Fatalf("the answer that comes too early is from %s; want %s, or this proves nothing", from, caB)
-	}
+	old.says(redA2, afar, 5417, 8453)
+	is("from afar, too early", fresh.hears(redA2, 7951, 5417), caB)
+	fresh.says(redA2, near, 5419, 8453)
+	is("from the same host, by a hook that isn't switched yet", old.says(mate, caA2, 7951, 5419), mate.ca)
+	fresh.hears(mate, 6151, 5421)
+	old.says(mate, caB, 5421, 6151)
 	return func() {
-		if from := answer(); from != key.VIP {
-			t.Errorf("the answer after the switch is from %s, want the service: %s", from, key.VIP)
+		is("from afar after the switch", fresh.hears(redA2, 7951, 5417), afar)
+		is("from the same host after the switch", fresh.says(mate, caA2, 7951, 5419), near)
+		var inbound []bool
+		old.must(next.EachFlow(func(f Flow) {
+			if f.Local == netip.AddrPortFrom(mate.ca, 5421) {
+				inbound = append(inbound, f.Inbound)
+			}
+		}))
+		if len(inbound) != 1 || !inbound[0] {
+			t.Errorf("begun from afar, answered by a hook that wasn't switched yet: inbound %v, want one such flow", inbound)
 		}
 	}
 }
 
-// flowRow is a row of the flow table, whatever that is made of.
-func flowRow(t table, key string, value byte) row {
+// says sends a datagram, and returns by which source it reaches a port of this host.
+func (h *host) says(from member, to netip.Addr, sport, dport uint16) netip.Addr {
+	h.t.Helper()
+	v, out := h.send(from, from.frame(udpOf(from.ca, to, sport, dport, text(37))))
+	if v != actRedirect {
+		h.t.Fatalf("from %s to %s: verdict %d; %v", from.ca, to, int32(v), h.drops())
+	}
+	return addr4([4]byte(out[26:30]))
+}
+
+// hears gets a datagram of redB's, and returns by which source.
+func (h *host) hears(to member, sport, dport uint16) netip.Addr {
+	h.t.Helper()
+	v, out := h.receive(tunnel{src: redB.pa, dst: to.pa, vni: red}.with(redB.inner(to, udpOf(caB, to.ca, sport, dport, text(41)))))
+	if v != actRedirect {
+		h.t.Fatalf("from %s to %s: verdict %d; %v", caB, to.ca, int32(v), h.drops())
+	}
+	return addr4([4]byte(out[26:30]))
+}
+
+// flowRow is a row of the flow table, with a byte in it to tell it by.
+func flowRow(t table, key string, value byte, began time.Duration) row {
 	r := row{make([]byte, t.KeySize()), [][]byte{make([]byte, t.ValueSize())}}
 	copy(r.key, key)
 	r.values[0][0] = value
+	binary.NativeEndian.PutUint64(r.values[0][unsafe.Offsetof(datapathFlow{}.Began):], uint64(began))
 	return r
 }

@@ -174,18 +174,20 @@ func (t table) put(rows []row) error {
 	return nil
 }
 
-// putNew writes rows that aren't there, and flows that began after a time of [Now] and
-// not when the row that is there says: who saw only the answer took it for the first
-// packet, and knows nothing of the service that the flow is to.
-func (t table) putNew(rows []row, after time.Duration) error {
+// putNew writes rows that aren't there, and of flows that began since a time of [Now],
+// when the others were copied, the one that began first: who saw only the answer took it
+// for the first packet, and knows nothing of the service that the flow is to, nor who
+// began it.
+func (t table) putNew(rows []row, copied time.Duration) error {
 	for _, r := range rows {
 		key, value, have := newSlots(len(r.key), 1), newSlots(len(r.values[0]), 1), newSlots(len(r.values[0]), 1)
 		copy(key.at(0), r.key)
 		copy(value.at(0), r.values[0])
 		err := t.Update(key.first(), value.first(), ebpf.UpdateNoExist)
 		if errors.Is(err, ebpf.ErrKeyExist) {
-			began := record{t.value, r.values[0]}.number("began")
-			if err = t.Lookup(key.first(), have.first()); err == nil && began > uint64(after) && began != (record{t.value, have.at(0)}).number("began") {
+			err = t.Lookup(key.first(), have.first())
+			began, known := t.began(value), t.began(have)
+			if err == nil && began > copied && (known <= copied || began < known) {
 				err = t.Put(key.first(), value.first())
 			}
 		}
@@ -194,6 +196,10 @@ func (t table) putNew(rows []row, after time.Duration) error {
 		}
 	}
 	return nil
+}
+
+func (t table) began(flow slots) time.Duration {
+	return time.Duration(record{t.value, flow.at(0)}.number("began"))
 }
 
 // add adds to counters. A frame that is counted in the same microsecond on
