@@ -42,7 +42,7 @@ func (ns *networks) lead(name string, row hostRow) {
 	ns.hosts[name] = row
 	ns.mu.Unlock()
 	if known && old.prefix != row.prefix {
-		ns.warn("old prefix of a host stays", ns.datapath.DeleteHost(old.prefix), name)
+		ns.unregister(name, old)
 	}
 	if !row.vtep {
 		ns.warn("host is not known to the datapath", ns.datapath.PutHost(row.prefix), name)
@@ -67,11 +67,23 @@ func (ns *networks) OnHostGone(name string) {
 	if !ok {
 		return
 	}
-	if !row.vtep {
-		ns.warn("host that is gone stays in the datapath", ns.datapath.DeleteHost(row.prefix), name)
-	}
+	ns.unregister(name, row)
 	if row.nextHop != 0 {
 		ns.warn("next hop of a host that is gone stays", ns.datapath.SetNextHop(row.nextHop, NextHop{}), name)
+	}
+}
+
+// unregister ends that frames from a host's former addresses are believed, unless they
+// are another host's by now: a machine may join again under another name.
+func (ns *networks) unregister(name string, was hostRow) {
+	ns.mu.Lock()
+	keep := was.vtep // was never registered
+	for _, row := range ns.hosts {
+		keep = keep || !row.vtep && row.prefix == was.prefix
+	}
+	ns.mu.Unlock()
+	if !keep {
+		ns.warn("frames from former addresses of a host are still believed", ns.datapath.DeleteHost(was.prefix), name)
 	}
 }
 

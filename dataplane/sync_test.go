@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	stdmaps "maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -233,16 +234,35 @@ func TestResync(t *testing.T) {
 	}
 	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
 	ns.OnSynced(18)
+	hosts := func(when string, want ...string) {
+		t.Helper()
+		var got []string
+		for p := range f.hosts {
+			got = append(got, p.String())
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("hosts %s: %q, want %q", when, got, want)
+		}
+	}
 	if _, ok := f.mappings[bigMapping]; len(f.mappings) != 1 || !ok {
 		t.Errorf("after the sweep: %v", f.mappings)
 	}
-	if want := (map[netip.Prefix]bool{netip.MustParsePrefix("100.64.3.0/24"): true}); !stdmaps.Equal(f.hosts, want) {
-		t.Errorf("hosts after the sweep: %v", f.hosts)
-	}
+	hosts("after the sweep", "100.64.3.0/24")
 	ns.OnNetworkGone(blue)
 	if ok, _ := ns.Synced(blue); ok || len(f.mappings) != 0 {
 		t.Errorf("network is gone, but: %t, %v", ok, f.mappings)
 	}
+
+	ns.OnResync() // h3 left and joined again as h4, and nobody was there to say so
+	ns.OnHost(hostInfo("h4", "100.64.3.0/24"))
+	ns.OnSynced(19)
+	hosts("after a host has another name", "100.64.3.0/24")
+	ns.OnHost(hostInfo("h4", "100.64.4.0/24"))
+	ns.OnHost(hostInfo("h5", "100.64.4.0/24"))
+	ns.OnHost(hostInfo("h4", "100.64.5.0/24"))
+	hosts("whose prefix went to another", "100.64.4.0/24", "100.64.5.0/24")
+	ns.OnHostGone("h4")
+	hosts("without one", "100.64.4.0/24")
 }
 
 // Changes are written before what relies on them, and in batches.
