@@ -159,6 +159,9 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	if p.halfway(in) && r.Tried < last {
 		r.Tried, r.Jumped = last, true // its one client heard the link; the other wants more
 	}
+	for r.Tried < last && p.costsTheLast(in) {
+		r.Tried++
+	}
 	if r.Tried > last {
 		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client and its monitor", r.Cuts)
 	}
@@ -178,6 +181,14 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	r.hop("link_down")
 	p.log.Info("bounce again", "rung", next.String(), "cuts", r.Cuts)
 	return outcome{kind: done}, nil
+}
+
+// costsTheLast reports whether there is time for the last rung, but not for this one
+// before it: the rungs so far have taken longer than their own time.
+func (p *port) costsTheLast(in *vnet.Intent) bool {
+	here, lasts := p.rung(in), p.ladder(in).lasts()
+	left := p.timeLeft() - lasts
+	return left >= 0 && left < here.dark+max(leastPatience(in), here.patience)
 }
 
 // ladder is the guest's, as it was when the walk began.

@@ -37,7 +37,7 @@ var (
 	bounces = ladder{
 		{bounce, 20 * time.Millisecond, 2 * time.Second},
 		{bounce, 200 * time.Millisecond, 2 * time.Second},
-		{bounce, 6500 * time.Millisecond, 10 * time.Second}, // all of it fits the leader's 25 s, nearly
+		{bounce, 6500 * time.Millisecond, 10 * time.Second}, // all of it fits the leader's time, nearly
 	}
 	// cloud-init in the pool waits for one flap of its link, and the kernel swallows
 	// a short one. If it has had its flap already, or was rebooted, it polls, and is
@@ -93,8 +93,15 @@ const (
 	// settling is how long a client may look for others with its address before it
 	// uses it: 3 probes, and what RFC 5227 has it wait before and after (section 1.1).
 	settling = 9 * time.Second
+	// leadersTime is what a swap has for its lease, by default.
+	leadersTime = 25 * time.Second
+	// lastTime is what the last rung needs once its cut is over, for a guest that no
+	// shorter one wakes: NetworkManager has its lease 2.3 s later.
+	lastTime = 4 * time.Second
+	// late is what a busy host may lose of it meanwhile.
+	late = time.Second
 	// rememberedMost is the most that slow guests get on the rung that they are known
-	// to follow on: what is left of the leader's time is for one more.
+	// to follow on.
 	rememberedMost = 15 * time.Second
 	// The last rung is tried for ever, less and less often.
 	patienceBound = time.Minute
@@ -128,6 +135,9 @@ func (l ladder) at(n int) rung {
 	r.patience = min(patienceBound, r.patience<<min(n-last, 8))
 	return r
 }
+
+// lasts is the time of the last rung, until the guests are seen for whom it is there.
+func (l ladder) lasts() time.Duration { return l[len(l)-1].dark + lastTime }
 
 // A climber is what the ladder remembers a guest by: the next one of its kind is
 // not kept waiting by the rungs that don't work.
@@ -163,14 +173,19 @@ const (
 func newRungs() *rungs { return &rungs{has: map[climber]*habit{}} }
 
 // patience is what the n-th rung of l has for a guest of this kind: the rung's, and
-// longer where others took longer on it. Cut again, they would begin anew.
-func (r *rungs) patience(c climber, l ladder, n int) time.Duration {
+// longer where others took longer on it. Cut again, they would begin anew. What is left
+// of the leader's time bounds that: the last rung has its own after it.
+func (r *rungs) patience(c climber, l ladder, n int, left time.Duration) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if h := r.has[c]; h != nil && h.rung == n {
-		return max(l.at(n).patience, min(h.slow*3/2, rememberedMost))
+	h := r.has[c]
+	switch {
+	case h == nil || h.rung != n:
+		return l.at(n).patience
+	case n < len(l)-1:
+		left -= l.lasts() + late
 	}
-	return l.at(n).patience
+	return max(l.at(n).patience, min(h.slow*3/2, rememberedMost, left))
 }
 
 // first returns the rung that is remembered.

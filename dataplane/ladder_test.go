@@ -218,6 +218,40 @@ func TestSlowGuestGetsItsTime(t *testing.T) {
 	})
 }
 
+// What slow guests of an image get doesn't cost one of it that only a long cut wakes its
+// swap, which has 25 s: it is seen by then, and where it was seen the next one begins.
+func TestSlowOnesLeaveTheLongCutItsTime(t *testing.T) {
+	for name, second := range map[string]func(*vnet.Place, string){"IPv4": func(*vnet.Place, string) {}, "both": dual} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				ps := w.begin()
+				l := w.lineOf(ps, 23, "tiny", func(in *vnet.Intent) { second(&in.Current, "fd17:2839::51") })
+				if _, ok := l.in.Current.V6(); ok {
+					l.g.ca6 = l.in.Current.Addrs[1].CA
+				}
+				ps.rungs.remember(climber{image: "tiny"}, bounces, 0, 10*time.Second, false)
+				l.notices(1100 * time.Millisecond)
+				w.mu.Lock()
+				l.g.asks = 3 * time.Second
+				w.mu.Unlock()
+				for _, cuts := range []int{2, 1} {
+					l.in, l.g.bounced = prepared(l.in), 0
+					second(l.in.Next, "fd28:394a::62")
+					ps.set(l.in)
+					settle(time.Second)
+					l.in = switched(l.in)
+					ps.set(l.in)
+					settle(24 * time.Second)
+					if s := w.last(l.in.Current.Epoch); s.Rung != "bounce 6.5s" || l.g.cuts() != cuts {
+						t.Errorf("on %q after %d cuts, not %d: %+v", s.Rung, l.g.cuts(), cuts, s)
+					}
+				}
+			})
+		})
+	}
+}
+
 // A try begins where a guest is cut, and of those that are swapped at once one makes it.
 func TestTry(t *testing.T) {
 	c := climber{image: "tiny"}

@@ -118,19 +118,26 @@ func (p *port) halfway(in *vnet.Intent) bool {
 
 // patience is how long this rung waits for a proof.
 func (p *port) patience(in *vnet.Intent) time.Duration {
-	var least time.Duration
-	if _, ok := in.Current.V6(); ok {
-		least = patience6
-	}
+	least := leastPatience(in)
 	switch {
 	case !p.climbs(in):
 		return noBouncePatience
 	case p.run.Cuts == 0 && p.rung(in).kind != renew || p.run.resumed && !p.run.again:
 		return max(least, resumePatience)
 	default:
-		return max(least, p.rungs.patience(p.climber(in), p.ladder(in), p.run.Tried))
+		return max(least, p.rungs.patience(p.climber(in), p.ladder(in), p.run.Tried, p.timeLeft()))
 	}
 }
+
+func leastPatience(in *vnet.Intent) time.Duration {
+	if _, ok := in.Current.V6(); ok {
+		return patience6
+	}
+	return 0
+}
+
+// timeLeft is what is left of the leader's time.
+func (p *port) timeLeft() time.Duration { return leadersTime - time.Since(p.run.Flipped) }
 
 // impatient says that time is up: true when there is a rung to climb. A guest
 // that boots has all the time it needs: the leader bounds it.
