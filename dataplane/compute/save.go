@@ -59,7 +59,7 @@ func (q *QEMU) save(ctx context.Context, id string, p *process) error {
 		err = errors.Join(replace(filepath.Join(q.dir(id), savedFile), []byte(r.Format)), syncDir(q.dir(id)))
 	}
 	if err != nil {
-		return errors.Join(err, mon.Cont(context.WithoutCancel(ctx)))
+		return errors.Join(err, goOn(ctx, q.dir(id), mon))
 	}
 	p.asked.Store(true)
 	_ = mon.Quit(ctx) // whether it did shows below
@@ -67,6 +67,18 @@ func (q *QEMU) save(ctx context.Context, id string, p *process) error {
 		return nil
 	}
 	return q.end(p)
+}
+
+// goOn lets a guest go on whose state rests nowhere. One that is still marked as saved
+// stands still until [QEMU.wake] has taken the mark away.
+func goOn(ctx context.Context, dir string, mon Monitor) error {
+	_, err := unmark(dir)
+	if _, gone := os.Lstat(filepath.Join(dir, savedFile)); !errors.Is(gone, fs.ErrNotExist) {
+		return fmt.Errorf("the guest stands still, its mark stays: %w", errors.Join(err, gone))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	return errors.Join(err, mon.Cont(ctx))
 }
 
 // saved reports whether the machine's state rests, and can be gone back to.

@@ -2,6 +2,7 @@ package compute
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"replug/directory/vnet"
 )
@@ -80,6 +82,58 @@ func TestSaveCutOff(t *testing.T) {
 		t.Errorf("%s, marked %t, %v", status, h.q.saved(m.ID), err)
 	}
 	mon.Close()
+}
+
+// A monitor that fails to save, with the mark in place.
+type failing struct {
+	*monitor
+	mark string
+	cont func(ctx context.Context, marked bool)
+}
+
+func (f failing) Save(context.Context, string) error {
+	return errors.Join(errors.New("no state"), os.WriteFile(f.mark, nil, 0o600))
+}
+
+func (f failing) Cont(ctx context.Context) error {
+	_, err := os.Stat(f.mark)
+	f.cont(ctx, err == nil)
+	return f.monitor.Cont(ctx)
+}
+
+// A guest that could not be saved goes on without a mark, which would take it back to
+// what it was at its next start; a monitor that no longer answers is not waited for.
+func TestSaveFails(t *testing.T) {
+	var mark string
+	conts := 0
+	h := newHost(t, func(c *Config) {
+		c.Open = func(ctx context.Context, socket string) (Monitor, error) {
+			mon, err := openMonitor(ctx, socket)
+			if err != nil {
+				return nil, err
+			}
+			return failing{mon.(*monitor), mark, func(ctx context.Context, marked bool) {
+				conts++
+				if end, bound := ctx.Deadline(); marked || !bound || time.Until(end) > patience || ctx.Err() != nil {
+					t.Errorf("goes on: marked %t, until %s, bounded %t, %v", marked, end, bound, ctx.Err())
+				}
+			}}, nil
+		}
+	})
+	m, nic := spec("vm-93", "babbles"), h.tap("tap93")
+	s, err := h.q.Ensure(t.Context(), m, nic)
+	check(t, err)
+	mark = filepath.Join(s.Dir, savedFile)
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := h.q.Save(ctx, m.ID); err == nil || !strings.Contains(err.Error(), "no state") || conts != 1 || h.q.saved(m.ID) {
+		t.Errorf("%v, let go on %d times, marked %t", err, conts, h.q.saved(m.ID))
+	}
+	cancel()
+	check(t, os.Mkdir(mark, 0o700)) // can't be written, nor taken away
+	check(t, os.WriteFile(filepath.Join(mark, "x"), nil, 0o600))
+	if err := h.q.Save(t.Context(), m.ID); err == nil || !strings.Contains(err.Error(), "stands still") || conts != 1 {
+		t.Errorf("with a mark that stays: %v, let go on %d times", err, conts)
+	}
 }
 
 // A state that another QEMU has saved is none: its machine is off, and boots if it is
