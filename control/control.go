@@ -49,6 +49,7 @@ type Config struct {
 	// election key that is there is left from a former life and need not time out.
 	Alone    bool
 	Backup   func(context.Context, io.Writer) error
+	Tidy     func(context.Context) error                 // keeps the store small, and makes room in a full one; nil: somebody else does
 	Identify func(context.Context) (pki.Identity, error) // nil: by the peer's certificate
 
 	VNIs         network.Range
@@ -86,6 +87,9 @@ func (c *Config) fill() error {
 	orDefault(&c.Session, DefaultSession)
 	if c.Identify == nil {
 		c.Identify = pki.FromContext
+	}
+	if c.Tidy == nil {
+		c.Tidy = func(context.Context) error { return nil }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -30,13 +31,16 @@ func (s *Server) term(ctx context.Context) error {
 	if s.cfg.Alone {
 		s.bury(ctx)
 	}
-	lease, err := s.cfg.Store.Client().Grant(ctx, int64(s.cfg.Session.Seconds()))
+	lease, err := s.cfg.Store.Grant(ctx, int64(s.cfg.Session.Seconds()))
+	if errors.Is(err, store.ErrNoSpace) { // nobody can be elected, so nobody else makes room
+		err = errors.Join(err, s.cfg.Tidy(ctx))
+	}
 	if err != nil {
 		return fmt.Errorf("stand for election: %w", err)
 	}
 	// The session outlives ctx: closing it revokes the lease, so that the others
 	// need not wait for its end when this server is told to stop.
-	session, err := concurrency.NewSession(s.cfg.Store.Client(), concurrency.WithLease(lease.ID),
+	session, err := concurrency.NewSession(s.cfg.Store.Client(), concurrency.WithLease(lease),
 		concurrency.WithTTL(int(s.cfg.Session.Seconds())), concurrency.WithContext(context.WithoutCancel(ctx)))
 	if err != nil {
 		return fmt.Errorf("stand for election: %w", err)

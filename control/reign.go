@@ -147,8 +147,29 @@ func (r *reign) run(ctx context.Context) error {
 	})
 	g.Go(func() error { return r.follow(ctx, "addresses", r.sweeper(), store.CAs) })
 	g.Go(func() error { return r.follow(ctx, "places", r.renewPlaces, store.Networks, store.Intents) })
+	g.Go(func() error { return r.tidyStore(ctx) })
 	g.Go(func() error { return r.follow(ctx, "era", r.watchGate, store.Hosts) })
 	return g.Wait()
+}
+
+// tidyEvery is how often the store's size is looked at: in less time no cluster
+// writes a part of the quota that matters.
+const tidyEvery = time.Second
+
+// tidyStore keeps the store small until ctx ends.
+func (r *reign) tidyStore(ctx context.Context) error {
+	said := ""
+	for pause(ctx, tidyEvery) {
+		err := r.cfg.Tidy(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			said = ""
+		case err.Error() != said: // and not each second again
+			said = err.Error()
+			r.log.Error("the store can't be kept small; trying on", "error", err)
+		}
+	}
+	return ctx.Err()
 }
 
 // A step does what the rows that changed ask for: keys, or all. It says when it

@@ -50,11 +50,11 @@ func (q *requests) shared(ctx context.Context) (clientv3.LeaseID, error) {
 	if time.Now().Before(q.until) {
 		return q.lease, nil
 	}
-	l, err := q.store.Client().Grant(ctx, int64((requestKept + leaseShared).Seconds()))
+	l, err := q.store.Grant(ctx, int64((requestKept + leaseShared).Seconds()))
 	if err != nil {
-		return 0, fmt.Errorf("remember the request: %w: %w", store.ErrUnavailable, err)
+		return 0, fmt.Errorf("remember the request: %w", err)
 	}
-	q.lease, q.until = l.ID, time.Now().Add(leaseShared)
+	q.lease, q.until = l, time.Now().Add(leaseShared)
 	return q.lease, nil
 }
 

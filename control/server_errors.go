@@ -31,6 +31,7 @@ var wireCodes = []struct {
 	{ErrDenied, codes.PermissionDenied},
 	{ErrStandby, codes.Unavailable},
 	{swap.ErrStopped, codes.Unavailable},
+	{store.ErrNoSpace, codes.ResourceExhausted},
 	{store.ErrUnavailable, codes.Unavailable},
 	{store.ErrFenced, codes.Unavailable},
 	{store.ErrConflict, codes.Aborted},
@@ -111,7 +112,7 @@ func text(err error, code codes.Code) string {
 	switch {
 	case code == codes.Aborted:
 		return s + ": try again"
-	case errors.Is(err, store.ErrUnavailable):
+	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable):
 		return s + ": nothing is known to have changed; traffic goes on; try again with the same request id"
 	}
 	return s

@@ -144,7 +144,11 @@ func (r *reign) composePort(ctx context.Context, in store.Row[vnet.Intent], q *p
 	if err := fits(&net.Value, port.MTU, &host.Value); err != nil {
 		return err
 	}
-	in.Value.Current = net.Value.Renew(*place, port)
+	next := net.Value.Renew(*place, port)
+	if port == row.Value && same(*place, next) {
+		return nil // nor write the place with all of its document
+	}
+	in.Value.Current = next
 	txn.Unchanged(row.Key, row.Revision).Put(row.Key, port).Unchanged(net.Key, net.Revision).
 		Unchanged(in.Key, in.Revision).Add(network.PutIntent(&in.Value))
 	return nil

@@ -71,6 +71,7 @@ type world struct {
 	dir    string
 	change func(*Config)
 	addr   string // stays over restarts
+	quota  int64  // of the store; 0: the default
 
 	db      *etcd.Etcd
 	store   *store.Store
@@ -96,7 +97,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 func (w *world) start() {
 	w.t.Helper()
 	var err error
-	if w.db, err = etcd.Open(w.ctx, etcd.Config{DataDir: w.dir, Name: "s1", Log: quiet()}); err != nil {
+	if w.db, err = etcd.Open(w.ctx, etcd.Config{DataDir: w.dir, Name: "s1", Log: quiet(), Quota: w.quota}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.closeDB = sync.OnceFunc(func() { w.db.Close() })
@@ -110,7 +111,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.addr = l.Addr().String()
-	c := Config{Name: "s1", Address: w.addr, Store: w.store, Cluster: id.ID, Era: id.Era, Alone: true, Backup: w.db.Backup, Log: quiet()}
+	c := Config{Name: "s1", Address: w.addr, Store: w.store, Cluster: id.ID, Era: id.Era, Alone: true, Backup: w.db.Backup, Tidy: w.db.Tidy, Log: quiet()}
 	if w.change != nil {
 		w.change(&c)
 	}

@@ -25,7 +25,7 @@ type options struct {
 	CA, Cert, Key                             string
 	Endpoints, Roles                          []string
 	BootBudget                                time.Duration
-	BootsPerHost                              int
+	BootsPerHost, StoreQuota                  int
 
 	etcdCA, etcdCert, etcdKey string
 	file, format, level       string
@@ -40,6 +40,7 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.file, "config", "", "YAML file with these flags' names as keys; flags override it")
 	f.StringVar(&o.Name, "name", "", "the server's name, unique among the servers (default: the machine's)")
 	f.StringVar(&o.DataDir, "data-dir", "", "directory of the embedded store; or")
+	f.IntVar(&o.StoreQuota, "store-quota", 2048, "MiB that the embedded store may grow to, 64 to 8192")
 	f.StringSliceVar(&o.Endpoints, "etcd-endpoints", nil, "an external etcd cluster, then any number of servers")
 	f.StringVar(&o.etcdCA, "etcd-ca", "", "certificate authority of the external etcd")
 	f.StringVar(&o.etcdCert, "etcd-cert", "", "certificate for the external etcd")
@@ -74,6 +75,9 @@ func (o *options) complete(f *pflag.FlagSet) error {
 	}
 	if roles := slices.Sorted(slices.Values(o.Roles)); !slices.Equal(roles, []string{"control", "directory"}) {
 		return fmt.Errorf("roles %s: only directory,control together so far (%w)", strings.Join(o.Roles, ","), errUsage)
+	}
+	if o.StoreQuota < 64 || o.StoreQuota > 8192 {
+		return fmt.Errorf("store-quota %d: 64 to 8192 MiB (%w)", o.StoreQuota, errUsage)
 	}
 	var err error
 	if o.vnis, err = vniRange(o.vniRange); err != nil {

@@ -78,7 +78,7 @@ func command() *cobra.Command {
 
 // run serves until ctx ends or the store dies.
 func run(ctx context.Context, o *options) error {
-	db, err := etcd.Open(ctx, etcd.Config{DataDir: o.DataDir, Endpoints: o.Endpoints, TLS: o.etcdTLS, Name: o.Name, Log: o.log})
+	db, err := etcd.Open(ctx, etcd.Config{DataDir: o.DataDir, Endpoints: o.Endpoints, TLS: o.etcdTLS, Name: o.Name, Log: o.log, Quota: int64(o.StoreQuota) << 20})
 	if ctx.Err() != nil && err != nil {
 		return nil // told to stop before it has begun
 	}
@@ -91,12 +91,12 @@ func run(ctx context.Context, o *options) error {
 		return fmt.Errorf("read the cluster's identity: %w", err)
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), db)
 	h := health.NewServer()
 	h.SetServingStatus("", healthOf(false))
 	s, err := control.New(control.Config{
 		Name: o.Name, Address: o.Advertise, Store: store.New(db.Client()), Cluster: id.ID, Era: id.Era,
-		Alone: o.DataDir != "", Backup: db.Backup, VNIs: o.vnis, BootBudget: o.BootBudget,
+		Alone: o.DataDir != "", Backup: db.Backup, Tidy: db.Tidy, VNIs: o.vnis, BootBudget: o.BootBudget,
 		BootsPerHost: o.BootsPerHost, Log: o.log, Metrics: metrics,
 		OnLead: func(leads bool) { h.SetServingStatus("", healthOf(leads)) },
 	})

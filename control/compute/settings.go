@@ -21,7 +21,7 @@ const (
 	maxCommands = 32
 	maxDisks    = 16
 	maxUserData = 64 << 10  // bytes, as they are
-	maxSettings = 192 << 10 // bytes as stored; a claim's transaction holds them five times, and etcd takes 1.5 MiB
+	maxSettings = 192 << 10 // bytes as stored; a transaction holds them three times at most, and etcd takes 1.5 MiB
 )
 
 var (

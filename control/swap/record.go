@@ -235,6 +235,21 @@ func (r *Record) at(p vnet.Place, e vnet.Epoch, undo bool) vnet.Place {
 	return p
 }
 
+// brief leaves of a place's document what a receipt shows and the way back must know.
+// What owners say of their guests, secrets too, stands in the intent alone: a receipt
+// outlives the VM, and each step of a swap would write it again.
+func (r *Record) brief() {
+	if r.Back != nil { // others look at the one that was shown
+		back := *r.Back
+		r.Back = &back
+	}
+	for _, p := range r.places() {
+		if d := p.Document; d != nil {
+			p.Document = &vnet.Document{Epoch: d.Epoch, Tag: d.Tag, Instance: d.Instance, Hostname: d.Hostname}
+		}
+	}
+}
+
 func (r *Record) key() string { return store.Swaps + r.ID }
 
 // EpochKey is where the highest epoch stands that was staged for a port and then

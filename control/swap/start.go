@@ -142,11 +142,13 @@ func (e *Engine) plan(ctx context.Context, q *Request) (*change, error) {
 	r.Budgets.Boot = e.Boot
 	r.Before = intent.Value.Current
 	r.After = r.at(r.After, e.after(last), false)
+	next := r.After
 	r.Started = e.now().UTC().Round(0)
 	r.enter(Reserved, "", r.Started)
+	r.brief()
 	c.record = *r
 	c.intent = &intent.Value
-	c.intent.Next = &r.After
+	c.intent.Next = &next
 	c.txn.Unchanged(intent.Key, intent.Revision).Put(intent.Key, c.intent)
 	c.txn.Unchanged(EpochKey(r.Port), burned.Revision)
 	return c, nil

@@ -31,6 +31,7 @@ func (d *driver) compose(ctx context.Context, to Phase, why string) (*change, er
 		return nil, err
 	}
 	r := &c.record
+	r.brief()
 	if r.Phase.Ended() {
 		c.txn.Delete(store.Live + r.Port)
 	}
@@ -49,8 +50,13 @@ func (d *driver) place(ctx context.Context, c *change) error {
 	r := &c.record
 	switch r.Phase {
 	case Switched:
+		staged := d.intent.Value.Next // with the document, of which the record has the brief only
+		if staged == nil {
+			return fmt.Errorf("port %s has no place to switch to: %w", r.Port, store.ErrConflict)
+		}
 		c.intent = d.intentWith(func(i *vnet.Intent) {
 			i.Current, i.Next = r.After, nil
+			i.Current.Document = staged.Document
 			i.Current.Undoable = transitions[Switched].otherwise(r) == Undoing
 		})
 		c.txn.Delete(EpochKey(r.Port))

@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"replug/directory/store"
@@ -41,6 +42,8 @@ const (
 // Backup writes all rows as they were at one revision. Rows that live with a
 // lease, such as the leader's, are left out. Servers go on meanwhile.
 func (e *Etcd) Backup(ctx context.Context, to io.Writer) error {
+	e.history.RLock()
+	defer e.history.RUnlock()
 	id, err := e.Identity(ctx)
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
@@ -72,6 +75,9 @@ func (e *Etcd) backupRows(ctx context.Context, revision int64, to *json.Encoder)
 	from, end := store.Root, clientv3.GetPrefixRangeEnd(store.Root)
 	for {
 		r, err := e.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(pageSize))
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return 0, fmt.Errorf("the store was full meanwhile and its history had to go: take another backup (%w)", err)
+		}
 		if err != nil {
 			return 0, fmt.Errorf("read rows from %s on: %w", from, err)
 		}

@@ -43,6 +43,7 @@ func (e *Etcd) embedded(ctx context.Context, c Config) error {
 		return err
 	}
 	e.client = v3client.New(member.Server)
+	e.rewrite = func(context.Context, string) error { return member.Server.Backend().Defrag() }
 	e.close = func() error {
 		err := e.client.Close()
 		if errors.Is(err, context.Canceled) {
@@ -121,7 +122,9 @@ func (e *Etcd) memberConfig(c Config) *embed.Config {
 	m.InitialCluster = m.InitialClusterFromName(m.Name)
 	m.TickMs, m.ElectionMs = 10, 100
 	m.QuotaBackendBytes = c.Quota
-	m.AutoCompactionMode, m.AutoCompactionRetention = embed.CompactorModeRevision, "20000"
+	// There is no follower that entries would have to wait for, and each may be 1.5 MiB
+	// of memory and of the write-ahead log.
+	m.SnapshotCount, m.SnapshotCatchUpEntries = 1000, 100
 	m.MaxTxnOps = 1024 // a switched swap or a deleted network is one transaction
 	log := c.Log.With("part", "etcd")
 	m.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: log},

@@ -53,7 +53,7 @@ type Config struct {
 	Name      string // of the server, for logs
 	Log       *slog.Logger
 
-	Quota   int64         // bytes the embedded database may grow to; 0: 2 GiB
+	Quota   int64         // bytes the embedded database may grow to; 0: 2 GiB (an external one has its own)
 	MinFree int64         // bytes that must be free on the disk for a write; 0: 96 MiB
 	Timeout time.Duration // of a call whose context has no deadline; 0: 5 s
 }
@@ -66,7 +66,7 @@ func (c *Config) fill() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Quota == 0 {
-		c.Quota = 2 << 30
+		c.Quota = defaultQuota
 	}
 	if c.MinFree == 0 {
 		// A segment of the write-ahead log is 64 MiB and is allocated ahead of its
@@ -81,8 +81,17 @@ func (c *Config) fill() error {
 
 // An Etcd is an open database. It is safe for concurrent use.
 type Etcd struct {
+	config Config
 	client *clientv3.Client
 	close  func() error
+	// rewrite defragments a member: the embedded one not by the client, which would
+	// look for a listener's health.
+	rewrite func(ctx context.Context, member string) error
+
+	tidying   sync.Mutex   // by one at a time; over what follows
+	floor     int64        // bytes in use when there was no history; 0: not known yet
+	compacted time.Time    // last
+	history   sync.RWMutex // read by backups, written when it is removed
 
 	mu     sync.Mutex
 	err    error
@@ -96,7 +105,7 @@ func Open(ctx context.Context, c Config) (*Etcd, error) {
 	if err := c.fill(); err != nil {
 		return nil, err
 	}
-	e := &Etcd{failed: make(chan struct{})}
+	e := &Etcd{config: c, failed: make(chan struct{})}
 	open := e.external
 	if c.DataDir != "" {
 		open = e.embedded
@@ -104,6 +113,7 @@ func Open(ctx context.Context, c Config) (*Etcd, error) {
 	if err := open(ctx, c); err != nil {
 		return nil, err
 	}
+	e.close = sync.OnceValue(e.close)
 	e.client.KV = &guard{KV: e.client.KV, etcd: e, config: c}
 	return e, nil
 }
@@ -128,6 +138,10 @@ func (e *Etcd) external(ctx context.Context, c Config) error {
 		return fmt.Errorf("etcd at %v does not answer: %w", c.Endpoints, err)
 	}
 	e.client, e.close = client, client.Close
+	e.rewrite = func(ctx context.Context, member string) error {
+		_, err := client.Defragment(ctx, member)
+		return err
+	}
 	return nil
 }
 

@@ -14,13 +14,14 @@ import (
 )
 
 // cluster is an etcd of somebody else.
-func cluster(t *testing.T) (endpoint string, stop func()) {
+func cluster(t *testing.T, quota int64) (endpoint string, stop func()) {
 	t.Helper()
 	dir := t.TempDir()
 	at := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	c := embed.NewConfig()
 	c.Dir, c.LogLevel, c.LogOutputs = dir, "fatal", []string{filepath.Join(dir, "log")}
 	c.ListenPeerUrls, c.ListenClientUrls = nil, []url.URL{at}
+	c.QuotaBackendBytes = quota
 	e, err := embed.StartEtcd(c)
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +38,7 @@ func cluster(t *testing.T) (endpoint string, stop func()) {
 }
 
 func TestExternal(t *testing.T) {
-	endpoint, stop := cluster(t)
+	endpoint, stop := cluster(t, 0)
 	ctx := context.Background()
 	var ids []Identity
 	var last *Etcd

@@ -26,6 +26,10 @@ import (
 // than could be written between the backup and the loss.
 const bump = 1_000_000_000
 
+// restoredQuota bounds a store while it is restored: what a server may have raised
+// its own to.
+const restoredQuota = 8 << 30
+
 // Restore makes a data directory of a backup: with the next era, so that every
 // host takes everything anew, and with a revision that no host has ever seen. The
 // directory must not exist or be empty ([ErrNotEmpty]); it is there whole or,
@@ -64,7 +68,7 @@ func Restore(ctx context.Context, backup io.Reader, dir string, log *slog.Logger
 }
 
 func restoreRows(ctx context.Context, r *backupReader, dir string, log *slog.Logger) (err error) {
-	e, err := Open(ctx, Config{DataDir: dir, Log: log})
+	e, err := Open(ctx, Config{DataDir: dir, Log: log, Quota: restoredQuota})
 	if err != nil {
 		return err
 	}

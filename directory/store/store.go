@@ -23,8 +23,21 @@ var (
 	ErrFenced      = errors.New("not the leader any more")
 	ErrUnavailable = errors.New("the store does not answer")
 	ErrTooLarge    = errors.New("more than the store takes in one transaction: change less at once, or, if it is an etcd of your own, start that with --max-txn-ops 1024")
+	ErrNoSpace     = error(noSpace{})
 	ErrCompacted   = errors.New("the store's history begins after the revision asked for")
 )
+
+// noSpace is a kind of [ErrUnavailable]: whoever tries that again tries this again.
+type noSpace struct{}
+
+// Error says what to do.
+func (noSpace) Error() string {
+	return "the store is full: nothing is written until there is room; the leader makes some within seconds if that is possible, " +
+		"else raise the quota (replug-server --store-quota, or --quota-backend-bytes of an etcd of your own) and restart"
+}
+
+// Is makes it what it is a kind of.
+func (noSpace) Is(target error) bool { return target == ErrUnavailable }
 
 // A Store reads and writes rows. It is safe for concurrent use.
 type Store struct {
@@ -138,6 +151,15 @@ func (s *Store) Commit(ctx context.Context, t *Txn) (int64, error) {
 	return r.Header.Revision, nil
 }
 
+// Grant makes a lease of some seconds, for rows that go with it.
+func (s *Store) Grant(ctx context.Context, seconds int64) (clientv3.LeaseID, error) {
+	l, err := s.client.Grant(ctx, seconds)
+	if err != nil {
+		return clientv3.NoLease, fmt.Errorf("make a lease: %w", unavailable(err))
+	}
+	return l.ID, nil
+}
+
 // A Txn is one change of the world: conditions and writes. The zero value is an
 // empty one. Methods return t, for chains; an error waits for [Store.Commit].
 type Txn struct {
@@ -231,6 +253,9 @@ func (t *Txn) what() string { return strings.Join(t.keys, ", ") }
 func unavailable(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
+	}
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		return fmt.Errorf("%w (%w)", ErrNoSpace, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
