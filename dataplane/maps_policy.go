@@ -99,7 +99,9 @@ func (m *maps) EachMember(f func(Member)) error {
 	})
 }
 
-func (m *maps) SetService(s vnet.Service) error { return m.bpf.SetService(serviceRow(&s)) }
+func (m *maps) SetService(s vnet.Service) error {
+	return roomFor(errServiceRoom, m.bpf.SetService(serviceRow(&s)))
+}
 
 // serviceRow translates a service.
 func serviceRow(s *vnet.Service) bpf.Service {

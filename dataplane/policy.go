@@ -1,10 +1,6 @@
 package dataplane
 
-import (
-	"fmt"
-
-	"replug/directory/vnet"
-)
+import "replug/directory/vnet"
 
 // What the directory says of groups and services. Groups take effect when ports
 // ask for their rules; services at once.
@@ -43,15 +39,15 @@ func (ns *networks) OnService(s vnet.Service) {
 		ns.heardServices[policyKey{s.VNI, s.Name}] = true
 	}
 	ns.flush()
-	if err := ns.services.put(s); err != nil {
-		ns.mu.Lock()
-		ns.broken[s.VNI] = fmt.Errorf("%w (%w)", errServiceRoom, err)
-		ns.mu.Unlock()
-	}
+	ns.serve(s)
 }
 
 // OnServiceGone takes the end of a service.
-func (ns *networks) OnServiceGone(vni vnet.VNI, name string) { ns.services.gone(vni, name) }
+func (ns *networks) OnServiceGone(vni vnet.VNI, name string) {
+	ns.services.gone(vni, name)
+	ns.roomier = true
+	ns.served(policyKey{vni, name})
+}
 
 // policyLoaded says that all groups and services of a network have been heard.
 func (ns *networks) policyLoaded(vni vnet.VNI) {
@@ -75,7 +71,7 @@ func (ns *networks) policyResynced() {
 	loaded := func(v vnet.VNI) bool { ok, _ := ns.Synced(v); return ok }
 	ns.groups.drop(loaded)
 	ns.services.drop(func(k policyKey) bool { return loaded(k.vni) })
-	ns.services.sweep(func(v vnet.VNI) bool { _, err := ns.Synced(v); return err == nil })
+	ns.services.sweep(ns.whole)
 	ns.heardGroups, ns.heardServices = nil, nil
 }
 

@@ -79,21 +79,24 @@ func TestServices(t *testing.T) {
 }
 
 // A service whose edit has no room stays as it was: it can be deleted, is tried again
-// when the directory says it again, and only its network takes up no port.
+// when something else has gone, and only its network takes up no port until then.
 func TestServiceWithoutRoom(t *testing.T) {
 	f := newTable()
 	ns := session(t, f, nil)
 	is := f.serves(t)
+	kicked := map[vnet.VNI]int{}
+	ns.kickIn = func(vni vnet.VNI) { kicked[vni]++ }
 	www, dns := service(red, "www", "10.17.34.90", 443), service(red, "dns", "10.17.34.91", 53)
 	ns.OnService(www)
 	ns.OnService(dns)
-	f.full = errors.New("map is full")
+	f.full = fmt.Errorf("%w (map is full)", errServiceRoom)
 	www.VIP, dns.Affinity = vnet.CA{Addr: netip.MustParseAddr("10.17.34.93")}, true
 	ns.OnService(www)
 	ns.OnService(dns)
 	ns.OnService(service(red, "new", "10.17.34.94", 443))
+	ns.OnSynced(17)
 	is("no room for edits", "10.17.34.90", "10.17.34.91")
-	if _, err := ns.Synced(red); !errors.Is(err, errServiceRoom) || !errors.Is(err, f.full) {
+	if _, err := ns.Synced(red); !errors.Is(err, errServiceRoom) || !strings.Contains(err.Error(), fmt.Sprint("network ", red)) {
 		t.Errorf("red: got %v", err)
 	}
 	if _, err := ns.Synced(blue); err != nil {
@@ -101,25 +104,44 @@ func TestServiceWithoutRoom(t *testing.T) {
 	}
 	ns.OnServiceGone(red, "dns")
 	ns.OnServiceGone(red, "new")
+	ns.OnSynced(18)
 	is("gone although its edit had no room", "10.17.34.90")
+	if _, err := ns.Synced(red); !errors.Is(err, errServiceRoom) || kicked[red] != 0 {
+		t.Errorf("red while www still has no room: %v, ports looked %d times", err, kicked[red])
+	}
 	f.full = nil
-	ns.OnService(www)
-	is("there is room", "10.17.34.93")
+	ns.OnSynced(19)
+	is("nothing has gone that would make room", "10.17.34.90")
+	ns.OnNetworkGone(blue)
+	ns.OnSynced(20)
+	is("another network has gone", "10.17.34.93")
+	if _, err := ns.Synced(red); err != nil || kicked[red] != 1 {
+		t.Errorf("red once www has room: %v, ports looked %d times", err, kicked[red])
+	}
 
 	ns = session(t, f, nil) // the agent was started again
-	f.full = errors.New("map is full")
+	f.full = errServiceRoom
 	say := func() {
 		ns.OnResync()
 		ns.OnService(www)
 		ns.OnNetworkSynced(red, 17)
 		ns.OnSynced(17)
 	}
+	www.VIP = vnet.CA{Addr: netip.MustParseAddr("10.17.34.95")}
 	say()
 	is("no room after a restart", "10.17.34.93")
 	f.full = nil
-	www.VIP = vnet.CA{Addr: netip.MustParseAddr("10.17.34.95")}
 	say()
 	is("told anew with room", "10.17.34.95")
+
+	ns = session(t, f, nil)
+	f.full = errServiceRoom
+	www.VIP = vnet.CA{Addr: netip.MustParseAddr("10.17.34.96")}
+	say()
+	f.full = nil
+	ns.OnService(service(red, "smaller", "10.17.34.97", 443))
+	ns.OnSynced(18)
+	is("room is made after a restart: what stood in for it has gone", "10.17.34.96", "10.17.34.97")
 }
 
 // A backend whose host is away keeps its flows and gets no new ones.

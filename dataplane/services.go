@@ -51,7 +51,6 @@ func (ss *services) put(s vnet.Service) error {
 		return nil
 	}
 	if err := ss.datapath.SetService(s); err != nil {
-		ss.log.Error("service doesn't reach the datapath: it stays as it was", "err", err, "service", s.Name, "vni", s.VNI)
 		return err
 	}
 	ss.mu.Lock()

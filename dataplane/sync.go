@@ -37,6 +37,7 @@ type networks struct {
 	heard   map[string]bool            // hosts, likewise
 	members map[MappingKey]vnet.Groups // that the datapath has
 	vteps   vteps
+	roomier bool                     // something has gone since what the networks lack was tried
 	judged  map[vnet.VNI]bool        // ports there are to look at their rules
 	moved   map[vnet.VNI]vnet.Groups // whose members have changed since they were told of it
 
@@ -44,7 +45,7 @@ type networks struct {
 
 	mu     sync.Mutex
 	loaded map[vnet.VNI]bool
-	broken map[vnet.VNI]error
+	lacks  map[vnet.VNI]*lack // written, and all of it but why read, by the directory's caller alone
 	hosts  map[string]hostRow
 	hops   map[uint32]NextHop // as last written
 	taken  map[uint32]bool    // next hops of hosts
@@ -76,7 +77,7 @@ func newNetworks(d Directory, n Neighbours, self string, m *Metrics, log *slog.L
 		groups: newGroups(), services: newServices(d, log),
 		members: map[MappingKey]vnet.Groups{}, vteps: vteps{map[MappingKey]vnet.PA{}, map[vnet.PA]int{}}, judged: map[vnet.VNI]bool{}, moved: map[vnet.VNI]vnet.Groups{},
 		refresh: make(chan struct{}, 1), resynced: make(chan struct{}, 1), changes: map[MappingKey]*MappingRow{},
-		loaded: map[vnet.VNI]bool{}, broken: map[vnet.VNI]error{}, hosts: map[string]hostRow{},
+		loaded: map[vnet.VNI]bool{}, lacks: map[vnet.VNI]*lack{}, hosts: map[string]hostRow{},
 		hops: map[uint32]NextHop{}, kept: map[uint32]vnet.PA{}, taken: map[uint32]bool{},
 	}
 	err := d.EachMapping(func(m MappingRow) {
@@ -144,28 +145,15 @@ func (ns *networks) flush() {
 			members = ns.member(members, k, m.Groups)
 		}
 	}
-	clear(ns.changes)
+	ns.roomier = ns.roomier || len(gone) > 0
 	if err := ns.datapath.DeleteMappings(gone); err != nil {
 		ns.log.Error("mappings that are gone stay in the datapath", "err", err, "mappings", len(gone))
 	}
-	ns.setMembers(strangers)
-	unknown := ns.setMembers(members)
+	stay, unknown := ns.setMembers(strangers), ns.setMembers(members)
 	put = slices.DeleteFunc(put, func(m MappingRow) bool { return unknown[MappingKey{m.VNI, m.CA}] != nil })
-	ns.lack(ns.datapath.SetMappings(put))
+	ns.settle(ns.changes, stay, unknown, ns.datapath.SetMappings(put))
+	clear(ns.changes)
 	ns.tellMoves()
-}
-
-// lack notes why networks aren't whole here: no port is staged there until a resync
-// has found room.
-func (ns *networks) lack(rows NotSet) {
-	ns.mu.Lock()
-	defer ns.mu.Unlock()
-	for k, why := range rows {
-		if ns.broken[k.VNI] == nil {
-			ns.broken[k.VNI] = fmt.Errorf("network %d: %w", k.VNI, why)
-			ns.log.Error("a network isn't whole on this host: the port with this address, and maybe others, can't be reached from here", "err", ns.broken[k.VNI], "ca", k.CA)
-		}
-	}
 }
 
 // tellMoves lets the rules that name a group judge again, now that the datapath
@@ -187,20 +175,19 @@ func (ns *networks) member(list []Member, k MappingKey, in vnet.Groups) []Member
 	return append(list, Member{k, in})
 }
 
-// setMembers writes a list of changes. What isn't written is tried again when the
-// directory says it again.
+// setMembers writes a list of changes.
 func (ns *networks) setMembers(list []Member) NotSet {
 	not := ns.datapath.SetMembers(list)
 	for _, m := range list {
 		if not[m.MappingKey] != nil {
 			continue
 		}
+		ns.roomier = ns.roomier || m.Groups == 0
 		ns.moved[m.VNI] |= ns.members[m.MappingKey] ^ m.Groups
 		if ns.members[m.MappingKey] = m.Groups; m.Groups == 0 {
 			delete(ns.members, m.MappingKey)
 		}
 	}
-	ns.lack(not)
 	return not
 }
 
@@ -219,7 +206,7 @@ func (ns *networks) OnNetworkGone(vni vnet.VNI) {
 	ns.flush()
 	ns.mu.Lock()
 	delete(ns.loaded, vni)
-	delete(ns.broken, vni)
+	delete(ns.lacks, vni)
 	ns.mu.Unlock()
 	ns.sweep(func(k MappingKey) bool { return k.VNI == vni })
 	ns.policyGone(vni)
@@ -233,16 +220,21 @@ func (ns *networks) OnResync() {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	clear(ns.loaded)
-	clear(ns.broken)
+	clear(ns.lacks)
 }
 
 // OnSynced ends a revision, or a resync.
 func (ns *networks) OnSynced(int64) {
 	ns.flush()
-	defer ns.judge()
-	if ns.seen == nil {
-		return
+	if ns.seen != nil {
+		ns.endResync()
 	}
+	ns.retry()
+	ns.judge()
+}
+
+// endResync takes out of force what hasn't been repeated.
+func (ns *networks) endResync() {
 	seen := ns.seen
 	ns.sweep(func(k MappingKey) bool { _, ok := seen[k]; return !ok })
 	ns.forgetHosts()
@@ -261,9 +253,10 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 	})
 	err = errors.Join(err, ns.datapath.DeleteMappings(gone))
 	var strangers []Member
+	changes := map[MappingKey]*MappingRow{}
 	for k := range ns.members {
 		if old(k) {
-			strangers = ns.member(strangers, k, 0)
+			strangers, changes[k] = ns.member(strangers, k, 0), nil
 		}
 	}
 	for k := range ns.vteps.of {
@@ -274,7 +267,8 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 	if err != nil {
 		ns.log.Error("old mappings stay in the datapath", "err", err)
 	}
-	ns.setMembers(strangers)
+	ns.settle(changes, ns.setMembers(strangers))
+	ns.roomier = true
 	ns.tellMoves()
 }
 
@@ -282,7 +276,10 @@ func (ns *networks) sweep(old func(MappingKey) bool) {
 func (ns *networks) Synced(vni vnet.VNI) (bool, error) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
-	return ns.loaded[vni], ns.broken[vni]
+	if l := ns.lacks[vni]; l != nil {
+		return ns.loaded[vni], l.why
+	}
+	return ns.loaded[vni], nil
 }
 
 // Use says where a port is or is about to be, for the routes of its networks.

@@ -32,6 +32,7 @@ type table struct {
 	services map[ServiceKey]vnet.Service
 	full     error // of services
 	writes   int
+	tried    int // mappings
 
 	noMapping, noMember NotSet // rows that there is no room for
 	forgot              int
@@ -91,6 +92,7 @@ func (f *table) Services() (all []ServiceKey, err error) {
 
 func (f *table) SetMappings(rows []MappingRow) NotSet {
 	f.writes++
+	f.tried += len(rows)
 	not := NotSet{}
 	for _, r := range rows {
 		if k := (MappingKey{r.VNI, r.CA}); !not.refused(f.noMapping, k) {
@@ -283,24 +285,49 @@ func TestMappingsAreBatched(t *testing.T) {
 	}
 }
 
-// A network that doesn't fit can't be staged, with the reason.
+// A network that doesn't fit can't be staged, with the reason, until it fits: all of it
+// is tried again when another has gone.
 func TestFullMapIsSaid(t *testing.T) {
 	f := newTable()
-	f.noMapping = NotSet{bigMapping: errMapRoom}
+	f.noMapping = NotSet{}
 	ns := session(t, f, nil)
-	ns.OnMapping(mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8))
+	for i := range 2*batch + 7 {
+		m := mapping(blue, "10.17.34.62", "100.64.3.41", "h3", 8)
+		m.CA = vnet.CA{Addr: netip.AddrFrom4([4]byte{10, 17, byte(34 + i>>8), byte(i)})}
+		f.noMapping[MappingKey{blue, m.CA}] = errMapRoom
+		ns.OnMapping(m)
+	}
 	ns.OnMapping(mapping(red, "10.17.34.62", "100.64.2.23", "h2", 7))
 	ns.OnNetworkSynced(blue, 17)
-	if _, err := ns.Synced(blue); !errors.Is(err, errMapRoom) || !strings.Contains(err.Error(), fmt.Sprint("network ", blue)) {
-		t.Errorf("got %v, want the network and what has no room", err)
+	is := func(when string, want error, mappings int) {
+		t.Helper()
+		_, err := ns.Synced(blue)
+		if !errors.Is(err, want) || err != nil && !strings.Contains(err.Error(), fmt.Sprint("network ", blue)) {
+			t.Errorf("%s: got %v, want the network and what has no room: %v", when, err, want)
+		}
+		if _, err := ns.Synced(red); err != nil || len(f.mappings) != mappings {
+			t.Errorf("%s: red, whose mapping was in the same batch: %v, %d mappings, want %d", when, err, len(f.mappings), mappings)
+		}
 	}
-	if _, err := ns.Synced(red); err != nil || len(f.mappings) != 1 {
-		t.Errorf("red, whose mapping was in the same batch: %v, %d mappings", err, len(f.mappings))
+	is("full", errMapRoom, 1)
+	before := f.tried
+	ns.OnMappingGone(red, bigMapping.CA)
+	ns.OnMapping(mapping(red, "10.17.34.63", "100.64.2.23", "h2", 7))
+	ns.OnSynced(18)
+	if is("full again", errMapRoom, 1); f.tried != before+1+batch {
+		t.Errorf("%d mappings of a network that has no room were tried again, want a batch", f.tried-before-1)
 	}
+	f.noMapping = NotSet{bigMapping: errMapRoom}
+	ns.OnMappingGone(red, vnet.CA{Addr: netip.MustParseAddr("10.17.34.63")})
+	ns.OnSynced(19)
+	is("all but one fit", errMapRoom, 2*batch+6)
+	ns.OnMappingGone(blue, bigMapping.CA)
+	ns.OnSynced(20)
+	is("that one has gone", nil, 2*batch+6)
 }
 
 // Who is in which groups is known, or there is no way to it; the rest of the batch is
-// written, and a resync writes what had no room.
+// written, and what had no room when there may be some.
 func TestMembersWithoutRoom(t *testing.T) {
 	f := newTable()
 	ns := session(t, f, nil)
@@ -327,10 +354,12 @@ func TestMembersWithoutRoom(t *testing.T) {
 	if _, err := ns.Synced(red); err != nil || f.members[MappingKey{red, other.CA}] != other.Groups {
 		t.Errorf("red: %v, members %v", err, f.members)
 	}
-	f.noMember = nil
 	say()
+	f.noMember = nil
+	ns.OnMappingGone(red, vnet.CA{Addr: netip.MustParseAddr("10.17.34.52")})
+	ns.OnSynced(18)
 	if _, err := ns.Synced(blue); err != nil || f.members[bigMapping] != in.Groups || len(f.mappings) != 2 {
-		t.Errorf("after a resync with room: %v, members %v, mappings %v", err, f.members, f.mappings)
+		t.Errorf("once something has gone: %v, members %v, mappings %v", err, f.members, f.mappings)
 	}
 }
 
