@@ -112,7 +112,7 @@ static __always_inline int tell_too_big(struct __sk_buff *skb, const struct pack
 	struct cursor c;
 	struct ethhdr *eth;
 
-	if (!turn_too_big(skb, p, p->v6 ? &port->gateway6 : &port->gateway))
+	if (!turn_too_big(skb, p->v6 ? &port->gateway6 : &port->gateway))
 		return TC_ACT_SHOT;
 	c = all_of(skb);
 	eth = take(&c, sizeof(*eth));
@@ -129,7 +129,7 @@ static __always_inline int answer_reset(struct __sk_buff *skb, const struct pack
 	struct cursor c;
 	struct ethhdr *eth;
 
-	if (!turn_reset(skb, p))
+	if (!turn_reset(skb))
 		return TC_ACT_SHOT;
 	c = all_of(skb);
 	eth = take(&c, sizeof(*eth));

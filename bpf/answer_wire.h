@@ -20,7 +20,7 @@ static __always_inline bool write_answer(struct __sk_buff *skb, struct received 
 {
 	struct packet *p = r->f.p;
 
-	if (!(p->mtu ? turn_too_big(skb, p, &p->dst) : turn_reset(skb, p)))
+	if (!(p->mtu ? turn_too_big(skb, &p->dst) : turn_reset(skb)))
 		return false;
 	p->pa = p->outer_src;
 	p->tos = 0;

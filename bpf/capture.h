@@ -43,15 +43,22 @@ static __always_inline void end_copy(struct captured *c, long failed)
 		bpf_ringbuf_submit(c, 0);
 }
 
-static __always_inline void capture(struct __sk_buff *skb, const struct packet *p, __u32 id,
-				    enum capture_point point, enum drop_reason why)
+/*
+ * Copies a frame of port id for who looks. why: an enum drop_reason; always 0. A
+ * function of its own, so that the verifier walks it once a program and not once for
+ * each way that leads here.
+ */
+__noinline int capture(struct __sk_buff *skb, __u32 id, __u32 point, __u32 why)
 {
+	struct packet *p = packet_at_hand();
+	struct captured *c;
 	__u32 len = skb->len;
 	__u64 snap = len < SNAP ? len : SNAP;
-	struct captured *c = begin_copy(p, id, point, why, len);
 
+	c = p ? begin_copy(p, id, point, why, len) : NULL;
 	if (c)
 		end_copy(c, !WITHIN(snap, ETH_HLEN, SNAP) || bpf_skb_load_bytes(skb, 0, c->frame, snap));
+	return 0;
 }
 
 /* The same before there is an skb. */
@@ -82,6 +89,16 @@ static __always_inline bool is_watched(const struct packet *p, const struct port
 		return true;
 	watch = bpf_map_lookup_elem(&drop_watch, &zero);
 	return watch && *watch;
+}
+
+/* Copies a frame that was dropped, if anybody wants to see it; always 0. port: its own, or NULL. */
+__noinline int show_drop(struct __sk_buff *skb, const struct port *port, __u32 point, __u32 why)
+{
+	struct packet *p = packet_at_hand();
+
+	if (p && is_watched(p, port))
+		capture(skb, point == POINT_DROP_TO ? p->to_id : p->id, point, why);
+	return 0;
 }
 
 #endif

@@ -43,7 +43,7 @@ static __always_inline enum drop_reason send_reply(struct __sk_buff *skb, struct
 		return DROP_NOT_METADATA;
 	tally_to(p, p->id, r->f.len);
 	if (is_captured(p, r->port))
-		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
+		capture(skb, p->id, POINT_TO_VM, DROP_NONE);
 	*verdict = bpf_redirect(r->port->ifindex, 0);
 	return DROP_NONE;
 }
@@ -62,8 +62,8 @@ int from_host(struct __sk_buff *skb)
 	why = read_reply(&r);
 	if (!why)
 		why = send_reply(skb, &r, &verdict);
-	if (why && is_watched(p, r.port))
-		capture(skb, p, p->id, POINT_DROP, why);
+	if (why)
+		show_drop(skb, r.port, POINT_DROP, why);
 	count(p, why);
 	return verdict;
 }

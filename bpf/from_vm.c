@@ -223,7 +223,7 @@ static __always_inline enum drop_reason send_to_port(struct __sk_buff *skb, stru
 	write_delivery(eth, s->to, p->v6);
 	account_to(p, p->to_id, s->to, s->f.len);
 	if (is_captured(p, s->to))
-		capture(skb, p, p->to_id, POINT_TO_VM, DROP_NONE);
+		capture(skb, p->to_id, POINT_TO_VM, DROP_NONE);
 	*verdict = send_to_device(skb, s->to, p->v6);
 	return DROP_NONE;
 }
@@ -246,7 +246,7 @@ static __always_inline enum drop_reason send_to_wire(struct __sk_buff *skb, stru
 		return why;
 	*verdict = send_by_next_hop(eth, p->next_hop);
 	if (is_captured(p, s->port))
-		capture(skb, p, p->id, POINT_TO_WIRE, DROP_NONE);
+		capture(skb, p->id, POINT_TO_WIRE, DROP_NONE);
 	return DROP_NONE;
 }
 
@@ -293,15 +293,15 @@ int from_vm(struct __sk_buff *skb)
 	s.f.p = p;
 	why = decide(&s, tap, skb->vlan_present);
 	if (s.port && is_captured(p, s.port))
-		capture(skb, p, p->id, POINT_FROM_VM, DROP_NONE);
+		capture(skb, p->id, POINT_FROM_VM, DROP_NONE);
 	if (!why)
 		why = act(skb, &s, tap, &verdict);
 	if (!why && shows_guest(p))
 		account_from(p, s.port, s.f.len);
-	if (why && is_watched(p, s.port))
-		capture(skb, p, p->id, POINT_DROP, why);
-	if (why && s.to && is_watched(p, s.to))
-		capture(skb, p, p->to_id, POINT_DROP_TO, why);
+	if (why)
+		show_drop(skb, s.port, POINT_DROP, why);
+	if (why && s.to)
+		show_drop(skb, s.to, POINT_DROP_TO, why);
 	if (why && s.port && p->mtu)
 		verdict = tell_too_big(skb, p, s.port, tap);
 	else if (why && s.port && p->reset)

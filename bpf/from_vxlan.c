@@ -104,8 +104,8 @@ int from_vxlan(struct __sk_buff *skb)
 	}
 	if (why && r.port && (p->mtu || p->reset)) /* from_wire has captured it */
 		verdict = answer_marked(skb, &r);
-	else if (why && is_watched(p, r.port))
-		capture(skb, p, p->id, POINT_DROP, why);
+	else if (why)
+		show_drop(skb, r.port, POINT_DROP, why);
 	count(p, why);
 	return verdict;
 }

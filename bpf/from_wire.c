@@ -177,14 +177,14 @@ int from_wire(struct __sk_buff *skb)
 	why = examine(&r);
 	numbered = numbered_flow(skb, &r, &number);
 	if (r.port && is_captured(p, r.port))
-		capture(skb, p, p->id, POINT_FROM_WIRE, DROP_NONE);
+		capture(skb, p->id, POINT_FROM_WIRE, DROP_NONE);
 	climbs = !why && p->climbs && !config.decap_flags;
 	if (climbs)
 		verdict = send_up(skb, &r);
 	else if (!why)
 		why = unwrap(skb, &r, &climbs, &verdict);
-	if (why && is_watched(p, r.port))
-		capture(skb, p, p->id, POINT_DROP, why);
+	if (why)
+		show_drop(skb, r.port, POINT_DROP, why);
 	if (why && r.port && (p->mtu || p->reset))
 		verdict = answer_refused(skb, &r, &climbs);
 	if (numbered) /* those behind it may be redirected */

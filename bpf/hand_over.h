@@ -44,7 +44,7 @@ static __always_inline enum drop_reason hand_over(struct __sk_buff *skb, struct 
 	write_delivery(eth, r->port, p->v6);
 	account_to(p, p->id, r->port, r->f.len);
 	if (is_captured(p, r->port))
-		capture(skb, p, p->id, POINT_TO_VM, DROP_NONE);
+		capture(skb, p->id, POINT_TO_VM, DROP_NONE);
 	p->to_id = p->id;
 	/*
 	 * Of the other family than the underlay's, only what went up could skip a veth's

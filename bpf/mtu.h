@@ -154,15 +154,16 @@ static __always_inline bool write_too_big(struct cursor *c, const struct packet 
 }
 
 /*
- * Turns a packet that is too big into the word about it. A checksum that the
- * guest left unfinished stays so inside the quote; receivers don't look at it there.
+ * Turns a packet that is too big into the word about it, said by `from`. A checksum
+ * that the guest left unfinished stays so inside the quote; receivers don't look at it
+ * there. Whether it could be done. A function of its own: see capture.
  */
-static __always_inline bool turn_too_big(struct __sk_buff *skb, const struct packet *p,
-					 const struct addr *from)
+__noinline int turn_too_big(struct __sk_buff *skb, const struct addr *from)
 {
+	struct packet *p = packet_at_hand();
 	struct cursor c;
 
-	if (bpf_skb_change_tail(skb, ETH_HLEN + too_big_quote(p), 0) ||
+	if (!p || !from || bpf_skb_change_tail(skb, ETH_HLEN + too_big_quote(p), 0) ||
 	    bpf_skb_adjust_room(skb, too_big_header(p), BPF_ADJ_ROOM_MAC, 0))
 		return false;
 	c = all_of(skb);

@@ -106,12 +106,13 @@ static __always_inline bool write_reset(struct cursor *c, const struct packet *p
 	}
 }
 
-/* Turns a segment into the reset that answers it. */
-static __always_inline bool turn_reset(struct __sk_buff *skb, const struct packet *p)
+/* Turns a segment into the reset that answers it, if it can. A function of its own: see capture. */
+__noinline int turn_reset(struct __sk_buff *skb)
 {
+	struct packet *p = packet_at_hand();
 	struct cursor c;
 
-	if (bpf_skb_change_tail(skb, ETH_HLEN + reset_len(p), 0))
+	if (!p || bpf_skb_change_tail(skb, ETH_HLEN + reset_len(p), 0))
 		return false;
 	c = all_of(skb);
 	return take(&c, ETH_HLEN) && write_reset(&c, p);

@@ -23,27 +23,50 @@ static __always_inline __u64 differs(const struct rule *r, const struct question
 	return diff;
 }
 
+/* A list that is being gone through. */
+struct scan {
+	const struct question *q;
+	__u32 base, end; /* lines */
+	int found;	 /* -1: none yet */
+};
+
+#define LINES_A_CALL 16
+
+/* Looks at the next lines; 1: that was all. */
+static long look_on(__u32 call, struct scan *s)
+{
+	__u32 index = s->base + call * LINES_A_CALL, end = s->end;
+	const struct question *q = s->q;
+
+#pragma unroll
+	for (int i = 0; i < LINES_A_CALL; i++, index++) {
+		const struct rule *r;
+
+		if (index >= end)
+			return 1;
+		r = bpf_map_lookup_elem(&rules, &index);
+		if (!r)
+			return 1;
+		if (!differs(r, q)) {
+			s->found = index;
+			return 1;
+		}
+	}
+	return 0;
+}
+
 /*
- * Returns the index of the first rule that matches, or -1. A function of its own
- * (not inlined) so that the verifier walks the loop once a program.
+ * Returns the index of the first rule that matches, or -1. A function of its own,
+ * whose loop is a helper's: the verifier walks its body once a program, and not once a
+ * line.
  */
 __noinline int first_match(const struct question *q, __u32 base, __u32 count)
 {
-	if (!q)
-		return -1;
-	for (__u32 i = 0; i < MAX_RULES; i++) {
-		__u32 index = base + i;
-		const struct rule *r;
+	struct scan s = { .q = q, .base = base, .end = base + count, .found = -1 };
 
-		if (i >= count)
-			break;
-		r = bpf_map_lookup_elem(&rules, &index);
-		if (!r)
-			break;
-		if (!differs(r, q))
-			return index;
-	}
-	return -1;
+	if (q)
+		bpf_loop((MAX_RULES + LINES_A_CALL - 1) / LINES_A_CALL, look_on, &s, 0);
+	return s.found;
 }
 
 static __always_inline __u64 groups_of(__u32 vni, const struct addr *ca)
