@@ -26,11 +26,12 @@ if [ -n "${TESTS:-}" ]; then
 	exit
 fi
 # Two packages at a time where one at least mostly waits: bpf beside the rest of the
-# rooms, guests beside kernel. Labs that measure or load a host have it for themselves.
-apart='^replug/(cmd|tests)(/|$)'
+# rooms and what is small, guests beside kernel. Labs that measure or load a host have it
+# for themselves.
+alone='/tests/(demo|e2e|host|lab)$'
 waits='/tests/(guests|kernel)$'
 failed=0
-"${once[@]}" -p 2 $(go list ./... | grep -vE "$apart") || failed=1
-"${once[@]}" -p 1 $(go list ./... | grep -E "$apart" | grep -vE "$waits") || failed=1
+"${once[@]}" -p 2 $(go list ./... | grep -vE "$alone|$waits") || failed=1
+"${once[@]}" -p 1 $(go list ./... | grep -E "$alone") || failed=1
 "${once[@]}" -p 2 $(go list ./... | grep -E "$waits") || failed=1
 exit "$failed"
