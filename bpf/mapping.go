@@ -48,6 +48,7 @@ func (d *Datapath) PutMappings(mappings ...Mapping) error {
 	}
 	d.peers.mu.Lock()
 	defer d.peers.mu.Unlock()
+	defer clear(d.peers.given)
 	not := NotPut{}
 	keys, values := make([]datapathMappingKey, 0, len(mappings)), make([]datapathMapping, 0, len(mappings))
 	for _, m := range mappings {

@@ -3,6 +3,7 @@ package bpf
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 )
@@ -19,12 +20,13 @@ type peerTable struct {
 	sizes map[int]int // how many prefixes of a length there are
 	next  uint32
 	rows  map[uint32]datapathPeer
+	given map[uint32]bool // to mappings that are about to be written
 }
 
 // readPeers learns what an earlier process has numbered, and writes this host's
 // own prefix as number 0.
 func (d *Datapath) readPeers(own netip.Prefix) error {
-	d.peers = peerTable{byKey: map[netip.Prefix]uint32{}, sizes: map[int]int{}, rows: map[uint32]datapathPeer{}, next: 1}
+	d.peers = peerTable{byKey: map[netip.Prefix]uint32{}, sizes: map[int]int{}, rows: map[uint32]datapathPeer{}, given: map[uint32]bool{}, next: 1}
 	err := each(d.objs.Peers, func(index uint32, row datapathPeer) error {
 		if row.Used != 0 && index != 0 {
 			d.peers.learn(index, row)
@@ -64,6 +66,7 @@ func (d *Datapath) peerOf(pa netip.Addr, nextHop uint32) (index uint32, offset u
 		}
 	}
 	index = t.byKey[p]
+	t.given[index] = true
 	if row := t.rows[index]; index != 0 && row.NextHop != nextHop {
 		row.NextHop = nextHop
 		if err := d.objs.Peers.Put(index, row); err != nil {
@@ -105,9 +108,9 @@ func (d *Datapath) addPeer(p netip.Prefix, nextHop uint32) error {
 	return nil
 }
 
-// freePeer finds a number that no mapping uses any more.
+// freePeer finds a number that no mapping uses any more, nor is about to.
 func (d *Datapath) freePeer() (uint32, error) {
-	used := make(map[uint32]bool, len(d.peers.rows))
+	used := maps.Clone(d.peers.given)
 	err := each(d.objs.Mappings, func(_ datapathMappingKey, m datapathMapping) error {
 		used[uint32(m.Peer)] = true
 		return nil

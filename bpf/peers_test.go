@@ -134,13 +134,16 @@ func peersFull(t *testing.T) {
 		t.Errorf("one host too many: got %v, want ErrFull", err)
 	}
 	h.must(h.dp.DeleteMappings(all[40001].MappingKey))
-	h.must(h.dp.PutMappings(one))
+	other := at(MaxPeers + 1)
+	if not := (NotPut{}); !errors.As(h.dp.PutMappings(one, other), &not) || len(not) != 1 || !errors.Is(not[other.MappingKey], ErrFull) {
+		t.Errorf("two prefixes in one call where one has room: not put are %v, want %s", map[MappingKey]error(not), other.CA)
+	}
 	for _, m := range []Mapping{one, all[40000], all[40002], all[MaxPeers-2]} {
 		if got, ok, err := h.dp.Mapping(m.MappingKey); err != nil || !ok || got != m {
 			t.Errorf("got %+v, %v, %v, want %+v", got, ok, err, m)
 		}
 	}
-	if err := h.dp.PutMappings(at(MaxPeers + 1)); !errors.Is(err, ErrFull) {
+	if err := h.dp.PutMappings(other); !errors.Is(err, ErrFull) {
 		t.Errorf("full again: got %v, want ErrFull", err)
 	}
 }
