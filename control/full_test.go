@@ -114,3 +114,26 @@ func (w *world) noSecretIn(what, prefix string) {
 		}
 	}
 }
+
+// A change of networks reaches all ports, whatever their owners have said of them.
+func TestRouteOfLongSettings(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	h := w.host("h7", 7)
+	for i := range 9 {
+		w.largeVM(fmt.Sprint("web-", i), "blue", 170)
+	}
+	w.vm("behind", "red", "")
+	for _, network := range []string{"blue", "red"} {
+		must(w.as("olga").AddRoute(w.ctx, &pb.AddRouteRequest{RequestId: network + "-route", Tenant: "acme", Moniker: network,
+			Route: &pb.Route{Prefix: "192.0.2.0/24", NextHop: "10.17.34.9"}}))(t)
+	}
+	w.wait("the routes", func() error {
+		for i := range 10 {
+			if in, _ := h.intent(fmt.Sprintf("vm-%d.0", i+1)); len(in.Current.Routes) == 0 {
+				return fmt.Errorf("port %s in %s has none", in.Port, in.Current.Network)
+			}
+		}
+		return nil
+	})
+}

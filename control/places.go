@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -13,10 +14,12 @@ import (
 	"replug/directory/vnet"
 )
 
-// renewBatch is how many intents go with one write, and renewFew how many are read
-// one by one rather than all at once.
+// renewBatch and renewBytes bound what goes with one write, of which etcd takes 1.5
+// MiB: an intent has its guest's document. renewFew is how many intents are read one
+// by one rather than all at once.
 const (
 	renewBatch = 50
+	renewBytes = 1 << 20
 	renewFew   = 10
 )
 
@@ -32,12 +35,28 @@ func (r *reign) renewPlaces(ctx context.Context, keys []string, all bool) (time.
 	if all {
 		return time.Time{}, r.renewAll(ctx)
 	}
+	return time.Time{}, r.renewEach(ctx, keys)
+}
+
+// renewEach renews intents one by one. What is wrong with one is no reason to leave
+// the others as they are, which may be another tenant's; a store that is away is.
+func (r *reign) renewEach(ctx context.Context, keys []string) error {
+	var failed error
 	for _, k := range keys {
-		if err := r.retried(ctx, func() (*store.Txn, error) { return r.composeRenewal(ctx, k) }); err != nil {
-			return time.Time{}, err
+		err := r.retried(ctx, func() (*store.Txn, error) { return r.composeRenewal(ctx, k) })
+		if storeAway(err) {
+			return err
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("renew %s: %w", k, err))
 		}
 	}
-	return time.Time{}, nil
+	return failed
+}
+
+// storeAway reports whether no other write would fare better than the one that failed.
+func storeAway(err error) bool {
+	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrFenced) || errors.Is(err, context.Canceled)
 }
 
 // renewAll renews the intents of all networks, many with one write.
@@ -68,33 +87,36 @@ func (r *reign) renewAll(ctx context.Context) error {
 			stale = append(stale, in)
 		}
 	}
+	var failed error
 	for len(stale) > 0 {
-		n := min(renewBatch, len(stale))
-		if err := r.renewBatch(ctx, stale[:n], of); err != nil {
+		n, err := r.renewBatch(ctx, stale, of)
+		if storeAway(err) {
 			return err
 		}
+		failed = errors.Join(failed, err)
 		stale = stale[n:]
 	}
-	return nil
+	return failed
 }
 
-// renewBatch writes renewed intents, one by one if something has changed meanwhile.
-func (r *reign) renewBatch(ctx context.Context, rows []store.Row[vnet.Intent], of map[vnet.VNI]*store.Row[network.Network]) error {
+// renewBatch writes the first of some renewed intents, one by one if something has
+// changed meanwhile or they are too much at once, and returns how many.
+func (r *reign) renewBatch(ctx context.Context, rows []store.Row[vnet.Intent], of map[vnet.VNI]*store.Row[network.Network]) (int, error) {
 	txn := &store.Txn{}
+	var keys []string
 	for _, in := range rows {
+		if len(keys) == renewBatch || txn.Bytes() > renewBytes {
+			break
+		}
 		net := of[in.Value.Current.VNI]
 		txn.Unchanged(in.Key, in.Revision).Unchanged(net.Key, net.Revision).Put(in.Key, in.Value)
+		keys = append(keys, in.Key)
 	}
 	err := r.commit(ctx, txn)
-	if !errors.Is(err, store.ErrConflict) {
-		return err
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrTooLarge) {
+		err = r.renewEach(ctx, keys)
 	}
-	for _, in := range rows {
-		if err := r.retried(ctx, func() (*store.Txn, error) { return r.composeRenewal(ctx, in.Key) }); err != nil {
-			return err
-		}
-	}
-	return nil
+	return len(keys), err
 }
 
 // composeRenewal composes the renewal of one intent, or nothing.

@@ -166,6 +166,7 @@ type Txn struct {
 	conds []clientv3.Cmp
 	ops   []clientv3.Op
 	keys  []string
+	bytes int
 	err   error
 }
 
@@ -210,6 +211,7 @@ func (t *Txn) put(key string, v any, opts ...clientv3.OpOption) *Txn {
 	}
 	t.ops = append(t.ops, clientv3.OpPut(key, string(b), opts...))
 	t.keys = append(t.keys, key)
+	t.bytes += len(key) + len(b)
 	return t
 }
 
@@ -233,10 +235,14 @@ func (t *Txn) Add(others ...*Txn) *Txn {
 		t.conds = append(t.conds, o.conds...)
 		t.ops = append(t.ops, o.ops...)
 		t.keys = append(t.keys, o.keys...)
+		t.bytes += o.bytes
 		t.err = errors.Join(t.err, o.err)
 	}
 	return t
 }
+
+// Bytes returns about how much t would write; etcd takes 1.5 MiB.
+func (t *Txn) Bytes() int { return t.bytes }
 
 // Empty reports whether t would write nothing.
 func (t *Txn) Empty() bool { return len(t.ops) == 0 }
