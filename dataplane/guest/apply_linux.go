@@ -17,9 +17,15 @@ import (
 
 // A machine is the system that documents are applied to. Below another root than
 // "/" the running kernel is left alone.
-type machine struct{ files }
+type machine struct {
+	files
+	names *resolvConf
+}
 
-func newMachine(root string) machine { return machine{files{root}} }
+func newMachine(root string) machine {
+	f := files{root}
+	return machine{f, &resolvConf{files: f}}
+}
 
 // apply makes d true. It goes on after an error, so that one wrong setting doesn't
 // take the others away, and returns all of them.

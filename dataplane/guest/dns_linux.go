@@ -33,15 +33,6 @@ var resolvers = []resolver{
 	{dir: "etc/dhcpcd.conf", file: "etc/dhcpcd.conf", start: "static domain_name_servers=", between: " "},
 }
 
-// servers are the name servers of the document that was applied last.
-func (m machine) servers() []netip.Addr {
-	s, err := loadState(m.files)
-	if err != nil {
-		return nil
-	}
-	return s.DNS
-}
-
 // setDNS puts the document's name servers before those of a lease, now and after
 // each renewal; without any, what an earlier document has set is taken back.
 func (m machine) setDNS(d *vnet.Document, s *state) error {
@@ -62,7 +53,7 @@ func (m machine) setDNS(d *vnet.Document, s *state) error {
 		}
 		errs = append(errs, m.tellResolver(&r, d.DNS, old))
 	}
-	return errors.Join(append(errs, m.setResolvConf(d.DNS, old))...)
+	return errors.Join(append(errs, m.names.setDocument(d.DNS))...)
 }
 
 func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
@@ -91,23 +82,4 @@ func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
 		_ = run(context.Background(), r.tell...) // it may not run, or not know the word: then its next start reads the file
 	}
 	return nil
-}
-
-// setResolvConf puts servers before all others of resolv.conf, in place of those of the
-// former document, unless the file leads elsewhere: then a resolver of the list owns it.
-func (m machine) setResolvConf(servers, old []netip.Addr) error {
-	info, err := os.Lstat(m.path(resolvFile))
-	if err != nil && len(servers) == 0 || err == nil && info.Mode().Type() == fs.ModeSymlink {
-		return nil
-	}
-	var ours []string
-	for _, a := range servers {
-		ours = append(ours, "nameserver "+a.String())
-	}
-	return m.edit(resolvFile, 0o644, func(lines []string) []string {
-		return append(ours, slices.DeleteFunc(lines, func(l string) bool {
-			a, err := netip.ParseAddr(strings.TrimSpace(strings.TrimPrefix(l, "nameserver")))
-			return err == nil && (slices.Contains(old, a) || slices.Contains(servers, a))
-		})...)
-	})
 }

@@ -31,7 +31,6 @@ type linux struct {
 	log   logger
 	link  *link
 	nic   *nic
-	names resolvConf
 	begun bool            // the NIC was configured before
 	six   bool            // a client had made it an IPv6 address the last time
 	up    context.Context // the session's
@@ -40,7 +39,9 @@ type linux struct {
 
 func openSystem(ctx context.Context, c *Config, log logger) (system, error) {
 	m := newMachine(c.Root)
-	l := &linux{machine: m, c: c, log: log, names: resolvConf{machine: m, log: log}, ends: func() {}}
+	m.names.log = log
+	m.names.remember()
+	l := &linux{machine: m, c: c, log: log, ends: func() {}}
 	var err error
 	if l.link, err = watchLink(ctx, c.Interface, c.LinkPoll, log); err != nil {
 		return nil, err
@@ -69,7 +70,7 @@ func (l *linux) session(ctx context.Context) (context.Context, func(), error) {
 // configure gets a lease, or lets the client get one to whom the NIC belongs.
 func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	if l.c.DHCP == DHCPNone || l.handsOff() {
-		l.ends()
+		l.leave()
 		return time.Time{}, nil
 	}
 	st := l.link.current()
@@ -77,13 +78,19 @@ func (l *linux) configure(ctx context.Context, why reason) (time.Time, error) {
 	l.begun = true
 	if l.c.DHCP == DHCPAuto {
 		if clients := l.findClients(st); len(clients) > 0 {
-			l.ends()
+			l.leave()
 			l.log.say("dhcp is left to %s", names(clients))
 			quiet6(st.name)
 			return time.Time{}, l.drive(ctx, st, clients, why, start)
 		}
 	}
 	return l.both(ctx, st, why.due)
+}
+
+// leave ends what our own client does.
+func (l *linux) leave() {
+	l.ends()
+	l.names.forget()
 }
 
 // beside runs f, in place of what ran before, until ctx ends or something else takes

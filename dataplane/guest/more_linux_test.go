@@ -190,15 +190,15 @@ func TestDNS(t *testing.T) {
 	write("etc/dhcpcd.conf", "hostname\nstatic domain_name_servers=192.0.2.1\n")
 	write("etc/systemd/resolved.conf", "")
 	write("etc/resolv.conf", "search red.example\nnameserver 10.0.0.53\n")
-	d := vnet.Document{DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::9")}}
+	d := vnet.Document{DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::9"), netip.MustParseAddr("10.0.0.53")}}
 	var s state
 	for range 2 {
 		check(t, m.apply(&d, &s))
 		for path, want := range map[string]string{
-			"etc/dhcp/dhclient.conf":                     "timeout 300;\nsupersede domain-name-servers 9.9.9.9, 2620:fe::9; # by replug-guest\n",
-			"etc/dhcpcd.conf":                            "hostname\nstatic domain_name_servers=192.0.2.1\nstatic domain_name_servers=9.9.9.9 2620:fe::9\n",
-			"etc/systemd/resolved.conf.d/60-replug.conf": "[Resolve]\nDNS=9.9.9.9 2620:fe::9\n",
-			"etc/resolv.conf":                            "nameserver 9.9.9.9\nnameserver 2620:fe::9\nsearch red.example\nnameserver 10.0.0.53\n",
+			"etc/dhcp/dhclient.conf":                     "timeout 300;\nsupersede domain-name-servers 9.9.9.9, 2620:fe::9, 10.0.0.53; # by replug-guest\n",
+			"etc/dhcpcd.conf":                            "hostname\nstatic domain_name_servers=192.0.2.1\nstatic domain_name_servers=9.9.9.9 2620:fe::9 10.0.0.53\n",
+			"etc/systemd/resolved.conf.d/60-replug.conf": "[Resolve]\nDNS=9.9.9.9 2620:fe::9 10.0.0.53\n",
+			"etc/resolv.conf":                            "# of replug-guest's document:\nnameserver 9.9.9.9\nnameserver 2620:fe::9\nnameserver 10.0.0.53\n# end of replug-guest's document\nsearch red.example\nnameserver 10.0.0.53\n",
 		} {
 			if b, _ := os.ReadFile(m.path(path)); string(b) != want {
 				t.Errorf("%s is %q, want %q", path, b, want)
@@ -216,6 +216,40 @@ func TestDNS(t *testing.T) {
 	if b, _ := os.ReadFile(m.path("etc/resolv.conf")); string(b) != "search red.example\nnameserver 10.0.0.53\n" {
 		t.Errorf("resolv.conf is %q", b)
 	}
+}
+
+// Where the agent leases, the document's name servers stand before the leases', whatever
+// comes when, also while the rest of the document is being applied; what a lease gives as
+// well stays when the document's go.
+func TestDNSBesideLeases(t *testing.T) {
+	m := image(t)
+	names := m.names
+	addr := netip.MustParseAddr
+	var s state
+	document := func(servers ...netip.Addr) {
+		t.Helper()
+		check(t, m.apply(&vnet.Document{DNS: servers}, &s))
+	}
+	wants := func(what, want string) {
+		t.Helper()
+		if b, _ := os.ReadFile(m.path("etc/resolv.conf")); string(b) != "# by replug-guest\n"+want {
+			t.Errorf("%s: resolv.conf is %q, want %q", what, b, want)
+		}
+	}
+	names.set4(&lease{dns: []netip.Addr{addr("10.0.0.53")}, domain: "red.example"})
+	document(addr("10.0.0.53"))
+	wants("one of both", "search red.example\nnameserver 10.0.0.53\n")
+	document(addr("9.9.9.9"), addr("10.0.0.53"))
+	names.set6([]netip.Addr{addr("fd00:17::53")}) // the state is saved later
+	wants("a router speaks meanwhile", "search red.example\nnameserver 9.9.9.9\nnameserver 10.0.0.53\nnameserver fd00:17::53\n")
+	document()
+	wants("taken back", "search red.example\nnameserver 10.0.0.53\nnameserver fd00:17::53\n")
+	document(addr("9.9.9.8"))
+	check(t, s.save(m.files))
+	m = newMachine(m.root)
+	m.names.remember()
+	m.names.set6([]netip.Addr{addr("fd00:17::54")})
+	wants("after the agent's restart", "nameserver 9.9.9.8\nnameserver fd00:17::54\n")
 }
 
 // disk puts a disk of so many MiB into the image, as a file.

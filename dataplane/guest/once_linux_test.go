@@ -154,7 +154,7 @@ func TestOnceIsOfThisMachineAndUser(t *testing.T) {
 // says counts as applied.
 func TestEarlierAgentsStateIsTakenOver(t *testing.T) {
 	w := newWorld(t)
-	m := machine{files{w.root}}
+	m := newMachine(w.root)
 	check(t, os.MkdirAll(m.path("home/anna/.ssh"), 0o700))
 	check(t, os.MkdirAll(m.path("etc"), 0o755))
 	check(t, os.WriteFile(m.path("etc/passwd"), []byte("anna:x:1007:1007::/home/anna:/bin/sh\n"), 0o644))
