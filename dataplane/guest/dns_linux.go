@@ -21,15 +21,20 @@ type resolver struct {
 	start   string // of the line; "": the file is ours
 	end     string
 	between string
-	tell    []string // run afterwards, if it runs
+	takes   func(netip.Addr) bool // of which family; nil: of both
+	tell    []string              // run afterwards, if it runs
 }
+
+const byUs = "; # by replug-guest"
 
 var resolvers = []resolver{
 	{dir: "etc/systemd", file: "etc/systemd/resolved.conf.d/60-replug.conf", start: "[Resolve]\nDNS=", between: " ",
 		tell: []string{"systemctl", "try-reload-or-restart", "systemd-resolved"}},
 	{dir: "etc/NetworkManager", file: "etc/NetworkManager/conf.d/60-replug.conf", start: "[global-dns-domain-*]\nservers=", between: ",",
 		tell: []string{"nmcli", "general", "reload"}},
-	{dir: "etc/dhcp/dhclient.conf", file: "etc/dhcp/dhclient.conf", start: "supersede domain-name-servers ", end: "; # by replug-guest", between: ", "},
+	// A server of the other family is an error to dhclient, which skips the line then.
+	{dir: "etc/dhcp/dhclient.conf", file: "etc/dhcp/dhclient.conf", start: "supersede domain-name-servers ", end: byUs, between: ", ", takes: netip.Addr.Is4},
+	{dir: "etc/dhcp/dhclient.conf", file: "etc/dhcp/dhclient.conf", start: "supersede dhcp6.name-servers ", end: byUs, between: ", ", takes: netip.Addr.Is6},
 	{dir: "etc/dhcpcd.conf", file: "etc/dhcpcd.conf", start: "static domain_name_servers=", between: " "},
 }
 
@@ -57,12 +62,18 @@ func (m machine) setDNS(d *vnet.Document, s *state) error {
 }
 
 func (m machine) tellResolver(r *resolver, servers, old []netip.Addr) error {
+	if r.takes != nil {
+		servers = slices.DeleteFunc(slices.Clone(servers), func(a netip.Addr) bool { return !r.takes(a) })
+	}
 	text := func(all []netip.Addr) string { return r.start + join(all, r.between) + r.end }
+	ours := func(l string) bool {
+		return l == text(old) || l == text(servers) || r.end == byUs && strings.HasPrefix(l, r.start) && strings.HasSuffix(l, byUs)
+	}
 	var err error
 	switch {
 	case !strings.HasPrefix(r.start, "["):
 		err = m.edit(r.file, 0o644, func(lines []string) []string {
-			lines = slices.DeleteFunc(lines, func(l string) bool { return l == text(old) || l == text(servers) })
+			lines = slices.DeleteFunc(lines, ours)
 			if len(servers) == 0 {
 				return lines
 			}

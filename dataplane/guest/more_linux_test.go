@@ -186,7 +186,7 @@ func TestDNS(t *testing.T) {
 		check(t, os.MkdirAll(filepath.Dir(m.path(path)), 0o755))
 		check(t, os.WriteFile(m.path(path), []byte(content), 0o644))
 	}
-	write("etc/dhcp/dhclient.conf", "timeout 300;\n")
+	write("etc/dhcp/dhclient.conf", "timeout 300;\nsupersede domain-name-servers 192.0.2.7, fd00::7; # by replug-guest\n") // an earlier agent's
 	write("etc/dhcpcd.conf", "hostname\nstatic domain_name_servers=192.0.2.1\n")
 	write("etc/systemd/resolved.conf", "")
 	write("etc/resolv.conf", "search red.example\nnameserver 10.0.0.53\n")
@@ -195,7 +195,7 @@ func TestDNS(t *testing.T) {
 	for range 2 {
 		check(t, m.apply(&d, &s))
 		for path, want := range map[string]string{
-			"etc/dhcp/dhclient.conf":                     "timeout 300;\nsupersede domain-name-servers 9.9.9.9, 2620:fe::9, 10.0.0.53; # by replug-guest\n",
+			"etc/dhcp/dhclient.conf":                     "timeout 300;\nsupersede domain-name-servers 9.9.9.9, 10.0.0.53; # by replug-guest\nsupersede dhcp6.name-servers 2620:fe::9; # by replug-guest\n",
 			"etc/dhcpcd.conf":                            "hostname\nstatic domain_name_servers=192.0.2.1\nstatic domain_name_servers=9.9.9.9 2620:fe::9 10.0.0.53\n",
 			"etc/systemd/resolved.conf.d/60-replug.conf": "[Resolve]\nDNS=9.9.9.9 2620:fe::9 10.0.0.53\n",
 			"etc/resolv.conf":                            "# of replug-guest's document:\nnameserver 9.9.9.9\nnameserver 2620:fe::9\nnameserver 10.0.0.53\n# end of replug-guest's document\nsearch red.example\nnameserver 10.0.0.53\n",
