@@ -167,6 +167,31 @@ func TestOthersRecordsStay(t *testing.T) {
 	})
 }
 
+// A request id whose row went before the record did may lead to another swap: the end
+// of the old record leaves that alone (invariant 4).
+func TestOldRecordLeavesNewRequest(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.engine.KeptFor = time.Hour
+		q := w.request("blue", "10.0.0.20")
+		w.mustStart(q)
+		pass(time.Minute) // nobody stages it
+		old := w.id
+		pass(30 * time.Minute)
+		if err := w.commit((&store.Txn{}).Delete(store.Requests + q.ID)); err != nil {
+			t.Fatal(err)
+		}
+		w.mustStart(q)
+		pass(40 * time.Minute)
+		if _, err := w.engine.Get(context.Background(), old); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the old record: %v", err)
+		}
+		rec, err := w.engine.Start(context.Background(), q)
+		if err != nil || rec.ID != w.id || rec.ID == old {
+			t.Errorf("asked again: swap %q, %v, want %s", rec.ID, err, w.id)
+		}
+	})
+}
+
 // Invariant 8: records expire, by age and by number.
 func TestRecordsExpire(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {

@@ -55,8 +55,12 @@ func (e *Engine) sweep(ctx context.Context) bool {
 	var txn store.Txn
 	for _, t := range old {
 		txn.Delete(store.Swaps + t.id)
-		if e.aged(t) { // else its request goes with its lease: it must not lead to another swap
-			txn.Delete(store.Requests + t.request)
+		if !e.aged(t) {
+			continue // its request goes with its lease: it must not lead to another swap
+		}
+		if err := e.forgetRequest(ctx, t, &txn); err != nil {
+			e.Log.Warn("expired swaps can't be removed, trying again later", "error", err)
+			return false
 		}
 	}
 	if _, err := e.Store.Commit(ctx, &txn); err != nil {
@@ -70,6 +74,22 @@ func (e *Engine) sweep(ctx context.Context) bool {
 	e.ended = slices.DeleteFunc(e.ended, func(t tomb) bool { return slices.Contains(old, t) })
 	e.mu.Unlock()
 	return true
+}
+
+// forgetRequest adds that what led to an old swap is forgotten, unless the id has led
+// to another one since.
+func (e *Engine) forgetRequest(ctx context.Context, t tomb, txn *store.Txn) error {
+	key := store.Requests + t.request
+	row, err := store.Get[Operation](ctx, e.Store, key)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case row.Value.ID == t.id:
+		txn.Unchanged(key, row.Revision).Delete(key)
+	}
+	return nil
 }
 
 func (e *Engine) aged(t tomb) bool { return e.now().Sub(t.ended) > e.KeptFor }
