@@ -46,9 +46,10 @@ func TestAccounts(t *testing.T) {
 	r := prometheus.NewRegistry()
 	a := newAccounts(r)
 	tallies := map[vnet.PortID]Tally{7: {FromPackets: 900, FromBytes: 90000}}
-	here := map[vnet.PortID]vnet.Moniker{7: "red"}
+	red, blue := account{"acme", "red"}, account{"acme", "blue"}
+	here := map[vnet.PortID]account{7: red}
 	a.tally = func(id vnet.PortID) (Tally, error) { return tallies[id], nil }
-	a.here = func() map[vnet.PortID]vnet.Moniker { return here }
+	a.here = func() map[vnet.PortID]account { return here }
 	is := func(when, want string) {
 		t.Helper()
 		if got := counters(t, r, "replug_network_"); got != want {
@@ -59,24 +60,27 @@ func TestAccounts(t *testing.T) {
 	a.all()
 	is("adopted", "")
 	tallies[7] = Tally{FromPackets: 903, FromBytes: 90210, ToPackets: 5, ToBytes: 370, Drops: 2}
-	tallies[9], here[9] = Tally{FromPackets: 4, FromBytes: 44}, "red"
+	tallies[9], here[9] = Tally{FromPackets: 4, FromBytes: 44}, red
 	a.all()
-	is("grown", "bytes(from red)=254 bytes(red to)=370 drops(red)=2 packets(from red)=7 packets(red to)=5")
+	is("grown", "bytes(acme from red)=254 bytes(acme red to)=370 drops(acme red)=2 packets(acme from red)=7 packets(acme red to)=5")
 
 	tallies[7] = Tally{FromPackets: 913, FromBytes: 90210, ToPackets: 5, ToBytes: 370, Drops: 2}
-	a.leave(7, "red")
-	here[7] = "blue"
+	a.leave(7, red)
+	here[7] = blue
 	tallies[7] = Tally{FromPackets: 914, FromBytes: 90210, ToPackets: 5, ToBytes: 370, Drops: 2}
 	a.all()
-	is("swapped", "bytes(from red)=254 bytes(red to)=370 drops(red)=2 packets(blue from)=1 packets(from red)=17 packets(red to)=5")
+	is("swapped", "bytes(acme from red)=254 bytes(acme red to)=370 drops(acme red)=2 packets(acme blue from)=1 packets(acme from red)=17 packets(acme red to)=5")
 
 	delete(here, 9)
 	a.gone(9)
 	a.all()
-	is("red has left", "packets(blue from)=1")
-	tallies[9], here[9] = Tally{FromPackets: 3}, "blue"
+	is("red has left", "packets(acme blue from)=1")
+	tallies[9], here[9] = Tally{FromPackets: 3}, account{"bob", "blue"}
 	a.all()
-	is("the id of another port", "packets(blue from)=4")
+	is("another tenant's network of the same name, the id of another port", "packets(acme blue from)=1 packets(blue bob from)=3")
+	delete(here, 7)
+	a.all()
+	is("only that one is left", "packets(blue bob from)=3")
 }
 
 // A port has its series from when it is in force, through swaps, until it leaves; one

@@ -63,7 +63,7 @@ func (p *port) flip(_ context.Context, in *vnet.Intent) (outcome, error) {
 		p.docs.Withdraw(p.id)
 	}
 	if old != nil {
-		p.accounts.leave(p.id, old.Network)
+		p.accounts.leave(p.id, accountOf(old))
 	}
 	p.setPlace(nil, 0)
 	if err := p.datapath.SetPort(row); err != nil {

@@ -17,13 +17,13 @@ func (ps *ports) find(name string) (target, bool) {
 }
 
 // networksOf returns where each port is.
-func (ps *ports) networksOf() map[vnet.PortID]vnet.Moniker {
+func (ps *ports) networksOf() map[vnet.PortID]account {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	all := make(map[vnet.PortID]vnet.Moniker, len(ps.byID))
+	all := make(map[vnet.PortID]account, len(ps.byID))
 	for id, p := range ps.byID {
 		if place, _, _, ok := p.inForce(); ok {
-			all[id] = place.Network
+			all[id] = accountOf(place)
 		}
 	}
 	return all

@@ -21,7 +21,7 @@ func TestFullTableIsTold(t *testing.T) {
 	var said bytes.Buffer
 	flows, reg := &fakeFlows{}, prometheus.NewRegistry()
 	none := newAccounts(prometheus.NewRegistry())
-	none.here = func() map[vnet.PortID]vnet.Moniker { return nil }
+	none.here = func() map[vnet.PortID]account { return nil }
 	s := newSweeper(flows, none, reg, slog.New(slog.NewTextHandler(&said, nil)))
 	for _, c := range []struct {
 		full  [2]float64
