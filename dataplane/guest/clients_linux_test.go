@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,7 +161,7 @@ esac
 	})
 	w.becomes("first address", "10.37.91.17/24", w.addrs)
 	w.publish(bought)
-	w.start(func(c *Config) { c.DHCP = DHCPAuto })
+	stop := w.start(func(c *Config) { c.DHCP = DHCPAuto })
 	next(t, w.reports, "report")
 	before, _ := os.ReadFile(pid)
 	drain(w.dhcp)
@@ -177,4 +178,17 @@ esac
 		after, _ := os.ReadFile(pid)
 		return strconv.FormatBool(string(after) != string(before) && len(after) > 0)
 	})
+	stop()
+	w.give("10.37.91.67/24")
+	n, err := newNIC()
+	check(t, err)
+	defer n.close()
+	i, err := net.InterfaceByName(w.nic)
+	check(t, err)
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // the link goes, or the agent ends, once the client is being ended
+	for _, c := range newMachine("/").findClients(linkState{name: w.nic}) {
+		check(t, beginAnew(over, &linux{nic: n}, linkState{index: i.Index, name: w.nic}, c))
+	}
+	w.becomes("address of the one begun anew", "10.37.91.67/24", w.addrs)
 }

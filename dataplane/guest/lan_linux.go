@@ -193,6 +193,9 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 	for try, more := 0, true; more && ctx.Err() == nil; try++ {
 		more = false
 		for _, c := range clients {
+			if ctx.Err() != nil {
+				return nil
+			}
 			all := ways[c.name]
 			w := all[min(try, len(all)-1)]
 			more = more || try+1 < len(all)

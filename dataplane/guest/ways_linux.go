@@ -112,20 +112,30 @@ func forget(_ context.Context, _ *linux, _ linkState, c otherClient) error {
 // beginAnew ends a client of one NIC and starts it by the same command line. It gets
 // no chance to release its lease or to take its address away: both belong to the
 // network that is gone, so the address goes here. A new client takes up the lease
-// that it finds on disk, and hears at once that it is refused.
+// that it finds on disk, and hears at once that it is refused. What was ended is begun
+// again whatever becomes of the link and of the agent meanwhile: nobody else would
+// before the guest's next boot.
 func beginAnew(ctx context.Context, l *linux, st linkState, c otherClient) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ending)
+	defer cancel()
+	var errs []error
 	for _, pid := range c.pids {
 		if err := end(ctx, pid); err != nil {
-			return fmt.Errorf("end %s: %w", c.name, err)
+			errs = append(errs, fmt.Errorf("end %s: %w", c.name, err))
 		}
 	}
 	remove := l.nic.clear
 	if c.six() {
 		remove = l.nic.clear6
 	}
-	if err := remove(st.index, netip.Prefix{}); err != nil {
-		return err
-	}
+	return errors.Join(append(errs, remove(st.index, netip.Prefix{}), c.begin())...)
+}
+
+// ending is more than a process needs to be gone that was killed.
+const ending = 5 * time.Second
+
+// begin starts the client by its own command line.
+func (c otherClient) begin() error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
