@@ -40,6 +40,9 @@ type Backend struct {
 	Dead     bool   // its flows are reset, none is sent there
 }
 
+// Above a backend's flags stands its network: a restarted agent asks for it.
+const vniShift = 8
+
 // Slots a backend, at the least: the share of each is right to some 10%.
 const slotsPerBackend = 100
 
@@ -54,7 +57,7 @@ type serviceTable struct {
 	flips uint64
 	// lone are the numbers that an earlier process gave to backends that are in no
 	// table (drained, dead), until their services are named again: flows still have them.
-	lone map[backendKey][]uint32
+	lone map[owned][]uint32
 }
 
 type serviceRow struct {
@@ -65,6 +68,12 @@ type serviceRow struct {
 type backendKey struct {
 	ca   netip.Addr
 	port uint16
+}
+
+// owned is a backend and its network; 0: the row is of a release that didn't write it.
+type owned struct {
+	vni uint32
+	backendKey
 }
 
 // SetService puts a service in force, or replaces it in one step. It returns
@@ -79,11 +88,11 @@ func (d *Datapath) SetService(s Service) error {
 	old := t.rows[s.ServiceKey]
 	row, err := d.placeService(s, old)
 	if err != nil {
-		return errors.Join(fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err), d.retireService(row, old))
+		return errors.Join(fmt.Errorf("service %s:%d in %d: %w", s.VIP, s.Port, s.VNI, err), d.retireService(s.VNI, row, old))
 	}
 	t.rows[s.ServiceKey] = row
-	t.named(row)
-	return d.retireService(old, row)
+	t.named(s.VNI, row)
+	return d.retireService(s.VNI, old, row)
 }
 
 // DeleteService takes a service out of force: its flows are reset as they go on.
@@ -97,7 +106,7 @@ func (d *Datapath) DeleteService(k ServiceKey) error {
 	}
 	old := t.rows[k]
 	delete(t.rows, k)
-	return d.retireService(old, serviceRow{})
+	return d.retireService(k.VNI, old, serviceRow{})
 }
 
 // Services lists the services in force.
@@ -144,12 +153,12 @@ func (d *Datapath) placeService(s Service, old serviceRow) (serviceRow, error) {
 		index, known := old.backends[k]
 		if !known {
 			var err error
-			if index, err = d.services.number(k); err != nil {
+			if index, err = d.services.number(owned{s.VNI, k}); err != nil {
 				return row, err
 			}
 		}
 		row.backends[k] = index
-		v := datapathBackend{Ca: as16(b.CA), Port: swap16(b.Port), Flags: datapathBackendFlagBACKEND_USED}
+		v := datapathBackend{Ca: as16(b.CA), Port: swap16(b.Port), Flags: datapathBackendFlagBACKEND_USED | datapathBackendFlag(s.VNI)<<vniShift}
 		if b.Dead {
 			v.Flags |= datapathBackendFlagBACKEND_DEAD
 		}
@@ -240,9 +249,9 @@ func mix64(z uint64) uint64 {
 }
 
 // number finds an index of backends for k that nobody uses, or that k has had.
-func (t *serviceTable) number(k backendKey) (uint32, error) {
+func (t *serviceTable) number(k owned) (uint32, error) {
 	const most = 65536
-	if had := t.lone[k]; len(had) > 0 {
+	if _, had := t.left(k); len(had) > 0 {
 		return had[0], nil // [serviceTable.named] takes it
 	}
 	for range most {
@@ -255,10 +264,18 @@ func (t *serviceTable) number(k backendKey) (uint32, error) {
 	return 0, fmt.Errorf("%d backends: %w", most-1, ErrFull)
 }
 
+// left are the numbers that an earlier process gave to a backend, and under which key.
+func (t *serviceTable) left(k owned) (owned, []uint32) {
+	if len(t.lone[k]) == 0 {
+		k.vni = 0
+	}
+	return k, t.lone[k]
+}
+
 // named says that a service that is in force has its numbers.
-func (t *serviceTable) named(row serviceRow) {
-	for k, index := range row.backends {
-		if had := t.lone[k]; len(had) > 0 && had[0] == index {
+func (t *serviceTable) named(vni uint32, row serviceRow) {
+	for b, index := range row.backends {
+		if k, had := t.left(owned{vni, b}); len(had) > 0 && had[0] == index {
 			t.lone[k] = had[1:]
 		}
 	}
@@ -278,13 +295,14 @@ func (t *serviceTable) takeTable(n uint32) (datapathRuleList, error) {
 
 // retireService gives back what the old row had and the new one has not. A row that
 // could not come into force is older than the one that stays.
-func (d *Datapath) retireService(old, row serviceRow) error {
+func (d *Datapath) retireService(vni uint32, old, row serviceRow) error {
 	t := &d.services
 	t.flips++
 	t.slots.release(0, t.flips, old.table)
 	var errs []error
 	for k, index := range old.backends {
-		if _, kept := row.backends[k]; !kept && !slices.Contains(t.lone[k], index) {
+		_, kept := row.backends[k]
+		if _, left := t.left(owned{vni, k}); !kept && !slices.Contains(left, index) {
 			errs = append(errs, d.objs.Backends.Put(index, datapathBackend{}))
 			delete(t.used, index)
 		}
@@ -313,11 +331,11 @@ func (d *Datapath) ForgetBackends() error {
 // are known again when the directory names the services.
 func (d *Datapath) readServices() error {
 	t := &d.services
-	*t = serviceTable{rows: map[ServiceKey]serviceRow{}, used: map[uint32]bool{}, slots: ruleSpace{size: d.objs.ServiceSlots.MaxEntries()}, lone: map[backendKey][]uint32{}}
-	numbers := map[uint32]backendKey{}
+	*t = serviceTable{rows: map[ServiceKey]serviceRow{}, used: map[uint32]bool{}, slots: ruleSpace{size: d.objs.ServiceSlots.MaxEntries()}, lone: map[owned][]uint32{}}
+	numbers := map[uint32]owned{}
 	err := each(d.objs.Backends, func(i uint32, b datapathBackend) error {
 		if b.Flags != 0 {
-			numbers[i] = backendKey{b.Ca.ip(), swap16(b.Port)}
+			numbers[i] = owned{uint32(b.Flags >> vniShift), backendKey{b.Ca.ip(), swap16(b.Port)}}
 			t.used[i] = true
 		}
 		return nil
@@ -335,7 +353,7 @@ func (d *Datapath) readServices() error {
 				return fmt.Errorf("read the table of a service: %w", err)
 			}
 			if b, ok := numbers[n]; ok {
-				row.backends[b], tabled[n] = n, true
+				row.backends[b.backendKey], tabled[n] = n, true
 			}
 		}
 		t.rows[k.service()] = row

@@ -41,6 +41,41 @@ func drainingReadBack(t *testing.T, a *host) {
 	}
 }
 
+// tenantsReadBack: networks may have the same addresses. After a restart each drained
+// backend has the number again that its own flows name, and dies with no other's.
+func tenantsReadBack(t *testing.T, a *host) {
+	flow := redA.frame(udpOf(caA, vips[0], 39017, 8453, text(19)))
+	var all []Service
+	for i := range uint32(8) {
+		s := serviceOf(0, protoUDP, Backend{CA: caB, Port: 7951, Weight: 3})
+		s.VNI = red + i
+		a.must(a.dp.SetService(s))
+		s.Backends = []Backend{{CA: caB, Port: 7951, Weight: 3, Draining: true}, {CA: caA2, Port: 7951, Weight: 3}}
+		all = append(all, s)
+	}
+	a.send(redA, flow)
+	for _, s := range all {
+		a.must(a.dp.SetService(s))
+	}
+	a.must(a.reload(func(*Options) {}))
+	for _, s := range all {
+		s.Backends[0].Dead = s.VNI != red
+		a.must(a.dp.SetService(s))
+	}
+	a.must(a.dp.ForgetBackends())
+	if v, _ := a.send(redA, flow); v != actRedirect {
+		t.Errorf("a drained backend's flow after its namesakes' death: verdict %d; %v", int32(v), a.drops())
+	}
+	all[0].Backends[0].Dead = true
+	a.must(a.dp.SetService(all[0]))
+	before := a.drops()
+	a.send(redA, flow)
+	a.counted("a flow whose own backend has died after a restart", before, "dead_backend")
+	for _, s := range all {
+		a.must(a.dp.DeleteService(s.ServiceKey))
+	}
+}
+
 // servicesReadBack: a restarted agent finds the services, their flows go on, and
 // what it takes out is gone.
 func servicesReadBack(t *testing.T, a *host) {

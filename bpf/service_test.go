@@ -172,6 +172,7 @@ func TestServices(t *testing.T) {
 	}
 	spread(t, a)
 	servicesReadBack(t, a)
+	tenantsReadBack(t, a)
 	drainingReadBack(t, a)
 	servicesFull(t, a)
 }

@@ -327,7 +327,7 @@ struct backend {
 	struct addr ca;
 	__be16 port;
 	__u16 pad;
-	enum backend_flag flags;
+	enum backend_flag flags;	/* and from bit 8 the VNI, for Go alone */
 };
 
 /* A bound in one direction: what a byte and a packet cost, in time. 0: no bound. */
