@@ -58,24 +58,32 @@ func (o objects) Switch(ctx context.Context, rec *swap.Record, txn *store.Txn) e
 		rec.Left = append(rec.Left, swap.Seat{Service: s.Service, Backend: s.Backend})
 	}
 	txn.Add(left)
+	if n := len(joins(rec)); n > maxSeats { // Join must not fail: nothing has changed yet
+		return fmt.Errorf("port %s: %w: it would stand behind %d services of network %s, and %d is the most; name fewer, or remove it from some", rec.Port, ErrNotSo, n, rec.After.Network, maxSeats)
+	}
 	return nil
 }
 
-// Join makes the port join the services of its new network that were asked for,
-// and in a swap within one network those that it left.
-func (o objects) Join(ctx context.Context, rec *swap.Record, txn *store.Txn) error {
-	was := make(map[string]service.Seat, len(rec.Left))
-	for _, s := range rec.Left {
-		was[s.Service] = service.Seat(s)
-	}
+// joins are the services that a port joins once it is there: those that were asked
+// for, and in a swap within one network those that it left.
+func joins(rec *swap.Record) []string {
 	names := slices.Clone(rec.Services)
 	if rec.Before.VNI == rec.After.VNI {
 		for _, s := range rec.Left {
 			names = append(names, s.Service)
 		}
 	}
+	return slices.Compact(slices.Sorted(slices.Values(names)))
+}
+
+// Join makes the port join services of its new network.
+func (o objects) Join(ctx context.Context, rec *swap.Record, txn *store.Txn) error {
+	was := make(map[string]service.Seat, len(rec.Left))
+	for _, s := range rec.Left {
+		was[s.Service] = service.Seat(s)
+	}
 	var seats []service.Seat
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
+	for _, name := range joins(rec) {
 		seat, ok := was[name] // in blue's web as in red's
 		if !ok {
 			seat = service.Seat{Service: name, Backend: vnet.Backend{Weight: service.DefaultWeight}}

@@ -275,6 +275,9 @@ func TestServicesOfOnePort(t *testing.T) {
 	must(acme.SetBackend(w.ctx, &pb.SetBackendRequest{RequestId: "d", Network: "red", Service: "s7", Backend: &pb.Backend{Member: "web-1", Port: 81}}))(t)
 	_, err = acme.StartSwap(w.ctx, &pb.StartSwapRequest{RequestId: "e", Vm: "web-1", Network: "blue", Services: slices.Repeat([]string{"web"}, maxSeats+1)})
 	code(t, "a swap into more", err, codes.InvalidArgument, "65 services", "64")
+	if s := w.swapped(&pb.StartSwapRequest{RequestId: "f", Vm: "web-1", Network: "red", Ip: "10.17.34.77", Services: []string{"more"}}); s.Phase != "undone" || !strings.Contains(s.Error, "65 services") {
+		t.Errorf("a swap that would join one more: %v", s)
+	}
 	if s := w.swapped(&pb.StartSwapRequest{Vm: "web-1", Network: "blue"}); !s.Ok || len(s.Before.Services) != maxSeats {
 		t.Errorf("swap %v", s)
 	}

@@ -63,10 +63,11 @@ func (d *driver) run(ctx context.Context) error {
 		}
 		var err error
 		if to == d.rec.Phase && !d.unsure {
+			if d.calm() {
+				continue // decide again: its alarm is over
+			}
 			err = d.wait(ctx, 0)
-		} else if err = d.step(ctx, to, why); err == nil {
-			d.tries = 0
-		} else if !errors.Is(err, store.ErrFenced) && !errors.Is(err, errVanished) && ctx.Err() == nil {
+		} else if err = d.step(ctx, to, why); err != nil && !errors.Is(err, store.ErrFenced) && !errors.Is(err, errVanished) && ctx.Err() == nil {
 			err = d.wait(ctx, d.failed(to, err))
 		}
 		if err != nil {
@@ -164,7 +165,7 @@ func (d *driver) step(ctx context.Context, to Phase, why string) error {
 		d.unsure = true
 		return err
 	}
-	d.rev = rev
+	d.rev, d.tries = rev, 0
 	if c.intent != nil {
 		d.intent.Value, d.intent.Revision = *c.intent, rev
 	}
@@ -173,6 +174,18 @@ func (d *driver) step(ctx context.Context, to Phase, why string) error {
 	d.mu.Unlock()
 	d.reach(c.record)
 	return nil
+}
+
+// calm notes that nothing is to be written, and reports whether a write had failed
+// often enough for an alarm. Reading alone is no success: what is refused for what it
+// is would be tried again without a rest, and in silence.
+func (d *driver) calm() bool {
+	d.tries = 0
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	had := d.facts.trouble != ""
+	d.facts.trouble = ""
+	return had
 }
 
 // headFor makes the driver listen to what the host says of the way back.
@@ -266,8 +279,9 @@ func (d *driver) failed(to Phase, err error) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if no := new(refusal); errors.As(err, &no) {
-		d.facts.stop = no.Error()
-	} else if d.tries > 2 { // a conflict or two is how things go
+		d.facts.stop = no.Error() // on the way back nobody asks for it: that is tried on, under an alarm
+	}
+	if d.tries > 2 { // a conflict or two is how things go
 		d.facts.trouble = err.Error()
 	}
 	return pause

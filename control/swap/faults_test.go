@@ -126,6 +126,31 @@ func TestTooMuchToWrite(t *testing.T) {
 	})
 }
 
+// A way back that is more than the store takes is tried on, and not in silence.
+func TestTooMuchToUndo(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.mustStart(w.request("blue", "10.0.0.20"))
+		w.status(vnet.StatusPrepared)
+		synctest.Wait()
+		w.memory.most = 1
+		soon, stop := context.WithTimeout(context.Background(), 10*time.Second)
+		defer stop()
+		if _, err := w.engine.Cancel(soon, w.id, ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cancelled: %v", err)
+		}
+		d := w.engine.byID[w.id]
+		if rec, _ := d.look(); !strings.Contains(rec.Alarm, "can't be written") || !strings.Contains(rec.Alarm, store.ErrTooLarge.Error()) {
+			t.Errorf("swap is %s, alarm %q", rec.Phase, rec.Alarm)
+		}
+		w.memory.most = 0
+		pass(2 * time.Second)
+		w.wantPhase(Undoing)
+		if rec, _ := d.look(); rec.Alarm != "" {
+			t.Errorf("written, the alarm stays: %q", rec.Alarm)
+		}
+	})
+}
+
 // What many swaps of one tenant push out is its own records (invariant 7), and no
 // request id: asked again it leads to no second swap (invariant 4).
 func TestOthersRecordsStay(t *testing.T) {
