@@ -123,6 +123,17 @@ func TestCheckUplink(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
+		stripping string
+		want      State
+	}{{"on", Lack}, {"off", Have}} {
+		if out, err := exec.Command("ethtool", "-K", "up0", "rx-vlan-offload", c.stripping).CombinedOutput(); err != nil {
+			t.Fatalf("ethtool: %v: %s", err, out)
+		}
+		if f := found(answer(uplinkProbes("up0", pas4)), "VLAN tags before XDP"); f.State != c.want {
+			t.Errorf("a NIC whose stripping of tags is %s: %v, want %s", c.stripping, f, c.want)
+		}
+	}
+	for _, c := range []struct {
 		mtu    int
 		pas    netip.Prefix
 		needed bool

@@ -54,7 +54,19 @@ func xdpProbes(up netdev.Uplink) []probe {
 			func() (State, string) { return state(xdp.Native && xdp.Redirect) }},
 		{"native XDP of several buffers", false, "with an MTU above some 3,500 bytes native XDP can't be used", "a newer driver, or a smaller MTU",
 			func() (State, string) { return state(xdp.Frags) }},
+		{"VLAN tags before XDP", false, "where native XDP is used, a frame of another VLAN that the switch's port carries counts as the underlay's", "ethtool -K " + up.Name + " rx-vlan-offload off, or the agent's --xdp off",
+			func() (State, string) { return tagsSeen(up.Name) }},
 	}
+}
+
+// tagsSeen asks whether the NIC leaves tags in the frame (net/ethtool/common.c has the name).
+func tagsSeen(device string) (State, string) {
+	const feature = "rx-vlan-hw-parse"
+	have, err := netdev.Offloads(device)
+	if err != nil {
+		return Unknown, err.Error()
+	}
+	return is(!have[feature]), feature
 }
 
 // An offload of the uplink, and what is lost without.
