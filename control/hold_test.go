@@ -31,6 +31,9 @@ func TestPoolHolds(t *testing.T) {
 	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "fewer", Type: "tiny", Size: new(int32(1))}))(t)
 	w.ready(1)
 	claim := w.claimed("web-1", "red", "10.17.34.51")
+	if claim.View.GetPort() == nil {
+		t.Fatalf("claim %v", claim)
+	}
 	in, _ := h.intent(claim.View.Port.Name)
 	if claim.Source != "pool" || in.Current.Hold != "" {
 		t.Errorf("claim %v, holds %q", claim, in.Current.Hold)
