@@ -199,6 +199,7 @@ func TestOldAddressIsRemoved(t *testing.T) {
 	check(t, os.WriteFile(script, []byte("#!/bin/sh\ncase $1 in bound|renew) ip addr add $ip/24 dev $interface ;; esac\n"), 0o755))
 	check(t, setUpByName(w.nic))
 	client := exec.Command("busybox", "udhcpc", "-f", "-i", w.nic, "-s", script, "-t", "9", "-T", "1", "-A", "1")
+	client.Stderr = t.Output()
 	if err := client.Start(); err != nil {
 		t.Fatalf("udhcpc: %v (needs busybox)", err)
 	}

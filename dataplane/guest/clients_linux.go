@@ -136,17 +136,19 @@ func takesValue(option string) bool {
 
 // parentOf returns the number of a process's parent; 0: not known.
 func parentOf(dir string) int {
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		return 0
-	}
+	status, _ := os.ReadFile(dir + "/status")
+	parent, _ := strconv.Atoi(statusLine(status, "PPid:"))
+	return parent
+}
+
+// statusLine is what /proc/PID/status says of something (proc_pid_status(5)); "" if nothing.
+func statusLine(status []byte, of string) string {
 	for l := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(l, "PPid:"); ok {
-			parent, _ := strconv.Atoi(strings.TrimSpace(v))
-			return parent
+		if v, ok := strings.CutPrefix(l, of); ok {
+			return strings.TrimSpace(v)
 		}
 	}
-	return 0
+	return ""
 }
 
 // names lists them for the log.

@@ -6,12 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sys/unix"
 )
 
 // udhcpc starts busybox's client on the NIC, until the test ends.
@@ -43,6 +45,39 @@ esac
 			}
 		}
 	})
+}
+
+// One that asked before it forgot would ask no more: the second signal comes when the
+// first was handled, however long a busy machine takes for that.
+func TestForgetBeforeAsking(t *testing.T) {
+	w := newWorld(t)
+	w.udhcpc()
+	next(t, w.dhcp, "DISCOVER of udhcpc")
+	c := newMachine("/").findClients(linkState{name: w.nic})[0]
+	says := func(line string) func() string {
+		return func() string {
+			status, err := os.ReadFile("/proc/" + strconv.Itoa(c.pids[0]) + "/status")
+			check(t, err)
+			return strings.TrimLeft(statusLine(status, line), "0")
+		}
+	}
+	check(t, unix.Kill(c.pids[0], unix.SIGSTOP))
+	w.becomes("state of udhcpc", "T (stopped)", says("State:"))
+	done := make(chan error, 1)
+	go func() { done <- forget(t.Context(), nil, linkState{}, c) }()
+	const usr2 = "800" // signal 12
+	pending := says("ShdPnd:")
+	for pending() == "" {
+		runtime.Gosched()
+	}
+	for range 5 {
+		if got := pending(); got != usr2 {
+			t.Errorf("pending signals %s before the first was handled", got)
+		}
+		time.Sleep(time.Millisecond) // in which the second one must not come
+	}
+	check(t, unix.Kill(c.pids[0], unix.SIGCONT))
+	check(t, <-done)
 }
 
 // S70, X2: where a DHCP client runs the agent only tells it to renew, also at a

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -97,16 +98,38 @@ var linkDownUp = way{"link down and up", func(ctx context.Context, l *linux, st 
 	return l.link.quietly(ctx, func() error { return errors.Join(l.nic.setDown(st.index), setUp(st.index)) })
 }}
 
-// forget is udhcpc's own: USR2 forgets the lease, USR1 asks for one.
-func forget(_ context.Context, _ *linux, _ linkState, c otherClient) error {
-	for _, s := range []unix.Signal{unix.SIGUSR2, unix.SIGUSR1} {
-		for _, pid := range c.pids {
-			if err := unix.Kill(pid, s); err != nil {
-				return fmt.Errorf("signal %s: %w", c.name, err)
-			}
+// forget is udhcpc's own: USR2 forgets the lease, USR1 asks for one. The second is not
+// sent before the first was handled: of two that come close together the later one may
+// be handled first (the kernel puts its frame on top, kernel/signal.c), and a client that
+// asks and then forgets asks no more.
+func forget(ctx context.Context, _ *linux, _ linkState, c otherClient) error {
+	for _, pid := range c.pids {
+		if err := unix.Kill(pid, unix.SIGUSR2); err != nil {
+			return fmt.Errorf("signal %s: %w", c.name, err)
+		}
+		handled(ctx, pid, unix.SIGUSR2)
+		if err := unix.Kill(pid, unix.SIGUSR1); err != nil {
+			return fmt.Errorf("signal %s: %w", c.name, err)
 		}
 	}
 	return nil
+}
+
+// handled waits until a process has taken a signal and sleeps again, a second at most.
+func handled(ctx context.Context, pid int, s unix.Signal) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for ; ctx.Err() == nil; pause(ctx, time.Millisecond) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return // it is gone
+		}
+		state, pending := statusLine(status, "State:"), statusLine(status, "ShdPnd:")
+		mask, _ := strconv.ParseUint(pending, 16, 64)
+		if strings.HasPrefix(state, "S") && mask>>(s-1)&1 == 0 {
+			return
+		}
+	}
 }
 
 // beginAnew ends a client of one NIC and starts it by the same command line. It gets
