@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"testing"
 
 	pb "replug/control/controlpb"
@@ -30,6 +31,12 @@ func TestPoolHolds(t *testing.T) {
 	}
 	must(op.SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "fewer", Type: "tiny", Size: new(int32(1))}))(t)
 	w.ready(1)
+	w.wait("the room of those that go", func() error { // theirs until their host says that they are gone
+		if n := used(); n != 0 {
+			return fmt.Errorf("%d MiB", n)
+		}
+		return nil
+	})
 	claim := w.claimed("web-1", "red", "10.17.34.51")
 	if claim.View.GetPort() == nil {
 		t.Fatalf("claim %v", claim)
