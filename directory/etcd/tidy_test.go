@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -102,9 +103,7 @@ func TestTidyMakesRoom(t *testing.T) {
 				}
 				e = openSmall(t, dir)
 			}
-			if err := e.Tidy(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			makesRoom(t, e)
 			if u, err := e.Usage(t.Context()); err != nil || u.Full || u.Bytes > smallQuota/4 {
 				t.Errorf("afterwards it says %+v, %v", u, err)
 			}
@@ -112,6 +111,21 @@ func TestTidyMakesRoom(t *testing.T) {
 				t.Errorf("a write afterwards: %v", err)
 			}
 		})
+	}
+}
+
+// makesRoom tidies again and again, as a leader does: etcd learns what is live after a
+// compaction with its next commit, a tenth of a second later (batch interval).
+func makesRoom(t *testing.T, e *Etcd) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := e.Tidy(ctx)
+	for errors.Is(err, store.ErrNoSpace) && ctx.Err() == nil {
+		err = e.Tidy(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -146,9 +160,7 @@ func TestTidyOfWhatIsLive(t *testing.T) {
 	if _, err := e.Client().Delete(t.Context(), store.Intents, clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Tidy(t.Context()); err != nil {
-		t.Error(err)
-	}
+	makesRoom(t, e)
 	if err := write(t, e, same(0)); err != nil {
 		t.Errorf("a write afterwards: %v", err)
 	}
