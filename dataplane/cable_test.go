@@ -66,6 +66,7 @@ func newCable(t *testing.T) *cable {
 	c.furnish = func(r *rooms) {
 		r.datapath, r.taps, r.links = wired{m, c.world}, cableTaps{c}, cableLinks{c}
 		r.prober, r.router, r.resetter = prober{c.sender}, routers{c.sender}, resets{c.sender}
+		r.parting = time.Minute // a guest that is too late for its reset never hears of it
 	}
 	ps := c.begin()
 	c.guests = &guests{ports: ps, sender: c.sender, metrics: NewMetrics(prometheus.NewRegistry()), mtu: 1500, log: slog.New(slog.NewTextHandler(io.Discard, nil))}

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"sync"
@@ -144,7 +145,7 @@ func (p *port) part(_ context.Context, in *vnet.Intent) (outcome, error) {
 		n := p.reset(place, ifindex, mac, in.PA, ways, &late)
 		p.log.Info("connections reset", "place", place.String(), "connections", n)
 	}()
-	t := time.NewTimer(resetTime)
+	t := time.NewTimer(cmp.Or(p.parting, resetTime))
 	defer t.Stop()
 	select {
 	case <-told:

@@ -265,4 +265,5 @@ type rooms struct {
 	moved    func()            // a port's place in force has changed; never blocks; nil: nobody asks
 	mtu      uint16            // that the underlay leaves to guests
 	report   func(vnet.Status) // never blocks
+	parting  time.Duration     // that a flip waits for resets; 0: resetTime
 }
