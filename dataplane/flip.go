@@ -162,7 +162,7 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	for r.Tried < last && p.costsTheLast(in) {
 		r.Tried++
 	}
-	if r.Tried > last {
+	if r.Tried > last && p.timeLeft(in) < p.ladder(in).lasts()+late {
 		p.fail("was bounced %d times and not seen on its new address: look at its DHCP client and its monitor", r.Cuts)
 	}
 	next := p.rung(in)
@@ -187,7 +187,7 @@ func (p *port) recut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 // before it: the rungs so far have taken longer than their own time.
 func (p *port) costsTheLast(in *vnet.Intent) bool {
 	here, lasts := p.rung(in), p.ladder(in).lasts()
-	left := p.timeLeft() - lasts
+	left := p.timeLeft(in) - lasts
 	return left >= 0 && left < here.dark+max(leastPatience(in), here.patience)
 }
 

@@ -252,6 +252,36 @@ func TestSlowOnesLeaveTheLongCutItsTime(t *testing.T) {
 	}
 }
 
+// Who gives a guest longer than 25 s gets a ladder that goes on as long: the long cut
+// again, as often as there is time for it.
+func TestLadderGoesOnAsLongAsTheLeader(t *testing.T) {
+	for _, c := range []struct {
+		budget time.Duration
+		failed bool
+		cuts   int
+	}{{0, true, 4}, {25 * time.Second, true, 4}, {time.Minute, false, 4}} {
+		t.Run(c.budget.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				l := w.lineOf(w.begin(), 23, "tiny", nothing)
+				w.mu.Lock()
+				l.g.deaf = true
+				w.mu.Unlock()
+				l.in = prepared(l.in)
+				l.in.Next.LeaseBudget = c.budget
+				l.ps.set(l.in)
+				settle(time.Second)
+				l.in = switched(l.in)
+				l.ps.set(l.in)
+				settle(26 * time.Second)
+				if s := w.last(l.in.Current.Epoch); (s.Phase == vnet.StatusFailed) != c.failed || l.g.cuts() != c.cuts {
+					t.Errorf("after 26 s and %d cuts: %+v", l.g.cuts(), s)
+				}
+			})
+		})
+	}
+}
+
 // A try begins where a guest is cut, and of those that are swapped at once one makes it.
 func TestTry(t *testing.T) {
 	c := climber{image: "tiny"}

@@ -125,7 +125,7 @@ func (p *port) patience(in *vnet.Intent) time.Duration {
 	case p.run.Cuts == 0 && p.rung(in).kind != renew || p.run.resumed && !p.run.again:
 		return max(least, resumePatience)
 	default:
-		return max(least, p.rungs.patience(p.climber(in), p.ladder(in), p.run.Tried, p.timeLeft()))
+		return max(least, p.rungs.patience(p.climber(in), p.ladder(in), p.run.Tried, p.timeLeft(in)))
 	}
 }
 
@@ -137,7 +137,13 @@ func leastPatience(in *vnet.Intent) time.Duration {
 }
 
 // timeLeft is what is left of the leader's time.
-func (p *port) timeLeft() time.Duration { return leadersTime - time.Since(p.run.Flipped) }
+func (p *port) timeLeft(in *vnet.Intent) time.Duration {
+	most := in.Current.LeaseBudget
+	if most == 0 {
+		most = leadersTime
+	}
+	return most - time.Since(p.run.Flipped)
+}
 
 // impatient says that time is up: true when there is a rung to climb. A guest
 // that boots has all the time it needs: the leader bounds it.

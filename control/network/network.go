@@ -215,7 +215,7 @@ func (n *Network) Renew(place vnet.Place, p Port) vnet.Place {
 	next := n.Place(p, CAsOf(&place), place.Epoch)
 	next.Groups, next.Slots = place.Groups, place.Slots
 	next.Document, next.Swap, next.Undo, next.Undoable = place.Document, place.Swap, place.Undo, place.Undoable
-	next.Confirm, next.Trigger = place.Confirm, place.Trigger
+	next.Confirm, next.Trigger, next.LeaseBudget = place.Confirm, place.Trigger, place.LeaseBudget
 	next.OldConnections, next.Drain, next.Hold = place.OldConnections, place.Drain, place.Hold
 	return next
 }

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"replug/directory/store"
 	"replug/directory/vnet"
@@ -91,7 +92,7 @@ func TestRouters(t *testing.T) {
 	old := n.Place(Port{}, cas("10.17.34.9", "fd17:34::9"), 7)
 	old.Groups, old.Slots, old.Swap, old.Confirm, old.Document = []string{"web"}, 8, "sw-7", vnet.ConfirmGuest, &vnet.Document{Hostname: "gw"}
 	old.OldConnections, old.Drain, old.Trigger, old.Undo = vnet.DrainConnections, 9, vnet.TriggerNone, true
-	old.Hold, old.Undoable = vnet.HoldSnapshot, true
+	old.Hold, old.Undoable, old.LeaseBudget = vnet.HoldSnapshot, true, 11*time.Second
 	ours := map[string]bool{"MTU": true, "Isolated": true, "FlowLog": true} // the network's, and unset in it
 	for i, v := 0, reflect.ValueOf(old); i < v.NumField(); i++ {
 		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && !ours[name] {

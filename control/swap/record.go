@@ -221,10 +221,10 @@ func (r *Record) bound() vnet.Epoch {
 // at returns p as the place that swap r leads to under an epoch.
 func (r *Record) at(p vnet.Place, e vnet.Epoch, undo bool) vnet.Place {
 	p.Epoch, p.Swap, p.Undo = e, r.ID, undo
-	p.Confirm, p.Trigger = r.Confirm, r.Trigger
+	p.Confirm, p.Trigger, p.LeaseBudget = r.Confirm, r.Trigger, r.Budgets.Lease
 	p.OldConnections, p.Drain = r.OldConnections, r.Drain
 	if undo {
-		p.Confirm = vnet.ConfirmLease // to be seen at home is all that counts
+		p.Confirm, p.LeaseBudget = vnet.ConfirmLease, r.Budgets.Undo // to be seen at home is all that counts
 		p.OldConnections, p.Drain = vnet.ResetConnections, 0
 	}
 	if p.Document != nil {

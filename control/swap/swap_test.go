@@ -223,6 +223,23 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
+// The host's ladder goes by the time that the leader waits.
+func TestHostHearsTheLeaseBudget(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		for asked, want := range map[time.Duration]time.Duration{0: 25 * time.Second, 11 * time.Second: 11 * time.Second} {
+			q := w.request("blue", "10.0.0.20")
+			q.Budgets.Lease = asked
+			r, err := w.engine.Plan(t.Context(), q)
+			if err != nil || r.After.LeaseBudget != want {
+				t.Errorf("asked for %s: the host hears %s, %v", asked, r.After.LeaseBudget, err)
+			}
+			if home := r.at(r.After, 9, true); home.LeaseBudget != 30*time.Second {
+				t.Errorf("on the way back it hears %s", home.LeaseBudget)
+			}
+		}
+	})
+}
+
 // A host drains before it is prepared: the time for it is the stage's, not the lease's.
 func TestDrainIsStaged(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {

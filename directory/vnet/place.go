@@ -92,9 +92,11 @@ type Place struct {
 	Undoable bool      `json:"undoable,omitempty"` // the swap that led here has not ended, and may still go back
 	Confirm  Confirm   `json:"confirm,omitempty"`
 	Trigger  Trigger   `json:"trigger,omitempty"`
-	Groups   []string  `json:"groups,omitempty"` // security groups of the network, by name
-	Slots    Groups    `json:"slots,omitempty"`  // the same by their slots, for the mappings; control's own, not sent to hosts
-	Router   bool      `json:"router,omitempty"` // a gateway VM: may send from and get for any address
+	// LeaseBudget is how long the guest has until it is seen here; 0: 25 s, as by default.
+	LeaseBudget time.Duration `json:"lease_budget,omitempty"`
+	Groups      []string      `json:"groups,omitempty"` // security groups of the network, by name
+	Slots       Groups        `json:"slots,omitempty"`  // the same by their slots, for the mappings; control's own, not sent to hosts
+	Router      bool          `json:"router,omitempty"` // a gateway VM: may send from and get for any address
 	// OldConnections is what becomes of the connections that the port has in the
 	// place it leaves for this one; "": reset.
 	OldConnections OldConnections `json:"old_connections,omitempty"`
