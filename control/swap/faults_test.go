@@ -226,6 +226,7 @@ func TestRecordsExpire(t *testing.T) {
 			if _, err := w.engine.Cancel(context.Background(), w.id, ""); err != nil {
 				t.Fatal(err)
 			}
+			synctest.Wait() // the way back is on; it ends
 		}
 		pass(2 * sweepEvery)
 		if n := len(listed[Record](w, store.Swaps)); n != 2 {
