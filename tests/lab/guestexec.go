@@ -50,13 +50,17 @@ func GuestExec(ctx context.Context, sock, script string) (string, error) {
 	return out, err
 }
 
+// listens is how long QEMU may take from the bind of a socket to its listen.
+const listens = 5 * time.Second
+
 // dialQueued dials QEMU, which serves one client of a serial port at a time and
-// lets few wait.
+// lets few wait. One that has just begun refuses: its socket is there before it listens.
 func dialQueued(ctx context.Context, sock string) (net.Conn, error) {
-	for {
+	for begun := time.Now(); ; {
 		var dialer net.Dialer
 		conn, err := dialer.DialContext(ctx, "unix", sock)
-		if !errors.Is(err, unix.EAGAIN) {
+		begins := errors.Is(err, unix.ECONNREFUSED) && time.Since(begun) < listens
+		if !begins && !errors.Is(err, unix.EAGAIN) {
 			return conn, err
 		}
 		if waited := pause(ctx, 5*time.Millisecond); waited != nil {
