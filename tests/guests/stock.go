@@ -129,7 +129,10 @@ func (w *World) waiting(ctx context.Context) error {
 
 // swapStock moves the VM to the other network, until it is seen there.
 func (w *World) swapStock(ctx context.Context, vm *pb.VM, t *tally) error {
-	time.Sleep(apart)
+	// Until then it boots: nobody in it hears of the link.
+	if _, err := lab.GuestExec(ctx, w.exec(vm), "until ls /run/systemd/netif/leases/* >/dev/null 2>&1; do sleep 0.2; done"); err != nil {
+		return fmt.Errorf("wait for networkd's lease: %w", err)
+	}
 	client := pb.NewSwapsClient(w.conn)
 	begin := time.Now()
 	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: w.id(), Tenant: tenant, Vm: vm.Name, Network: w.network("blue"), Confirm: "lease", Trigger: "bounce"})
@@ -159,16 +162,20 @@ func (w *World) swapStock(ctx context.Context, vm *pb.VM, t *tally) error {
 	return err
 }
 
+// exec returns the path of the VM's exec channel.
+func (w *World) exec(vm *pb.VM) string {
+	return filepath.Join(w.Cluster.Lab.Host(1).Dir(), "state", "vms", vm.Id, "exec.sock")
+}
+
 // keeps looks inside the VM whether it has an address that it had before the swap, as
 // long as a client may need to take it away.
 func (w *World) keeps(ctx context.Context, vm *pb.VM, swap *pb.Swap) (bool, error) {
-	sock := filepath.Join(w.Cluster.Lab.Host(1).Dir(), "state", "vms", vm.Id, "exec.sock")
 	old, err := parse(swap.Before.Addrs)
 	if err != nil {
 		return false, err
 	}
 	for end := time.Now().Add(8 * time.Second); ; time.Sleep(time.Second) {
-		out, err := lab.GuestExec(ctx, sock, "ip -o addr show scope global | awk '{print $4}'")
+		out, err := lab.GuestExec(ctx, w.exec(vm), "ip -o addr show scope global | awk '{print $4}'")
 		if err != nil {
 			return false, err
 		}
