@@ -39,6 +39,7 @@ type Figure struct {
 	Theirs  float64   `json:"theirs"`
 	Ratio   float64   `json:"ratio"` // ours to theirs; 0: there is nothing to compare
 	Must    string    `json:"must"`
+	Aim     string    `json:"aim,omitempty"` // what would be very good; nothing fails without it
 	OK      bool      `json:"ok"`
 	Runs    []float64 `json:"runs"`            // raw values of ours, in order
 	Floor   []float64 `json:"floor,omitempty"` // and of theirs, of the same rounds
@@ -63,6 +64,13 @@ var parts = []part{
 	{"dhcp", leases},
 	{"claims", claims},
 	{"restart", restart},
+}
+
+// aims are by a figure's id.
+var aims = map[string]string{
+	"tcp_tap_vs_plain": ">= 1x", "tcp_tap_vs_policy": ">= 1.2x", "tcp_tap_offload_vs_plain": ">= 1x",
+	"rr_vs_plain": ">= 1.08x", "pps_vs_plain": ">= 1.15x", "pps_xdp_tap_vs_plain": ">= 1.3x", "pps_xdp_tap_vs_policy": ">= 4.5x",
+	"rules_1000_cost": "<= 1", "mappings_1m_cost": "<= 1.1", "mapping_bytes": "<= 64",
 }
 
 // Parts returns the names for [Options].Only.
@@ -90,6 +98,9 @@ func Run(ctx context.Context, o Options) error {
 		got, err := p.measure(ctx, o)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
+		}
+		for i := range got {
+			got[i].Aim = aims[got[i].ID]
 		}
 		show(o.Out, got)
 		fmt.Fprintf(o.Out, "%s measured in %.0f s\n\n", p.name, time.Since(begin).Seconds())
@@ -130,7 +141,11 @@ func show(w io.Writer, figures []Figure) {
 		if f.Ratio != 0 {
 			ratio = fmt.Sprintf("ratio %.2f", f.Ratio)
 		}
-		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("%-22s %10.4g %-16s %-38s %-12s must %-9s %s", f.ID, f.Ours, f.Unit, beside, ratio, f.Must, verdict), " "))
+		aim := ""
+		if f.Aim != "" {
+			aim = "aim " + f.Aim
+		}
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("%-24s %10.4g %-16s %-41s %-12s must %-9s %-12s %s", f.ID, f.Ours, f.Unit, beside, ratio, f.Must, verdict, aim), " "))
 	}
 }
 

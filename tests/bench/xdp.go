@@ -10,7 +10,7 @@ import (
 )
 
 // intoTapByXDP compares small packets into a tap, taken off the uplink by XDP,
-// with plain routing. The generator's port is in the tap's network.
+// with plain routing and the kernel's overlay. The generator's port is in the tap's network.
 func intoTapByXDP(ctx context.Context, o Options) (figures []Figure, err error) {
 	w, err := newWorld(ctx, o)
 	if err != nil {
@@ -19,7 +19,7 @@ func intoTapByXDP(ctx context.Context, o Options) (figures []Figure, err error) 
 	defer func() { err = errors.Join(err, w.down(ctx)) }()
 	got := measured{}
 	for range o.Rounds {
-		for _, v := range []variant{{plain, routed}, {ours, byXDP}} {
+		for _, v := range []variant{{plain, routed}, {policy, filteredIntoTap}, {ours, byXDP}} {
 			n, err := w.ppsIntoTap(ctx, v)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", v.name, err)
@@ -27,7 +27,10 @@ func intoTapByXDP(ctx context.Context, o Options) (figures []Figure, err error) 
 			got.add("pps", v.name, n)
 		}
 	}
-	return []Figure{got.atLeast("pps_xdp_tap_vs_plain", "pps", "packets/CPU-s", plain, 1.1)}, nil
+	return []Figure{
+		got.atLeast("pps_xdp_tap_vs_plain", "pps", "packets/CPU-s", plain, 1.1),
+		got.atLeast("pps_xdp_tap_vs_policy", "pps", "packets/CPU-s", policy, 2.8),
+	}, nil
 }
 
 func (w *world) ppsIntoTap(ctx context.Context, v variant) (n float64, err error) {
@@ -38,7 +41,10 @@ func (w *world) ppsIntoTap(ctx context.Context, v variant) (n float64, err error
 	defer func() { err = errors.Join(err, undo(context.WithoutCancel(ctx))) }()
 	a, b := w.sides[0], w.sides[1]
 	from, to := a.nics[vethNIC], b.nics[tapNIC]
-	via := from.hostMAC
+	via := from.hostMAC // a router's
+	if v.name == policy {
+		via = to.mac // a bridge's neighbour
+	}
 	g, err := newBlast(a.guest.Node, from.guest, b.guest.Node, to.guest, stranger, to.addr, from.mac, via)
 	if err != nil {
 		return 0, err
@@ -50,6 +56,19 @@ func (w *world) ppsIntoTap(ctx context.Context, v variant) (n float64, err error
 
 // stranger is the generator's address in the tap's network.
 var stranger = netip.AddrFrom4([4]byte{10, 9, 0, 77})
+
+// filteredIntoTap is filtered, with the generator on the bridge of the tap's network.
+func filteredIntoTap(ctx context.Context, w *world) (func(context.Context) error, error) {
+	undo, err := filtered(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	a := w.sides[0]
+	if err := run(ctx, a.host, fmt.Sprintf("ip link set %s master br%d", a.nics[vethNIC].host, tapNIC)); err != nil {
+		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
+	}
+	return undo, nil
+}
 
 // byXDP is our datapath with XDP on the receiver's uplink, and the generator in
 // the tap's network.
