@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,19 +66,17 @@ func TestLinkFlapMovesToNewNetwork(t *testing.T) {
 	for _, addr := range []string{"10.37.91.29/24", "10.37.90.31/23", "10.37.91.29/24"} {
 		w.give(addr, route{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr(gateway)})
 		d.Epoch = d.Epoch.Next()
-		drain(w.dhcp)
+		drain(w.begun)
+		drain(w.lines)
 		w.flap(20 * time.Millisecond)
 		up := time.Now()
 		w.publish(d)
-		first := next(t, w.dhcp, "DISCOVER")
-		took := time.Since(up)
-		t.Logf("%s: DISCOVER %s after the carrier", addr, took)
+		first := next(t, w.begun, "DISCOVER")
+		t.Logf("%s: DISCOVER %s after the carrier", addr, time.Since(up))
 		if first.MessageType() != dhcpv4.MessageTypeDiscover || v4(first.RequestedIPAddress()).IsValid() && !first.RequestedIPAddress().IsUnspecified() {
 			t.Errorf("%s: first message is %s for %s", addr, first.MessageType(), first.RequestedIPAddress())
 		}
-		if took > 300*time.Millisecond {
-			t.Errorf("%s: DISCOVER came after %s", addr, took)
-		}
+		w.saidFirst("link ", "renewing the lease") // which is what a guest does that has seen no flap
 		r := next(t, w.reports, "report")
 		for r.Epoch < d.Epoch { // the link went away before the answer to it
 			r = next(t, w.reports, "report")
@@ -85,8 +84,11 @@ func TestLinkFlapMovesToNewNetwork(t *testing.T) {
 		if !r.OK || r.Epoch != d.Epoch || strings.Join(r.Addrs, " ") != addr || w.addrs() != addr {
 			t.Errorf("%s: report %+v, kernel has %s", addr, r, w.addrs())
 		}
-		if n := len(drain(w.dhcp)); n != 1 {
-			t.Errorf("%s: %d messages after the DISCOVER, want the REQUEST", addr, n)
+		for _, m := range drain(w.begun) {
+			if !w.gaveUp(first) {
+				t.Errorf("%s: another exchange began, with %s", addr, m.MessageType())
+			}
+			first = m
 		}
 	}
 }
@@ -111,13 +113,13 @@ func TestSilenceRenewsTheLease(t *testing.T) {
 	w.publish(bought)
 	w.start()
 	next(t, w.reports, "report")
-	drain(w.dhcp)
+	drain(w.begun)
 	lo, err := w.nl.LinkByName("lo")
 	check(t, err)
 	a := &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("169.254.169.254/32"))}
 	check(t, w.nl.AddrDel(lo, a))
 	w.give("10.37.91.43/24")
-	if m := next(t, w.dhcp, "DISCOVER"); m.MessageType() != dhcpv4.MessageTypeDiscover {
+	if m := next(t, w.begun, "DISCOVER"); m.MessageType() != dhcpv4.MessageTypeDiscover {
 		t.Errorf("first message is %s", m.MessageType())
 	}
 	check(t, w.nl.AddrAdd(lo, a))
@@ -137,11 +139,10 @@ func TestRefusedRenewalStartsAnew(t *testing.T) {
 	w.mu.Unlock()
 	w.start()
 	w.said("lease 10.37.91.17/24 via " + gateway)
-	drain(w.dhcp)
-	w.give("10.37.91.77/24")
 	w.mu.Lock()
-	w.nak = true
+	w.nak = true // before any other lease is given: a renewal would get it
 	w.mu.Unlock()
+	w.give("10.37.91.77/24")
 	w.said("lease 10.37.91.17 refused")
 	w.mu.Lock()
 	w.nak = false
@@ -151,11 +152,11 @@ func TestRefusedRenewalStartsAnew(t *testing.T) {
 		t.Errorf("addresses %s", got)
 	}
 	var kinds []string
-	for _, m := range drain(w.dhcp)[:2] {
+	for _, m := range drain(w.begun) {
 		kinds = append(kinds, m.MessageType().String()+" "+m.ClientIPAddr.String())
 	}
-	if got := strings.Join(kinds, ", "); got != "REQUEST 10.37.91.17, DISCOVER 0.0.0.0" {
-		t.Errorf("after the first lease: %s", got)
+	if got := strings.Join(slices.Compact(kinds), ", "); got != "DISCOVER 0.0.0.0, REQUEST 10.37.91.17, DISCOVER 0.0.0.0" {
+		t.Errorf("exchanges: %s", got)
 	}
 }
 
@@ -193,15 +194,15 @@ func TestDHCPOff(t *testing.T) {
 	check(t, os.MkdirAll(filepath.Dir(off), 0o755))
 	check(t, os.WriteFile(off, nil, 0o644))
 	w.give("10.37.91.88/24")
-	drain(w.dhcp)
+	drain(w.begun)
 	w.flap(15 * time.Millisecond)
 	w.said("dhcp is off")
 	d := bought
 	d.Epoch = d.Epoch.Next()
 	w.publish(d)
 	next(t, w.reports, "report while dhcp is off")
-	if n, got := len(drain(w.dhcp)), w.addrs(); n != 0 || got != "10.37.91.17/24" {
-		t.Errorf("%d DHCP messages, address %s", n, got)
+	if n, got := len(drain(w.begun)), w.addrs(); n != 0 || got != "10.37.91.17/24" {
+		t.Errorf("%d DHCP exchanges, address %s", n, got)
 	}
 	check(t, os.Remove(off))
 	w.flap(15 * time.Millisecond)

@@ -98,17 +98,17 @@ func TestMovedRenewsWithoutACut(t *testing.T) {
 	p := w.channel()
 	next(t, w.reports, "report")
 	w.said("reported final")
-	drain(w.dhcp)
+	drain(w.begun)
 	w.give("10.37.91.66/24")
 	moved := vnet.Moved{Epoch: vnet.NewEpoch(3, 8), Addrs: []netip.Prefix{netip.MustParsePrefix("10.37.91.66/24")}}
 	late := vnet.Moved{Epoch: vnet.NewEpoch(3, 6)}
 	p.say(vnet.ToGuest{To: p.to, Moved: &late})
 	w.said("news of epoch 3.6 is late")
-	if n := len(drain(w.dhcp)); n != 0 {
-		t.Errorf("%d DHCP messages for late news", n)
+	if n := len(drain(w.begun)); n != 0 {
+		t.Errorf("%d DHCP exchanges for late news", n)
 	}
 	p.say(vnet.ToGuest{To: p.to, Moved: &moved})
-	if m := next(t, w.dhcp, "DISCOVER"); m.MessageType() != dhcpv4.MessageTypeDiscover {
+	if m := next(t, w.begun, "DISCOVER"); m.MessageType() != dhcpv4.MessageTypeDiscover {
 		t.Errorf("first message is %s", m.MessageType())
 	}
 	w.said("lease 10.37.91.66/24")

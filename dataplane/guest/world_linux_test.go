@@ -80,11 +80,13 @@ type world struct {
 	mu     sync.Mutex
 	lease  lease
 	nak    bool
-	mute   bool // no DHCPv4
+	mute   bool                         // no DHCPv4
+	asked  map[dhcpv4.TransactionID]int // REQUESTs, by exchange
 	doc    *vnet.Document
 	newDoc chan struct{} // closed when doc changes
 
 	dhcp    chan *dhcpv4.DHCPv4 // what the guest sent
+	begun   chan *dhcpv4.DHCPv4 // of that, what began an exchange: a client that hears nothing for a moment repeats itself
 	polls   chan *http.Request
 	reports chan vnet.GuestReport
 	lines   chan string // the agent's log
@@ -102,7 +104,7 @@ func newWorld(t *testing.T) *world {
 	goleak.VerifyNone(t)
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	w := &world{t: t, nic: "guest0", root: t.TempDir(), newDoc: make(chan struct{}),
-		dhcp: make(chan *dhcpv4.DHCPv4, 999), polls: make(chan *http.Request, 999),
+		dhcp: make(chan *dhcpv4.DHCPv4, 999), begun: make(chan *dhcpv4.DHCPv4, 999), asked: map[dhcpv4.TransactionID]int{}, polls: make(chan *http.Request, 999),
 		reports: make(chan vnet.GuestReport, 99), lines: make(chan string, 999)}
 	w.give("10.37.91.17/24")
 	w.inHost(func() {
@@ -184,8 +186,16 @@ func (w *world) give(prefix string, routes ...route) {
 func (w *world) answer(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 	w.dhcp <- m
 	w.mu.Lock()
+	n, known := w.asked[m.TransactionID]
+	if m.MessageType() == dhcpv4.MessageTypeRequest {
+		n++
+	}
+	w.asked[m.TransactionID] = n
 	l, nak, mute := w.lease, w.nak, w.mute
 	w.mu.Unlock()
+	if !known {
+		w.begun <- m
+	}
 	if mute {
 		return
 	}
@@ -217,6 +227,14 @@ func (w *world) answer(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 		r.UpdateOption(dhcpv4.OptClasslessStaticRoute(static...))
 	}
 	conn.WriteTo(r.ToBytes(), &net.UDPAddr{IP: net.IPv4bcast, Port: 68})
+}
+
+// gaveUp reports whether the guest's client has heard nothing to the last REQUEST of an
+// exchange that it makes, and so had to begin another.
+func (w *world) gaveUp(m *dhcpv4.DHCPv4) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked[m.TransactionID] == 4
 }
 
 // publish lets the metadata service serve d.
@@ -317,6 +335,25 @@ func (w *world) said(s string) {
 		select {
 		case l := <-w.lines:
 			if strings.Contains(l, s) {
+				return
+			}
+		case <-late:
+			w.t.Fatalf("no line with %s in %s", s, wait)
+		}
+	}
+}
+
+// saidFirst waits for a line with s in it, and wants none with other in it before.
+func (w *world) saidFirst(s, other string) {
+	w.t.Helper()
+	late := time.After(wait)
+	for {
+		select {
+		case l := <-w.lines:
+			switch {
+			case strings.Contains(l, other):
+				w.t.Errorf("before %s: %s", s, l)
+			case strings.Contains(l, s):
 				return
 			}
 		case <-late:
