@@ -25,6 +25,9 @@ CGO_ENABLED=0 GOOS=linux GOARCH=$arch ${GO:-go} build -trimpath -buildvcs=false 
 install -m 644 cmd/replug-guest/deb/replug-guest.service "$root/lib/systemd/system/"
 install -m 644 LICENSE "$root/usr/share/doc/replug-guest/copyright"
 install -m 755 cmd/replug-guest/deb/{postinst,prerm,postrm} "$root/DEBIAN/"
+# In KiB by what the files say of their sizes, as dpkg-gencontrol(1) counts: blocks
+# depend on the file system, and on when it is asked.
+size=$(find "$root" -path "$root/DEBIAN" -prune -o -type f -printf '%s\n' -o -printf '1\n' | awk '{ n += int(($1 + 1023) / 1024) } END { print n }')
 cat >"$root/DEBIAN/control" <<CONTROL
 Package: replug-guest
 Version: $version
@@ -32,7 +35,7 @@ Architecture: $arch
 Maintainer: Replug maintainers <maintainers@replug.example>
 Section: admin
 Priority: optional
-Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
+Installed-Size: $size
 Suggests: e2fsprogs
 Description: agent of Replug in a virtual machine
  Keeps the NIC in step with the network behind it when that is replaced while the
