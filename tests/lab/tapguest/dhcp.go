@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,11 +45,40 @@ func DHCP(args []string) error {
 			}
 			now := e.IfInfomsg.Flags&unix.IFF_LOWER_UP != 0
 			if now && !up {
-				// Release, which forgets the lease, then ask from the start.
-				client.Process.Signal(unix.SIGUSR2)
-				client.Process.Signal(unix.SIGUSR1)
+				askAnew(client.Process)
 			}
 			up = now
 		}
 	}
+}
+
+// askAnew lets udhcpc forget its lease, which USR2 does, and then ask from the start. The
+// second signal waits for the first to be handled: of two that come close together the
+// later one may be handled first, and a client that asks and then forgets asks no more.
+func askAnew(client *os.Process) {
+	client.Signal(unix.SIGUSR2)
+	handled(client.Pid, unix.SIGUSR2)
+	client.Signal(unix.SIGUSR1)
+}
+
+// handled waits until a process has taken a signal and, later, sleeps again or is gone.
+func handled(pid int, s unix.Signal) {
+	for taken := false; ; time.Sleep(time.Millisecond) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		state := field(status, "State:")
+		switch {
+		case err != nil || strings.HasPrefix(state, "Z") || taken && strings.HasPrefix(state, "S"):
+			return
+		case !taken:
+			mask, err := strconv.ParseUint(field(status, "ShdPnd:"), 16, 64)
+			taken = err == nil && mask>>(s-1)&1 == 0
+		}
+	}
+}
+
+// field is what follows a name in a file of /proc.
+func field(status []byte, name string) string {
+	_, rest, _ := strings.Cut(string(status), "\n"+name)
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line)
 }
