@@ -19,7 +19,7 @@ import (
 
 // Each kind of leak is planted, seen, and gone after Down.
 func TestResidueFindsWhatIsPlanted(t *testing.T) {
-	ctx := within(t, 40*time.Second)
+	ctx := within(t, time.Minute)
 	l, err := lab.Up(ctx, lab.Config{Name: "lableak", Hosts: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestLabOfADeadOwner(t *testing.T) {
 		replace bool
 	}{{"labreap", true, false}, {"labstale", false, true}} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx := within(t, 40*time.Second)
+			ctx := within(t, time.Minute)
 			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=TestLabOfADeadOwner")
 			cmd.Env = append(os.Environ(), "LAB_TEST_OWNER="+c.name)
 			if c.reaped {

@@ -24,7 +24,7 @@ var guestMAC = net.HardwareAddr{0x02, 0x52, 0x0a, 0x2b, 0x3c, 0x4d}
 // newGuest makes a guest on host 1 that stops with the test.
 func newGuest(t *testing.T, c lab.GuestConfig) *lab.Guest {
 	t.Helper()
-	g, err := shared.TapGuest(within(t, 10*time.Second), shared.Host(1), c)
+	g, err := shared.TapGuest(within(t, time.Minute), shared.Host(1), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,13 +61,13 @@ func addHostAddr(t *testing.T, n *lab.Node, dev, cidr string) {
 }
 
 func TestGuestOnTap(t *testing.T) {
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, time.Minute)
 	g := newGuest(t, lab.GuestConfig{Name: "web", MAC: guestMAC})
 	hostAddr(t, g, "10.23.45.67/24")
 	if err := g.SetAddr(netip.MustParsePrefix("10.23.45.89/24"), netip.MustParseAddr("10.23.45.67")); err != nil {
 		t.Fatal(err)
 	}
-	if err := ping(ctx, g.On(), "10.23.45.89"); err != nil {
+	if err := reaches(ctx, g.On(), "10.23.45.89"); err != nil {
 		t.Error(err)
 	}
 	addrs, err := g.Addrs()
@@ -93,7 +93,7 @@ func TestGuestOnTap(t *testing.T) {
 // Frames of a TCP stream cross the taps in large pieces with unfinished
 // checksums, as a virtio NIC's do, and arrive whole.
 func TestGuestSendsLargeFrames(t *testing.T) {
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, time.Minute)
 	g := newGuest(t, lab.GuestConfig{Name: "bulk"})
 	hostAddr(t, g, "10.23.46.67/24")
 	if err := g.SetAddr(netip.MustParsePrefix("10.23.46.89/24"), netip.Addr{}); err != nil {
@@ -145,7 +145,6 @@ func dial(t *testing.T, path string) *monitor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
 	t.Cleanup(func() { conn.Close() })
 	m := &monitor{t, conn, bufio.NewScanner(conn)}
 	if greeting := m.read(); greeting["QMP"] == nil {
@@ -154,8 +153,10 @@ func dial(t *testing.T, path string) *monitor {
 	return m
 }
 
+// read waits for the next line.
 func (m *monitor) read() map[string]any {
 	m.t.Helper()
+	m.conn.SetDeadline(time.Now().Add(30 * time.Second))
 	if !m.in.Scan() {
 		m.t.Fatalf("the monitor hung up: %v", m.in.Err())
 	}
@@ -205,7 +206,7 @@ func TestMonitor(t *testing.T) {
 // The link goes down for the guest only, loses frames meanwhile, and the DHCP
 // client asks again when it is back.
 func TestBounceAndDHCP(t *testing.T) {
-	ctx := within(t, 40*time.Second)
+	ctx := within(t, time.Minute)
 	g := newGuest(t, lab.GuestConfig{Name: "dhcp", MAC: guestMAC})
 	hostAddr(t, g, "10.23.47.67/24")
 	serveDHCP(t, g, "10.23.47.91")
@@ -216,7 +217,7 @@ func TestBounceAndDHCP(t *testing.T) {
 	if err := client.Says(ctx, "leased 10.23.47.91"); err != nil {
 		t.Fatal(err)
 	}
-	if err := ping(ctx, g.On(), "10.23.47.91"); err != nil {
+	if err := reaches(ctx, g.On(), "10.23.47.91"); err != nil {
 		t.Error(err)
 	}
 
@@ -244,7 +245,7 @@ func TestBounceAndDHCP(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := ping(ctx, g.On(), "10.23.47.91"); err != nil {
+	if err := reaches(ctx, g.On(), "10.23.47.91"); err != nil {
 		t.Error(err)
 	}
 }
@@ -266,7 +267,7 @@ func carrier(t *testing.T, n *lab.Node, dev string) (up bool) {
 
 // What a guest changes, it changes in its room.
 func TestRoomIsTheGuestsOwn(t *testing.T) {
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, time.Minute)
 	before, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +294,7 @@ func TestRoomIsTheGuestsOwn(t *testing.T) {
 }
 
 func TestPowerOff(t *testing.T) {
-	ctx := within(t, 10*time.Second)
+	ctx := within(t, time.Minute)
 	g := newGuest(t, lab.GuestConfig{Name: "off"})
 	p, err := g.StartInside(ctx, lab.Cmd{Args: []string{"sleep", "304"}})
 	if err != nil {
@@ -313,7 +314,7 @@ func TestPowerOff(t *testing.T) {
 }
 
 func TestGuestNeedsAHelper(t *testing.T) {
-	l, err := lab.Up(within(t, 10*time.Second), lab.Config{Name: "labbare", Hosts: 1})
+	l, err := lab.Up(within(t, time.Minute), lab.Config{Name: "labbare", Hosts: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

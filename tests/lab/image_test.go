@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,11 +17,15 @@ import (
 	"replug/tests/lab"
 )
 
+// bootCPU is what a boot of the small guest may use, emulated. How long it takes is up to
+// the machine: at a load of 6 to 18 it used 5.1 to 5.7 s.
+const bootCPU = 12 * time.Second
+
 var vmMAC = net.HardwareAddr{0x02, 0x52, 0x7b, 0x6a, 0x59, 0x48}
 
 // TestVM boots the small guest once and tries all that a VM is for.
 func TestVM(t *testing.T) {
-	ctx := within(t, 3*time.Minute) // a cold cache fetches a kernel
+	ctx := within(t, 5*time.Minute) // a cold cache fetches a kernel
 	image, err := lab.BuildGuest(ctx, "")
 	if err != nil {
 		t.Fatal(err)
@@ -50,10 +55,10 @@ func TestVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	took := time.Since(start)
-	t.Logf("booted under %s in %s", accel, took)
-	if took > 30*time.Second {
-		t.Errorf("the guest took %s to boot", took)
+	used := cpu(t, vm.Process().PID())
+	t.Logf("booted under %s in %s, with %s of a CPU", accel, time.Since(start), used)
+	if used > bootCPU {
+		t.Errorf("the guest took %s of a CPU to boot, want %s at most", used, bootCPU)
 	}
 	if mine, _ := os.ReadFile("/proc/sys/kernel/random/boot_id"); len(boot) != 36 || boot == strings.TrimSpace(string(mine)) {
 		t.Errorf("boot id %q: this machine's, or none", boot)
@@ -74,6 +79,26 @@ func TestVM(t *testing.T) {
 	}
 }
 
+// cpu is what a process has used.
+func cpu(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const user, system, tick = 11, 12, 10 * time.Millisecond // behind the name; USER_HZ is 100
+	ticks := 0
+	for _, f := range []int{user, system} {
+		n, err := strconv.Atoi(fields[f])
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * tick
+}
+
 func testVMDevices(t *testing.T, vm *lab.VM) {
 	for script, want := range map[string]string{
 		"cat /sys/class/net/eth0/address": vmMAC.String() + "\n",
@@ -83,14 +108,14 @@ func testVMDevices(t *testing.T, vm *lab.VM) {
 		"ls /usr/share/zoneinfo/Asia":     "Tokyo\n",
 		"id -u; pwd; test -w /tmp":        "0\n/\n",
 	} {
-		if out, err := vm.Exec(within(t, 20*time.Second), script); err != nil || out != want {
+		if out, err := vm.Exec(within(t, time.Minute), script); err != nil || out != want {
 			t.Errorf("%s = %q, %v, want %q", script, out, err, want)
 		}
 	}
 }
 
 func testExec(t *testing.T, vm *lab.VM) {
-	ctx := within(t, time.Minute)
+	ctx := within(t, 3*time.Minute)
 	var failed *lab.GuestError
 	if out, err := vm.Exec(ctx, "echo 'said \"$HOME\"'; echo oops >&2; exit 37"); !errors.As(err, &failed) || failed.Status != 37 || out != "said \"$HOME\"\noops\n" {
 		t.Errorf("a script that fails = %q, %v", out, err)
@@ -129,13 +154,13 @@ func testExec(t *testing.T, vm *lab.VM) {
 // The NIC carries frames, its link is bounced by the monitor, and it is the
 // guest that sees it.
 func testVMNetwork(t *testing.T, vm *lab.VM) {
-	ctx := within(t, time.Minute)
+	ctx := within(t, 3*time.Minute)
 	// Without an agent the image has a DHCP client, which would flush the address.
 	if _, err := vm.Exec(ctx, "kill $(cat /run/udhcpc.pid); ip addr flush dev eth0; ip addr add 10.23.48.91/24 dev eth0; ip link set eth0 up"); err != nil {
 		t.Fatal(err)
 	}
 	addHostAddr(t, vm.On(), vm.Tap(), "10.23.48.67/24")
-	if err := ping(ctx, vm.On(), "10.23.48.91"); err != nil {
+	if err := reaches(ctx, vm.On(), "10.23.48.91"); err != nil {
 		t.Error(err)
 	}
 	m := dial(t, vm.Monitor())
@@ -154,7 +179,7 @@ func testVMNetwork(t *testing.T, vm *lab.VM) {
 			t.Fatal(err)
 		}
 	}
-	if err := ping(ctx, vm.On(), "10.23.48.91"); err != nil {
+	if err := reaches(ctx, vm.On(), "10.23.48.91"); err != nil {
 		t.Error(err)
 	}
 }
@@ -162,7 +187,7 @@ func testVMNetwork(t *testing.T, vm *lab.VM) {
 // The image is made of what goes in: another agent makes another image, and a
 // VM of it runs that agent.
 func TestImageHoldsTheAgent(t *testing.T) {
-	ctx := within(t, 2*time.Minute)
+	ctx := within(t, 5*time.Minute)
 	agent := filepath.Join(t.TempDir(), "agent")
 	script := "#!/bin/sh\necho agent was started with $*\nexec sleep 1000\n"
 	if err := os.WriteFile(agent, []byte(script), 0o755); err != nil {

@@ -75,13 +75,19 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// ping is one question, for what must not be answered.
 func ping(ctx context.Context, n *lab.Node, to string) error {
 	_, err := n.Run(ctx, "busybox", "ping", "-c", "1", "-W", "1", to)
 	return err
 }
 
+// reaches asks until there is an answer.
+func reaches(ctx context.Context, n *lab.Node, to string) error {
+	return lab.Until(ctx, "an answer from "+to, func() error { return ping(ctx, n, to) })
+}
+
 func TestUnderlayIsRouted(t *testing.T) {
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, time.Minute)
 	h1, h2 := shared.Host(1), shared.Host(2)
 	for _, c := range []struct {
 		from *lab.Node
@@ -90,7 +96,7 @@ func TestUnderlayIsRouted(t *testing.T) {
 		{h1, shared.HostAddr(2).String()}, {h2, shared.ServerAddr().String()},
 		{shared.Server(), shared.HostAddr(1).String()},
 	} {
-		if err := ping(ctx, c.from, c.to); err != nil {
+		if err := reaches(ctx, c.from, c.to); err != nil {
 			t.Errorf("%s reaches %s: %v", c.from.Name, c.to, err)
 		}
 	}
@@ -157,11 +163,11 @@ func TestMTUAndDevices(t *testing.T) {
 }
 
 func TestSecondLabOfOneNameIsRefused(t *testing.T) {
-	_, err := lab.Up(within(t, 5*time.Second), lab.Config{Name: "labtest", Hosts: 1})
+	_, err := lab.Up(within(t, time.Minute), lab.Config{Name: "labtest", Hosts: 1})
 	if !errors.Is(err, lab.ErrIsUp) {
 		t.Fatalf("Up = %v, want ErrIsUp", err)
 	}
-	if err := ping(within(t, 5*time.Second), shared.Host(1), shared.ServerAddr().String()); err != nil {
+	if err := reaches(within(t, time.Minute), shared.Host(1), shared.ServerAddr().String()); err != nil {
 		t.Errorf("the lab that was up suffered: %v", err)
 	}
 }
@@ -181,7 +187,7 @@ func TestBadNames(t *testing.T) {
 }
 
 func TestProcesses(t *testing.T) {
-	ctx := within(t, 10*time.Second)
+	ctx := within(t, time.Minute)
 	h := shared.Host(1)
 	p, err := h.Start(ctx, lab.Cmd{Name: "sleeper", Args: []string{"busybox", "sh", "-c", "echo here $REPLUG_NODE; exec sleep 300"}})
 	if err != nil {
@@ -233,7 +239,7 @@ func TestStopIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Says(within(t, 5*time.Second), "armed"); err != nil {
+	if err := p.Says(within(t, time.Minute), "armed"); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
