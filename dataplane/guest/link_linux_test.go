@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"os"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,7 +18,7 @@ import (
 // S13, S70: every flap is seen soon, also the second one within a second, which the
 // kernel's own messages tell of a second late (a tap's, not a veth's).
 func TestFastFlaps(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	t.Cleanup(func() { goleak.VerifyNone(t) }) // after the others
 	tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "guest7"}, Mode: netlink.TUNTAP_MODE_TAP, Queues: 1}
 	check(t, netlink.LinkAdd(tap))
 	defer netlink.LinkDel(tap)
@@ -31,8 +34,7 @@ func TestFastFlaps(t *testing.T) {
 	if l.untold != nil {
 		t.Error("before a flap there is something to be told")
 	}
-	others := make(chan netlink.LinkUpdate, 999)
-	check(t, netlink.LinkSubscribe(others, ctx.Done()))
+	others := followers(t, l.current().index)
 	for _, down := range []time.Duration{20 * time.Millisecond, 31 * time.Millisecond, 3 * time.Millisecond} {
 		changes := l.current().changes
 		carrier(t, tap, 0)
@@ -45,33 +47,79 @@ func TestFastFlaps(t *testing.T) {
 		}
 		time.Sleep(down - time.Since(off)) // the length of the flap
 		carrier(t, tap, 1)
-		on := time.Now()
-		<-up.Done()
-		end()
-		if up, _, end, err = l.session(ctx); err != nil {
-			t.Fatalf("flap of %s was not seen: %v", down, err)
+		seen := make(chan struct{})
+		go func() {
+			defer close(seen)
+			<-up.Done()
+			end()
+			up, _, end, err = l.session(ctx)
+		}()
+		// On a busy machine every question takes its time, also the watch's.
+		if n := questions(t, seen); n > 12 {
+			t.Errorf("flap of %s was seen when the test had asked %d times", down, n)
 		}
-		if took := time.Since(on); took > 300*time.Millisecond {
-			t.Errorf("flap of %s was seen %s after its end", down, took)
+		if err != nil {
+			t.Fatalf("flap of %s was not seen: %v", down, err)
 		}
 		if st := l.current(); !st.carrier || st.changes <= changes {
 			t.Errorf("flap of %s: state %+v, had %d changes", down, st, changes)
 		}
 	}
 	end()
+	for last := next(t, others, "word of the link"); last != l.current(); {
+		last = next(t, others, "word that the link is up after the last flap")
+	}
 	if !l.told(ctx) {
-		t.Error("the kernel has told nobody of the flaps")
+		t.Error("who follows the link was told of the flaps, and the watch has not heard")
 	}
-	isUp := func(u netlink.LinkUpdate) bool { return u.IfInfomsg.Flags&unix.IFF_RUNNING != 0 }
-	last := next(t, others, "word of the link")
-	for !isUp(last) {
-		last = next(t, others, "word that the link is up")
-	}
-	for _, u := range drain(others) {
-		last = u
-	}
-	if !isUp(last) {
-		t.Errorf("the last word is not that the link is up: %+v", last)
+}
+
+// followers returns a NIC's states as the kernel tells all who follow it that it is up.
+func followers(t *testing.T, index int) <-chan linkState {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	check(t, err)
+	check(t, unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}))
+	sock := os.NewFile(uintptr(fd), "rtnetlink")
+	told := make(chan linkState, 999)
+	var reads sync.WaitGroup
+	reads.Go(func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, err := sock.Read(b)
+			if err != nil {
+				return
+			}
+			all, err := syscall.ParseNetlinkMessage(b[:n])
+			if err != nil {
+				t.Error(err)
+			}
+			for _, m := range all {
+				if st, ok := parseLink(&m); ok && st.index == index && tellsAll(&m) {
+					told <- st
+				}
+			}
+		}
+	})
+	t.Cleanup(func() { sock.Close(); reads.Wait() })
+	return told
+}
+
+// questions asks the kernel for a link, as often as an agent would, until done, and
+// returns how often. Not for the one that is followed: a kernel tells
+// all of a link that it is asked for (seen with 6.18).
+func questions(t *testing.T, done <-chan struct{}) int {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-done:
+			return n
+		case <-tick.C:
+		}
+		_, err := netlink.LinkByName("lo")
+		check(t, err)
 	}
 }
 
