@@ -97,22 +97,28 @@ func (l *linux) leave() {
 // its place.
 func (l *linux) beside(ctx context.Context, f func(context.Context)) {
 	l.ends()
+	l.ends = func() {}
+	l.also(ctx, f)
+}
+
+// also runs f as [linux.beside] does, together with what runs already.
+func (l *linux) also(ctx context.Context, f func(context.Context)) {
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	l.ends = func() { cancel(); <-ended }
+	ended, before := make(chan struct{}), l.ends
+	l.ends = func() { cancel(); <-ended; before() }
 	go func() {
 		defer close(ended)
 		f(ctx)
 	}()
 }
 
-// noIPv4 is how long an IPv4 lease may take once IPv6 is there: a network that gives
-// only the latter says nothing of the former.
+// noIPv4 is how long an IPv4 lease is waited for once IPv6 is there: a network that
+// gives only the latter says nothing of the former.
 const noIPv4 = 700 * time.Millisecond
 
 // both asks for both families at once. It returns when there is an IPv4 lease, or an
-// IPv6 address and no IPv4 in this network. IPv6 is followed until the link changes, over
-// any number of IPv4 renewals.
+// IPv6 address and no IPv4 in this network so far. IPv6 is followed until the link
+// changes, over any number of IPv4 renewals.
 func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, error) {
 	ready := make(chan struct{})
 	if !due {
@@ -136,9 +142,33 @@ func (l *linux) both(ctx context.Context, st linkState, due bool) (time.Time, er
 		l.names.set4(&l.nic.held)
 	case four.Err() != nil && ctx.Err() == nil:
 		l.log.say("no IPv4 in this network")
-		return time.Time{}, l.nic.clear(st.index, netip.Prefix{})
+		if err := l.nic.clear(st.index, netip.Prefix{}); err != nil {
+			return time.Time{}, err
+		}
+		l.also(l.up, func(ctx context.Context) { l.late4(ctx, st) })
+		return time.Time{}, nil
 	}
 	return renewAt, err
+}
+
+// late4 goes on asking for IPv4, and keeps the lease when it comes, until ctx ends: a
+// busy host is as silent for a while as a network that has none.
+func (l *linux) late4(ctx context.Context, st linkState) {
+	for due := false; ctx.Err() == nil; {
+		renewAt, err := l.nic.lease(ctx, st, due, l.log)
+		switch {
+		case err == nil:
+			l.names.set4(&l.nic.held)
+			if renewAt.IsZero() {
+				return
+			}
+			pause(ctx, time.Until(renewAt))
+		case ctx.Err() == nil:
+			l.log.say("IPv4 failed, trying again: %v", err)
+			pause(ctx, lastTimeout)
+		}
+		due = err == nil
+	}
 }
 
 // handsOff reports whether the maintenance switch is set: the operator of the VM

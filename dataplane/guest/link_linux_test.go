@@ -106,8 +106,8 @@ func followers(t *testing.T, index int) <-chan linkState {
 }
 
 // questions asks the kernel for a link, as often as an agent would, until done, and
-// returns how often. Not for the one that is followed: a kernel tells
-// all of a link that it is asked for (seen with 6.18).
+// returns how often. Not for the one that is followed: the kernel tells all of a link
+// that it is asked for (seen with Linux 6.18).
 func questions(t *testing.T, done <-chan struct{}) int {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)

@@ -253,6 +253,33 @@ func TestIPv6Alone(t *testing.T) {
 	w.said("no IPv4 in this network")
 }
 
+// A host that was too busy to answer in time is asked on: the lease that comes in the end
+// is taken whole, and renewed, though nothing else gives a reason to ask again.
+func TestIPv4ComesLate(t *testing.T) {
+	w := newWorld(t)
+	w.six().serve(true, "", "fd00:17::9")
+	w.mu.Lock()
+	w.mute, w.lease.valid = true, 4*time.Second // T1 is half of it
+	w.mu.Unlock()
+	// Who refuses connections is there: nothing is renewed for that.
+	w.start(func(c *Config) { c.IMDS = "http://[::1]:9" })
+	w.said("no IPv4 in this network")
+	w.mu.Lock()
+	w.mute = false
+	w.mu.Unlock()
+	w.said("lease 10.37.91.17/24 via " + gateway)
+	w.becomes("name servers", "# by replug-guest\nsearch red.example\nnameserver 10.37.91.53\n", func() string { return w.read("etc/resolv.conf") })
+	if got := w.addrs() + " " + w.addrs6() + " " + w.routes(); got != "10.37.91.17/24 fd00:17::9/128 0.0.0.0/0>"+gateway {
+		t.Errorf("it has %s", got)
+	}
+	for next(t, w.begun, "renewal").ClientIPAddr.IsUnspecified() {
+	}
+	w.give("10.37.91.66/24")
+	w.flap(15 * time.Millisecond)
+	w.said("lease 10.37.91.66/24 via " + gateway)
+	w.becomes("IPv4 after a flap", "10.37.91.66/24", w.addrs)
+}
+
 // The name servers are those of the network that the NIC is in: of both families, of one
 // alone, or none, after any other.
 func TestNameServersFollow(t *testing.T) {
