@@ -27,6 +27,16 @@ func (c Client) Ought(f Family) bool { return c.Agent || c.watches || f.SLAAC }
 // the new router is heard before the cut of the link.
 func (c Client) mayKeep(f Family) bool { return f.SLAAC && !c.Agent }
 
+// swaps returns how many of so many swaps the client's line has. One that follows by
+// itself has its figures from the line without the agent: half of them show that the
+// two get on.
+func (c Client) swaps(runs int) int {
+	if c.Agent && c.watches {
+		return (runs + 1) / 2
+	}
+	return runs
+}
+
 // fitsRoom reports whether it runs without a machine. networkd (252) was seen there to
 // take no prefix any more after its first swap, in one of some seven runs and on each
 // rung, for a cause that is not known; in machines it wasn't.

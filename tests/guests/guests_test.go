@@ -161,7 +161,7 @@ func TestTable(t *testing.T) {
 			t.Logf("%s: the machine took %s", f.Name, time.Since(begun).Round(time.Second))
 			for _, c := range clients {
 				begun = time.Now()
-				line(t, s, c, runs)
+				line(t, s, c, c.swaps(runs))
 				t.Logf("%s: %s took %s", f.Name, c, time.Since(begun).Round(time.Second))
 			}
 			if err := s.End(context.Background()); err != nil {

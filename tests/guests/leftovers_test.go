@@ -1,20 +1,11 @@
 package guests
 
 import (
-	"context"
 	"net/netip"
 	"testing"
 
 	"replug/directory/vnet"
 )
-
-// said is a machine that prints this.
-type said struct {
-	machine
-	text string
-}
-
-func (s said) sh(context.Context, string) (string, error) { return s.text, nil }
 
 // What is of the old network is found in each kind of setting, and what is of the new
 // one is not taken for it.
@@ -37,17 +28,22 @@ func TestLeftovers(t *testing.T) {
 		"/run/systemd/netif/links/2: DNS=10.70.0.53 fd00:70::35":                          false,
 		"fd00:60::7 proto kernel metric 256 expires 86390sec pref medium":                 true,
 		"fd00:60::7 proto static metric 256 pref medium":                                  true,
-		"": false,
+		"addr 10.60.0.7/24": true,
+		"addr 10.70.0.7/24": false,
+		"":                  false,
 	} {
 		w := &World{Family: Families[3], routers: map[string]netip.Addr{"red": red.Gateway6(), "blue": blue.Gateway6()}}
-		s := &Subject{World: w, machine: said{text: "fe80::/64 proto kernel\n" + line + "\n"}, at: "blue"}
-		got, err := s.leftovers(t.Context())
+		s := &Subject{World: w, at: "blue"}
+		got, have := s.leftovers("addr fd00:70::7/128\nfe80::/64 proto kernel\n" + line + "\n")
 		want := ""
 		if old {
 			want = "it has " + line
 		}
-		if err != nil || got != want {
-			t.Errorf("of %q: %q, %v", line, got, err)
+		if got != want {
+			t.Errorf("of %q: %q", line, got)
+		}
+		if err := s.lacks(have, []netip.Addr{netip.MustParseAddr("fd00:70::7")}); err != nil {
+			t.Errorf("beside %q: %v", line, err)
 		}
 	}
 }

@@ -92,7 +92,7 @@ type Subject struct {
 	machine
 	mac      net.HardwareAddr
 	name, at string
-	now, old []netip.Addr
+	now      []netip.Addr
 	why      string // the last one did not follow
 	kept     string // what was left of the old network
 	restart  string // of a network manager, if there was one
@@ -309,7 +309,7 @@ func (s *Subject) swap(ctx context.Context, c Client) (*pb.Swap, float64, error)
 	if !swap.Ok {
 		return swap, took, nil
 	}
-	s.at, s.old = to, s.now
+	s.at = to
 	s.now, err = parse(swap.After.Addrs)
 	return swap, took, err
 }
@@ -318,22 +318,12 @@ func (s *Subject) swap(ctx context.Context, c Client) (*pb.Swap, float64, error)
 // long as a client may need for that, and returns what is wrong then: an address, a
 // route to the old network or by its router, a name server.
 func (s *Subject) left(ctx context.Context) (wrong string, err error) {
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		have, err := s.addrs(ctx)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+		out, err := s.sh(ctx, settings)
 		if err != nil {
-			return "", fmt.Errorf("look for old addresses: %w", err)
+			return "", fmt.Errorf("look for what is left of the old network: %w: %s", err, out)
 		}
-		wrong = ""
-		for _, p := range have {
-			if slices.Contains(s.old, p.Addr()) {
-				wrong = sprint("%s is there", p)
-			}
-		}
-		if wrong == "" {
-			if wrong, err = s.leftovers(ctx); err != nil {
-				return "", fmt.Errorf("look for what is left of the old network: %w", err)
-			}
-		}
+		wrong, have := s.leftovers(out)
 		if err := s.lacks(have, s.now); err != nil && wrong == "" {
 			wrong = err.Error()
 		}
@@ -343,9 +333,11 @@ func (s *Subject) left(ctx context.Context) (wrong string, err error) {
 	}
 }
 
-// settings prints what a guest has besides its addresses: routes of all tables, and
-// name servers wherever one of the clients writes them.
-const settings = `ip -4 route show table all dev eth0
+// settings prints what a guest has: its addresses, the routes of all tables, and name
+// servers wherever one of the clients writes them. It is all of one call, since an
+// emulated guest has better things to do.
+const settings = `ip -o addr show dev eth0 | while read n dev family addr rest; do echo "addr $addr"; done
+ip -4 route show table all dev eth0
 ip -6 route show table all dev eth0
 for f in /etc/resolv.conf /run/NetworkManager/resolv.conf /run/systemd/netif/links/*; do
 	[ ! -f $f ] || sed "s|^|$f: |" $f
@@ -353,23 +345,25 @@ done`
 
 var addrForm = regexp.MustCompile(`[0-9a-fA-F]*[:.][0-9a-fA-F:.]+`)
 
-// leftovers returns the first line of the guest's settings that is of the old network.
-func (s *Subject) leftovers(ctx context.Context) (string, error) {
-	out, err := s.sh(ctx, settings)
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
+// leftovers returns the first of the guest's settings that is of the old network, and
+// the addresses that it has.
+func (s *Subject) leftovers(settings string) (wrong string, have []netip.Prefix) {
 	old := map[string]string{"red": "blue", "blue": "red"}[s.at]
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(settings) {
+		if addr, ok := strings.CutPrefix(line, "addr "); ok {
+			if p, err := netip.ParsePrefix(strings.TrimSpace(addr)); err == nil {
+				have = append(have, p)
+			}
+		}
 		for _, word := range addrForm.FindAllString(line, -1) {
 			a, err := netip.ParseAddr(word)
 			of := func(n *pb.Subnet) bool { return netip.MustParsePrefix(n.Prefix).Contains(a) }
-			if err == nil && (a == s.routers[old] || slices.ContainsFunc(s.Family.network(old), of)) {
-				return "it has " + strings.TrimSpace(line), nil
+			if err == nil && wrong == "" && (a == s.routers[old] || slices.ContainsFunc(s.Family.network(old), of)) {
+				wrong = "it has " + strings.TrimSpace(line)
 			}
 		}
 	}
-	return "", nil
+	return wrong, have
 }
 
 // hops prints what happened in a swap, and when.

@@ -129,9 +129,9 @@ func (w *World) waiting(ctx context.Context) error {
 
 // swapStock moves the VM to the other network, until it is seen there.
 func (w *World) swapStock(ctx context.Context, vm *pb.VM, t *tally) error {
-	// Until then it boots: nobody in it hears of the link.
-	if _, err := lab.GuestExec(ctx, w.exec(vm), "until ls /run/systemd/netif/leases/* >/dev/null 2>&1; do sleep 0.2; done"); err != nil {
-		return fmt.Errorf("wait for networkd's lease: %w", err)
+	// It reports early in its boot, when nobody in it heeds the link yet.
+	if _, err := lab.GuestExec(ctx, w.exec(vm), "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.5; done"); err != nil {
+		return fmt.Errorf("wait for the end of the boot: %w", err)
 	}
 	client := pb.NewSwapsClient(w.conn)
 	begin := time.Now()
