@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -165,7 +166,7 @@ func TestAskBesideStatus(t *testing.T) {
 	}()
 	<-reading
 	reporter.Report(vnet.Status{Port: "p23", Epoch: vnet.NewEpoch(3, 5), Phase: vnet.StatusLeased})
-	c.wait(t, "the status", func(calls []string) bool { return len(calls) == 2 })
+	c.wait(t, "the status", func(calls []string) bool { return slices.Contains(calls, "status p23 3.5 leased seq 1") })
 	close(read)
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -257,15 +258,21 @@ func TestAskTooMany(t *testing.T) {
 func TestAskStrangers(t *testing.T) {
 	e, s := openStore(t, t.TempDir())
 	defer func() { _ = e.Close() }()
-	site := serve(t, server.Options{Store: s, Control: newControl(), Identify: anyHost("h7"), HeardWithin: 50 * time.Millisecond}, "")
-	rpc := say(t, site.addr, hello("h7"))
-	if _, err := rpc.Recv(); err != nil {
-		t.Fatal(err)
+	stranger := func(o server.Options) (*site, directorypb.Directory_AttachClient) {
+		o.Store, o.Control, o.Identify = s, newControl(), anyHost("h7")
+		site := serve(t, o, "")
+		rpc := say(t, site.addr, hello("h7"))
+		if _, err := rpc.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		return site, rpc
 	}
 	nothing := func([]byte) error { return nil }
+	site, _ := stranger(server.Options{HeardWithin: 50 * time.Millisecond})
 	if err := site.Ask(patient(t), "h7", "wait", nil, nothing); !errors.Is(err, server.ErrSilent) {
 		t.Errorf("a host that says nothing: %v", err)
 	}
+	site, rpc := stranger(server.Options{})
 	for seqs, want := range map[[3]uint64]error{{0, 2, 3}: server.ErrRefused, {0, 1, 2}: nil} {
 		go func() {
 			for {
