@@ -107,7 +107,7 @@ func TestPoolFills(t *testing.T) {
 // At most so many VMs boot at once on a host; those that fail are destroyed, and
 // not made again in a hurry.
 func TestPoolIsPatient(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.BootBudget = 300 * time.Millisecond })
+	w := newWorld(t, func(c *Config) { c.BootBudget = 2 * time.Second })
 	w.furnish()
 	h := w.host("h7", 7)
 	var mu sync.Mutex
@@ -329,7 +329,7 @@ func TestClaimAvoidsDeadHost(t *testing.T) {
 // A claim that comes right after a restart waits for the hosts to come back: the
 // pool's VMs are on them.
 func TestClaimAfterRestart(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, func(c *Config) { c.Settle = 2 * patience })
 	w.furnish()
 	h := w.host("h7", 7)
 	w.pooled(1)

@@ -57,6 +57,7 @@ type Config struct {
 	BootsPerHost int           // VMs that boot at once for the pool
 	Rest         time.Duration // of an address given back
 	Away         time.Duration // a host that was not here for so long gets no new flows of services
+	Settle       time.Duration // hosts have so long to come to a new leader
 	Session      time.Duration // an unreachable leader is replaced after it, whole seconds
 
 	OnLead  func(leads bool) // told when the leadership comes and goes; nil: nobody asks
@@ -84,6 +85,7 @@ func (c *Config) fill() error {
 	orDefault(&c.BootsPerHost, DefaultBootsPerHost)
 	orDefault(&c.Rest, network.Rest)
 	orDefault(&c.Away, awayAfter)
+	orDefault(&c.Settle, settling)
 	orDefault(&c.Session, DefaultSession)
 	if c.Identify == nil {
 		c.Identify = pki.FromContext

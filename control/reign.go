@@ -91,7 +91,7 @@ const settling = 5 * time.Second
 // settled reports whether the hosts that were there under the former leader may be
 // expected to be here again.
 func (r *reign) settled(ctx context.Context) (bool, error) {
-	if time.Since(r.began) > settling {
+	if time.Since(r.began) > r.cfg.Settle {
 		return true, nil
 	}
 	hosts, _, err := store.List[vnet.HostInfo](ctx, r.store, store.Hosts)
@@ -107,7 +107,7 @@ func (r *reign) settled(ctx context.Context) (bool, error) {
 func (r *reign) settle(ctx context.Context) error {
 	l := r.s.feed.listen(store.Hosts)
 	defer l.close()
-	rest := time.NewTimer(time.Until(r.began.Add(settling)))
+	rest := time.NewTimer(time.Until(r.began.Add(r.cfg.Settle)))
 	defer rest.Stop()
 	for {
 		if ok, err := r.settled(ctx); ok || err != nil {
