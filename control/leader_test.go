@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "replug/control/controlpb"
 	"replug/directory/store"
@@ -115,15 +116,8 @@ func TestRestartAfterKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	began := time.Now()
-	w.change = func(c *Config) {
-		left()
-		began = time.Now()
-	}
+	w.change = func(*Config) { left() }
 	w.start()
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("served again after %v", took)
-	}
 	if got := must(w.as("olga").ListTenants(w.ctx, &pb.ListTenantsRequest{}))(t); len(got.Tenants) != 1 {
 		t.Errorf("tenants %v", got)
 	}
@@ -165,8 +159,13 @@ func TestGateAfterRestore(t *testing.T) {
 	_, err := op.CreateNetwork(w.ctx, q)
 	code(t, "before the hosts have been there", err, codes.FailedPrecondition, "restored")
 	w.host("h7", 7)
-	_, err = op.CreateNetwork(w.ctx, q)
-	code(t, "before the last host has been there", err, codes.FailedPrecondition, "h9")
+	w.wait("before the last host has been there", func() error {
+		_, err := op.CreateNetwork(w.ctx, q)
+		if status.Code(err) != codes.FailedPrecondition || !containsAll(status.Convert(err).Message(), " 1 hosts", "h9") {
+			return fmt.Errorf("got %v", err)
+		}
+		return nil
+	})
 	must(op.DeleteHost(w.ctx, &pb.DeleteHostRequest{RequestId: "gone", Name: "h9"}))(t)
 	w.wait("the gate opens", func() error {
 		_, err := op.CreateNetwork(w.ctx, q)

@@ -118,7 +118,7 @@ func TestSwapUndone(t *testing.T) {
 
 // A guest that is reset in mid-swap has the boot budget of the server.
 func TestSwapOfAGuestThatIsReset(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.BootBudget = 700 * time.Millisecond })
+	w := newWorld(t, func(c *Config) { c.BootBudget = 3 * time.Second })
 	w.furnish()
 	h := w.host("h7", 7)
 	w.vm("web-1", "red", "10.17.34.51")
@@ -128,8 +128,8 @@ func TestSwapOfAGuestThatIsReset(t *testing.T) {
 		}
 		return vnet.StatusConfirmed
 	}})
-	s := w.swapped(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", LeaseBudget: durationpb.New(200 * time.Millisecond)})
-	if s.Phase != "undone" || !strings.Contains(s.Error, "within 200ms, nor within 700ms of its reset") {
+	s := w.swapped(&pb.StartSwapRequest{Vm: "web-1", Network: "blue", LeaseBudget: durationpb.New(2 * time.Second)})
+	if s.Phase != "undone" || !strings.Contains(s.Error, "within 2s, nor within 3s of its reset") {
 		t.Errorf("swap %v", s)
 	}
 }
