@@ -96,6 +96,7 @@ func TestMachine(t *testing.T) {
 		t.Fatalf("booted: %+v", s)
 	}
 	boot := s.Guest.BootID
+	w.heard(1) // it may have reported to the metadata service
 
 	for i := range uint64(2) {
 		p := place("blue", blue, "10.17.34.62", 8+i)
@@ -111,10 +112,10 @@ func TestMachine(t *testing.T) {
 			t.Fatalf("swap: %+v, boot id was %s", s, boot)
 		}
 		t.Log(timeline(s))
-		// Told by its second channel: no link was cut. An agent of the host that has
-		// just come may not have heard the guest yet.
-		if i == 0 && s.Rung != "agent" {
-			t.Errorf("swap was made by %q", s.Rung)
+		// Told by its second channel, without a cut of its link before that was in vain. An
+		// agent of the host that has just come may not have heard the guest yet.
+		if i == 0 {
+			w.told(s)
 		}
 		in = change
 		_ = agent.Signal(unix.SIGKILL)

@@ -3,6 +3,7 @@ package host_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -38,23 +39,14 @@ func TestSaved(t *testing.T) {
 	w.dir.put(prepare)
 	w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusPrepared, vnet.StatusRefused)
 	// The host itself waits for a second, which is not enough on a machine with much to do.
-	if err := lab.Until(w.ctx, "the agent to wake", func() error {
-		if w.listening() == asleep {
-			return errors.New("the host does not hear it")
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	w.heard(asleep + 1)
 	w.dir.put(change)
 	s := w.dir.await(w.ctx, t, in.Port, p.Epoch, vnet.StatusConfirmed, vnet.StatusFailed)
 	t.Logf("its owner's %d ms after the claim: %s", time.Since(begun).Milliseconds(), timeline(s))
 	if s.Phase != vnet.StatusConfirmed || s.Guest.BootID != pooled.Guest.BootID || s.Guest.Hostname != "in-blue" {
 		t.Errorf("claimed: %+v %+v, boot id was %s", s, s.Guest, pooled.Guest.BootID)
 	}
-	if s.Rung != "agent" {
-		t.Errorf("it was moved by %q: its agent was there to be told, and no link is to be cut", s.Rung)
-	}
+	w.told(s) // it was there, and no link is to be cut
 	w.awake(in)
 	if is, again := w.generation(in); is == was || again != told+1 {
 		t.Errorf("its generation was %s and is %s, and it was told %d times, then %d", was, is, told, again)
@@ -71,6 +63,19 @@ func (w *world) listening() int {
 		w.t.Fatal(err)
 	}
 	return bytes.Count(b, []byte("guest's agent listens"))
+}
+
+// heard waits until the host has begun to hear agents of guests so often.
+func (w *world) heard(times int) {
+	w.t.Helper()
+	if err := lab.Until(w.ctx, "the host to hear the guest's agent", func() error {
+		if n := w.listening(); n < times {
+			return fmt.Errorf("it has begun to %d times, not %d", n, times)
+		}
+		return nil
+	}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // generation returns the VM's generation id, and how often its kernel was told that it is

@@ -32,6 +32,18 @@ func (w *world) walked(s vnet.Status, ladder ...string) {
 	}
 }
 
+// told fails the test unless the guest's agent was told first, over its channel, and its
+// link was cut only after that was in vain.
+func (w *world) told(s vnet.Status) {
+	w.t.Helper()
+	told := slices.IndexFunc(s.Hops, func(h vnet.Hop) bool { return h.Name == "agent_told" })
+	cut := slices.IndexFunc(s.Hops, func(h vnet.Hop) bool { return h.Name == "link_down" })
+	if told < 0 || cut >= 0 && cut < told {
+		w.t.Errorf("its agent was not told before anything else: %s", timeline(s))
+	}
+	w.walked(s, "agent", "bounce 20ms", "bounce 200ms", "bounce 6.5s")
+}
+
 // dark is how long the guest had no link at the first cut; zero: it had one all along.
 func dark(s vnet.Status) time.Duration {
 	down := slices.IndexFunc(s.Hops, func(h vnet.Hop) bool { return h.Name == "link_down" })
