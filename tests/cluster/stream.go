@@ -26,8 +26,10 @@ type Stream struct {
 
 	sent int
 
-	mu   sync.Mutex
-	seen map[uint64]bool
+	mu       sync.Mutex
+	seen     map[uint64]bool
+	last     uint64 // the number that came last
+	disorder int
 }
 
 const (
@@ -74,11 +76,25 @@ func (s *Stream) read() {
 			return
 		}
 		if n == streamPayload {
-			s.mu.Lock()
-			s.seen[binary.BigEndian.Uint64(b)] = true
-			s.mu.Unlock()
+			s.note(binary.BigEndian.Uint64(b))
 		}
 	}
+}
+
+func (s *Stream) note(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n < s.last {
+		s.disorder++
+	}
+	s.last, s.seen[n] = n, true
+}
+
+// Disorder returns how many datagrams have come after one that was sent later.
+func (s *Stream) Disorder() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.disorder
 }
 
 // Arrived returns how many datagrams have come so far.
