@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"replug/tests/lab"
 )
@@ -17,7 +16,7 @@ import (
 // has installed, with the configuration that it has written: the server knows the
 // host a moment later.
 func TestInstall(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := lab.Check(); err != nil {
 		t.Fatal(err)

@@ -13,9 +13,13 @@ import (
 // root is the repository's directory, seen from this package's tests.
 const root = ".."
 
+// patience bounds what these tests start. It is what one that fails takes, so a busy
+// machine is given all of it: all that is generated takes minutes of a CPU to make.
+const patience = 10 * time.Minute
+
 func vagrant(t *testing.T, dir string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "vagrant", "validate", "--ignore-provider")
 	home := t.TempDir()
