@@ -130,9 +130,9 @@ func (o *probes) judge(ctx context.Context, m *Move, s *pb.Swap, total *Leaks) e
 		return err
 	}
 	o.stop()
-	flip, ok := hop(s, "flip")
-	if !ok {
-		return fmt.Errorf("swap %s has no flip in its timeline", s.Id)
+	flip, err := flipOf(s)
+	if err != nil {
+		return err
 	}
 	frames, err := lab.ReadPcap(o.captures[s.Port].File())
 	if err != nil {
@@ -143,8 +143,10 @@ func (o *probes) judge(ctx context.Context, m *Move, s *pb.Swap, total *Leaks) e
 		return err
 	}
 	leaks, arrived := countLeaks(frames, mac, flip, s.Before.Network, s.After.Network)
-	if arrived == 0 {
-		return fmt.Errorf("no probe at all reached the VM: this proves nothing")
+	for _, network := range []string{o.what.from, o.what.to} { // none is let into the pool
+		if network != "" && arrived[network] == 0 {
+			return fmt.Errorf("no probe of %s reached the VM: this proves nothing", network)
+		}
 	}
 	total.Probes += o.sent
 	total.OldAfterFlip += leaks.OldAfterFlip
@@ -153,7 +155,7 @@ func (o *probes) judge(ctx context.Context, m *Move, s *pb.Swap, total *Leaks) e
 	if err != nil {
 		return err
 	}
-	if m.PABefore, m.PAAfter, err = outerSources(wire, mac, flip); err != nil {
+	if m.PABefore, m.PAAfter, err = outerSources(wire, mac, flip.done); err != nil {
 		return err
 	}
 	// A pooled VM is isolated: nothing of it is on the wire before the claim.
@@ -161,35 +163,6 @@ func (o *probes) judge(ctx context.Context, m *Move, s *pb.Swap, total *Leaks) e
 		m.PABefore = o.pas[s.Port]
 	}
 	return nil
-}
-
-func hop(s *pb.Swap, name string) (time.Time, bool) {
-	for _, h := range s.Timeline {
-		if h.Name == name {
-			return h.At.AsTime(), true
-		}
-	}
-	return time.Time{}, false
-}
-
-// countLeaks counts probes on the VM's own wire by side of the flip. Probes of a
-// network that is neither the old nor the new one are leaks always.
-func countLeaks(frames []lab.Frame, mac vnet.MAC, flip time.Time, before, after string) (l Leaks, arrived int) {
-	for _, f := range frames {
-		i := bytes.Index(f.Data, []byte(probeText))
-		if i < 0 || len(f.Data) < 14 || !bytes.Equal(f.Data[:6], mac[:]) {
-			continue
-		}
-		arrived++
-		network := string(bytes.TrimRight(f.Data[i+len(probeText):], "\x00"))
-		switch {
-		case f.At.After(flip) && network != after:
-			l.OldAfterFlip++
-		case f.At.Before(flip) && network != before:
-			l.NewBeforeFlip++
-		}
-	}
-	return l, arrived
 }
 
 // Offsets in a VXLAN frame over IPv4 (RFC 7348, section 5).
