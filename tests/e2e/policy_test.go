@@ -31,7 +31,8 @@ func (m *member) greets(t *testing.T, port int) {
 	t.Cleanup(m.opens(t, "tcp", port))
 }
 
-// hears returns who answers at an address, or "".
+// hears returns who answers at an address at once, or "": for what is not to come
+// through, and for what is asked again.
 func (m *member) hears(addr string) (name string) {
 	_ = m.Do(func() error {
 		c, err := net.DialTimeout("tcp", addr, 500*time.Millisecond)
@@ -45,6 +46,30 @@ func (m *member) hears(addr string) (name string) {
 		return err
 	})
 	return name
+}
+
+// answered returns who answers at an address, to one of the guest's own or, if from is
+// "", to any. It has all of ctx's time: for what must come through. Frames that were
+// refused are sent again, so that they were not has to be looked for where they are counted.
+func (m *member) answered(ctx context.Context, from, addr string) (name string, err error) {
+	d := net.Dialer{}
+	if from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	err = m.Do(func() error {
+		c, err := d.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if end, ok := ctx.Deadline(); ok {
+			_ = c.SetDeadline(end)
+		}
+		name, err = bufio.NewReader(c).ReadString('\n')
+		name = strings.TrimSpace(name)
+		return err
+	})
+	return name, err
 }
 
 // eventually waits until want is heard at an address.

@@ -79,10 +79,19 @@ func (m *member) serve(t *testing.T) error {
 	})
 }
 
-// dial opens a TCP connection and resets it.
+// dial opens a TCP connection at once and resets it: for what is not to come through, and
+// for what is asked again.
 func dial(ctx context.Context, from *lab.Node, ip string, port int) error {
-	ctx, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, atOnce)
 	defer cancel()
+	return connect(ctx, from, ip, port)
+}
+
+// atOnce is less than a TCP of Linux takes to ask again.
+const atOnce = 700 * time.Millisecond
+
+// connect is dial with all of ctx's time.
+func connect(ctx context.Context, from *lab.Node, ip string, port int) error {
 	return from.Do(func() error {
 		c, err := (&net.Dialer{}).DialContext(ctx, "tcp4", fmt.Sprintf("%s:%d", ip, port))
 		if err != nil {
@@ -110,14 +119,12 @@ func TestTraceAgrees(t *testing.T) {
 	w := shared
 	ctx := w.within(t, "no_rule_in")
 	r := w.ruled(ctx, t, "teal")
-	real := map[string]func(ip string) error{
-		"icmp": func(ip string) error {
-			short, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
-			defer cancel()
-			return cluster.Ping(short, r.web.Node, netip.MustParseAddr(ip))
+	real := map[string]func(ctx context.Context, ip string) error{
+		"icmp": func(ctx context.Context, ip string) error {
+			return cluster.Ping(ctx, r.web.Node, netip.MustParseAddr(ip))
 		},
-		"tcp/443": func(ip string) error { return dial(ctx, r.web.Node, ip, 443) },
-		"tcp/80":  func(ip string) error { return dial(ctx, r.web.Node, ip, 80) },
+		"tcp/443": func(ctx context.Context, ip string) error { return connect(ctx, r.web.Node, ip, 443) },
+		"tcp/80":  func(ctx context.Context, ip string) error { return connect(ctx, r.web.Node, ip, 80) },
 	}
 	for _, c := range []struct {
 		what, to, ip string
@@ -142,7 +149,7 @@ func TestTraceAgrees(t *testing.T) {
 		if got.Delivered != through || (code == 0) != through || last.Drop != c.drop || last.RuleIn != c.rule || !slices.Equal(hops, c.hops) {
 			t.Errorf("trace %s to %s: exit %d, %q, hops %q, drop %q, rule %q; want %q, %q, %q", c.what, c.to, code, got.Summary, hops, last.Drop, last.RuleIn, c.hops, c.drop, c.rule)
 		}
-		if err := real[c.what](c.ip); (err == nil) != through {
+		if err := w.earnest(ctx, t, through, func(ctx context.Context) error { return real[c.what](ctx, c.ip) }); err != nil {
 			t.Errorf("in earnest %s to %s: %v, but the trace says %q", c.what, c.to, err, got.Summary)
 		}
 	}
@@ -163,6 +170,26 @@ func TestTraceAgrees(t *testing.T) {
 			t.Errorf("the trace for people says nothing of %q:\n%s", want, out)
 		}
 	}
+}
+
+// earnest returns an error if what a trace has foretold doesn't happen. What must come
+// through has all of ctx's time, and no frame of it may be refused; what must not has a moment.
+func (w *world) earnest(ctx context.Context, t *testing.T, through bool, do func(context.Context) error) error {
+	t.Helper()
+	if !through {
+		short, cancel := context.WithTimeout(ctx, atOnce)
+		defer cancel()
+		if do(short) == nil {
+			return errors.New("it comes through")
+		}
+		return nil
+	}
+	before := w.dropped(ctx, t, "no_rule_in")
+	err := do(ctx)
+	if n := w.dropped(ctx, t, "no_rule_in") - before; n > 0 {
+		err = errors.Join(err, fmt.Errorf("%.0f frames were refused", n))
+	}
+	return err
 }
 
 // service traces a connection to a service whose backend is on the other host.
@@ -253,8 +280,14 @@ func TestTraceSix(t *testing.T) {
 				t.Errorf("trace %s to %s: exit %d, %q, hops %q, drop %q, rule %q; want %q, %q, %q", c.what, six, code, got.Summary, is, last.Drop, last.RuleIn, want, c.drop, c.rule)
 			}
 		}
-		if got := web.hears("[" + six + "]:8443"); got != m.port {
-			t.Errorf("in earnest: hears %q of %s", got, m.port)
+		if err := w.earnest(ctx, t, true, func(ctx context.Context) error {
+			got, err := web.answered(ctx, "", "["+six+"]:8443")
+			if err == nil && got != m.port {
+				err = fmt.Errorf("hears %q", got)
+			}
+			return err
+		}); err != nil {
+			t.Errorf("in earnest to %s: %v", m.port, err)
 		}
 	}
 	out, _, _ := w.cli(ctx, t, "trace", "--tenant", tenant, "--from", web.port, "--to", far.port, "--from-ip", web.v6(ctx, t), "tcp/8443")
