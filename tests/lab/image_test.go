@@ -17,9 +17,10 @@ import (
 	"replug/tests/lab"
 )
 
-// bootCPU is what a boot of the small guest may use, emulated. How long it takes is up to
-// the machine: at a load of 6 to 18 it used 5.1 to 5.7 s.
-const bootCPU = 12 * time.Second
+// bootCPU is what a boot of the small guest may use, emulated, if it has a CPU to itself.
+// How long it takes is up to the machine: in 8 to 23 s it used 4.9 to 5.7 s. The guest's
+// clock ticks meanwhile, which cost it 8 s more when it had to share for 130 s.
+func bootCPU(took time.Duration) time.Duration { return 12*time.Second + took/4 }
 
 var vmMAC = net.HardwareAddr{0x02, 0x52, 0x7b, 0x6a, 0x59, 0x48}
 
@@ -55,10 +56,10 @@ func TestVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := cpu(t, vm.Process().PID())
-	t.Logf("booted under %s in %s, with %s of a CPU", accel, time.Since(start), used)
-	if used > bootCPU {
-		t.Errorf("the guest took %s of a CPU to boot, want %s at most", used, bootCPU)
+	took, used := time.Since(start), cpu(t, vm.Process().PID())
+	t.Logf("booted under %s in %s, with %s of a CPU", accel, took, used)
+	if most := bootCPU(took); used > most {
+		t.Errorf("the guest took %s of a CPU to boot in %s, want %s at most", used, took, most)
 	}
 	if mine, _ := os.ReadFile("/proc/sys/kernel/random/boot_id"); len(boot) != 36 || boot == strings.TrimSpace(string(mine)) {
 		t.Errorf("boot id %q: this machine's, or none", boot)
