@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "replug/control/controlpb"
+	"replug/directory/store"
 	"replug/directory/vnet"
 )
 
@@ -54,6 +55,50 @@ func TestPortSettings(t *testing.T) {
 	must(acme.SetPort(w.ctx, &pb.SetPortRequest{RequestId: "h", Name: "web-1", Router: proto.Bool(false)}))(t)
 	if in := w.stored(vm.Port.Name); in.Current.MTU != 1300 || in.Current.Router {
 		t.Errorf("no router any more: %+v", in.Current)
+	}
+}
+
+// A port that is told to be as it is already isn't written: neither its host nor those
+// that have its mappings hear of it.
+func TestPortStaysAsItIs(t *testing.T) {
+	w := newWorld(t, nil)
+	w.furnish()
+	w.host("h7", 7)
+	w.group("red", "web", allow("https", 443))
+	vm := w.made(&pb.CreateVMRequest{Name: "web-1", Type: "tiny", Network: "red", Groups: []string{"web"}})
+	op := w.as("olga")
+	written := func() int64 {
+		return must(store.Get[vnet.Intent](w.ctx, w.store, store.Intents+"h7/"+vm.Port.Name))(t).Revision
+	}
+	set := map[string]func(request string) error{
+		"groups": func(request string) error {
+			_, err := op.SetPortGroups(w.ctx, &pb.SetPortGroupsRequest{RequestId: request, Name: vm.Port.Name})
+			return err
+		},
+		"limits": func(request string) error {
+			_, err := op.SetPortLimits(w.ctx, &pb.SetPortLimitsRequest{RequestId: request, Name: vm.Port.Name, Limits: &pb.Limits{From: &pb.Rate{Packets: new(uint64(70_000))}}})
+			return err
+		},
+		"router": func(request string) error {
+			_, err := op.SetPort(w.ctx, &pb.SetPortRequest{RequestId: request, Name: vm.Port.Name, Router: proto.Bool(true)})
+			return err
+		},
+	}
+	for name, call := range set {
+		before := written()
+		if err := call(name + "-1"); err != nil {
+			t.Fatal(err)
+		}
+		changed := written()
+		if changed == before {
+			t.Errorf("%s: a change isn't written", name)
+		}
+		if err := call(name + "-2"); err != nil {
+			t.Fatal(err)
+		}
+		if written() != changed {
+			t.Errorf("%s: written although nothing changes", name)
+		}
 	}
 }
 

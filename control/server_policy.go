@@ -57,8 +57,12 @@ func (r *reign) composeGroups(ctx context.Context, in store.Row[vnet.Intent], na
 	if err != nil {
 		return err
 	}
+	before := *place
 	if place.Groups, place.Slots, err = r.resolve(ctx, &net.Value, names, txn); err != nil {
 		return err
+	}
+	if same(before, *place) {
+		return nil // nor tell its host, and all that have its mappings
 	}
 	txn.Absent(store.Live+in.Value.Port).Unchanged(in.Key, in.Revision).Add(network.PutIntent(&in.Value), r.networks.Map(&in.Value))
 	return nil
@@ -74,10 +78,13 @@ func (portsAPI) SetPortLimits(ctx context.Context, q *pb.SetPortLimitsRequest) (
 		return nil, fmt.Errorf("%w: nothing to set; say a rate, or 0 for no bound", ErrInvalid)
 	}
 	return c.changePort(ctx, q, q.Tenant, q.Name, func(in store.Row[vnet.Intent], txn *store.Txn) error {
-		l := &in.Value.Limits
+		l, before := &in.Value.Limits, in.Value.Limits
 		l.From, l.To = rateOver(l.From, q.Limits.From), rateOver(l.To, q.Limits.To)
 		if err := checkLimits(*l); err != nil {
 			return fmt.Errorf("port %s: %w", in.Value.Port, err)
+		}
+		if *l == before {
+			return nil // nor tell its host
 		}
 		txn.Unchanged(in.Key, in.Revision).Add(network.PutIntent(&in.Value))
 		return nil
