@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"replug/control/compute"
 	pb "replug/control/controlpb"
 	"replug/directory/store"
 	"replug/directory/vnet"
@@ -195,6 +196,16 @@ func TestServicesInSwap(t *testing.T) {
 	w.swapDone(s.Id)
 	are("undone from there", red...)
 
+	w.wait("the guest's report is written", func() error { // which comes after the undo's end
+		vm, err := store.Get[compute.VM](w.ctx, w.store, store.VMs+"vm-1")
+		if err != nil {
+			return err
+		}
+		if at := w.stored("vm-1.0").Current.Epoch; vm.Value.Guest == nil || vm.Value.Guest.Epoch != at {
+			return fmt.Errorf("report %+v, epoch %s", vm.Value.Guest, at)
+		}
+		return nil
+	})
 	txns := w.store.Txns()
 	q.RequestId, q.Confirm, q.Ip = "e", "", "10.17.34.55"
 	s = w.swapped(q)
