@@ -111,7 +111,7 @@ func TestServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	listen, metrics := free(t), free(t)
+	listen, metrics := free(t)
 	f := pki.DirFiles(dir, "s1")
 	ctx, stop := context.WithCancel(t.Context())
 	c := command()
@@ -186,13 +186,18 @@ func services(ctx context.Context, t *testing.T, conn *grpc.ClientConn) string {
 	return fmt.Sprint(r.GetListServicesResponse())
 }
 
-// free returns an address that nobody listens on.
-func free(t *testing.T) string {
+// free returns two addresses that nobody listens on: both are held at once, or they
+// could be the same.
+func free(t *testing.T) (one, other string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var at [2]string
+	for i := range at {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		at[i] = l.Addr().String()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return at[0], at[1]
 }

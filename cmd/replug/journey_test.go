@@ -57,11 +57,12 @@ func server(t *testing.T, written ...*store.Txn) []string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
 	leads := make(chan struct{})
+	lead := sync.OnceFunc(func() { close(leads) }) // it may lose its lease and get it back
 	srv, err := control.New(control.Config{
 		Name: "s1", Address: l.Addr().String(), Store: rows, Cluster: id.ID, Era: id.Era, Alone: true,
 		OnLead: func(now bool) {
 			if now {
-				close(leads)
+				lead()
 			}
 		},
 	})
