@@ -207,7 +207,8 @@ func (g *guest) plug(mtu int) (ifindex int) {
 			return err
 		}
 		g.taps[1] = f
-		return errors.Join(ip("link set eth0 mtu %d", mtu), g.address())
+		// A sender may have less on the way than a tap's ring of 500 frames, which loses what it has no room for.
+		return errors.Join(ip("link set eth0 mtu %d", mtu), g.address(), sysctl("net/ipv4/tcp_wmem=4096 65536 262144"))
 	})
 	go pump(g.taps[0], g.taps[1])
 	go pump(g.taps[1], g.taps[0])
