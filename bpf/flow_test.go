@@ -43,7 +43,7 @@ func TestAggregatedFlowStaysUp(t *testing.T) {
 	if !try("", in, packet(40323, 97), false) {
 		t.Errorf("a small frame of another flow didn't take the short way")
 	}
-	b.age(7946, 50*time.Millisecond)                                // silent for longer than FlowIdle
+	b.age(7946, 6*time.Second)                                      // silent for longer than FlowIdle
 	b.run(b.dp.objs.FromWire, gro, b.arriving(packet(40325, 1500))) // another flow keeps the port busy
 	if !try("", in, packet(40321, 97), false) {
 		t.Error("an idle flow didn't come back to the short way")

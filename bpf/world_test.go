@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -152,11 +153,15 @@ func worldsA(t *testing.T) *host {
 
 func worldsB(t *testing.T) *host {
 	t.Helper()
-	b := newHost(t, "b", hostB, prefixB, nil)
+	b := newHost(t, "b", hostB, prefixB, unhurried)
 	b.must(b.dp.PutHost(prefixA))
 	b.settle(over4, redB, blueB)
 	return b
 }
+
+// unhurried is a host that keeps aggregated flows aggregated while a busy machine
+// holds a test up.
+func unhurried(o *Options) { o.FlowIdle = 5 * time.Second }
 
 func over4(m member) member { return m }
 
@@ -184,7 +189,7 @@ func worldsA6(t *testing.T) *host {
 
 func worldsB6(t *testing.T) *host {
 	t.Helper()
-	b := newHost(t, "b", hostB6, prefixB6, wide)
+	b := newHost(t, "b", hostB6, prefixB6, func(o *Options) { wide(o); unhurried(o) })
 	b.must(b.dp.PutHost(prefixA6))
 	b.settle(member.over6, redB, blueB)
 	return b
