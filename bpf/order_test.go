@@ -122,15 +122,15 @@ func inOrder(t *testing.T, from, to *guest, family int) {
 // rounds sends large and small messages in turn, each round when the last one has
 // arrived, so that nothing queues up and is sent as one.
 func (c connection) rounds(n int) error {
-	if err := errors.Join(c.from.SetDeadline(time.Now().Add(patience)), c.to.SetDeadline(time.Now().Add(patience))); err != nil {
-		return err
-	}
 	whole := 0
 	for _, size := range messages {
 		whole += size
 	}
 	got := make([]byte, whole)
 	for i := range n {
+		if err := errors.Join(c.from.SetDeadline(time.Now().Add(patience)), c.to.SetDeadline(time.Now().Add(patience))); err != nil {
+			return err
+		}
 		sent := noise(whole, uint64(i))
 		for at, k := 0, 0; at < whole; k++ {
 			if _, err := c.from.Write(sent[at : at+messages[k]]); err != nil {
