@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -211,33 +213,35 @@ func rulesReplacedWhole(t *testing.T, b *host) {
 	}
 	sets := []*RuleSet{set(3), set(91)}
 	b.must(b.dp.SetRules(redB.id, sets[0]))
-	stop, changes := make(chan struct{}), make(chan int)
-	go func() {
-		n := 0
-		for running := true; running; n++ {
-			if err := b.dp.SetRules(redB.id, sets[n%2]); err != nil {
+	var changes atomic.Int32
+	var changing sync.WaitGroup
+	stop := make(chan struct{})
+	changing.Go(func() {
+		for {
+			if err := b.dp.SetRules(redB.id, sets[changes.Load()%2]); err != nil {
 				t.Error(err)
 			}
+			changes.Add(1)
 			select {
 			case <-stop:
-				running = false
+				return
 			default:
 			}
 		}
-		changes <- n
-	}()
+	})
+	defer changing.Wait()
+	defer close(stop)
 	frame := b.arriving(redA.wire(redB, ping(caA, caB, text(29))))
 	in := skb{Ifindex: uint32(b.uplink.Attrs().Index)}
 	passed := 0
-	for end := time.Now().Add(time.Second); time.Now().Before(end); passed++ {
+	for begun := time.Now(); time.Since(begun) < time.Second || changes.Load() < 30 || passed < 100; passed++ {
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("%d changes and %d packets: too few to tell", changes.Load(), passed)
+		}
 		opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: in}
 		if v, err := b.dp.objs.FromWire.Run(&opts); err != nil || v != actRedirect {
 			t.Fatalf("packet %d: verdict %d, %v; %v", passed, int32(v), err, b.drops())
 		}
-	}
-	close(stop)
-	if n := <-changes; n < 10 || passed < 100 {
-		t.Errorf("%d changes and %d packets: too few to tell", n, passed)
 	}
 }
 
