@@ -324,6 +324,7 @@ func dropsOfBuckets(t *testing.T, seen covered) {
 		b.send(redB, dhcp)
 		b.counted("DHCP within the rate", before, "none")
 	}
+	b.drain(redB.id, bucketTrap)
 	seen.refused(b, "DHCP above the rate", "trap_rate", func() uint32 { v, _ := b.send(redB, dhcp); return v })
 
 	unresolved := tunnel{src: redA.pa, dst: redB.pa, vni: red}.with(eth(redB.mac, redA.mac, etherIPv4, udp4(caA, caB, 5353, 7946, text(37))))
@@ -332,6 +333,7 @@ func dropsOfBuckets(t *testing.T, seen covered) {
 		b.receive(unresolved)
 		b.counted("a source without a mapping", before, "none")
 	}
+	b.drain(redB.id, bucketUnresolved)
 	seen.refused(b, "too many from sources without a mapping", "unresolved_rate", func() uint32 { v, _ := b.receive(unresolved); return v })
 	if n, err := b.dp.PortCounters(redB.id); err != nil || n.Unresolved != 3 || n.Drops != 2 {
 		t.Errorf("counters %+v, %v, want 3 unresolved, 2 drops", n, err)
