@@ -1,8 +1,8 @@
 package qmp_test
 
 import (
-	"bytes"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,28 +19,26 @@ func startQEMU(t *testing.T) (string, <-chan error) {
 	socket := filepath.Join(t.TempDir(), "qmp.sock")
 	cmd := exec.Command("qemu-system-x86_64", "-machine", "q35", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64",
 		"-netdev", "hubport,hubid=0,id=net7", "-device", "virtio-net-pci,netdev=net7,id=nic7,mac=02:52:1a:2b:3c:4d,romfile=",
-		"-qmp", "unix:"+socket+",server=on,wait=off")
-	var said bytes.Buffer
-	cmd.Stderr = &said
+		"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	listens, err := l.File() // before QEMU is there: a file that it makes is there before it listens
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listens.Close()
+	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{listens}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start QEMU: %v (needs qemu-system-x86)", err)
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	late := time.After(time.Minute)
-	for { // until the socket is there
-		if _, err := os.Stat(socket); err == nil {
-			return socket, exited
-		}
-		select {
-		case err := <-exited:
-			t.Fatalf("QEMU ended: %v\n%s", err, said.String())
-		case <-late:
-			t.Fatal("QEMU made no socket")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	return socket, exited
 }
 
 // TestQEMU moves the link of a NIC of a real machine.
