@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -388,7 +389,7 @@ func TestCheckOfARealGuest(t *testing.T) {
 	c, _ := settledCable(t, in)
 	checks := newChecks(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	s := service(red, "www", "10.17.34.90", 443)
-	s.Check = &vnet.Check{Interval: 100 * time.Millisecond, Timeout: time.Second, Rise: 2, Fall: 2}
+	s.Check = &vnet.Check{Interval: 100 * time.Millisecond, Timeout: 10 * time.Second, Rise: 2, Fall: 2}
 	s.Backends = []vnet.Backend{{Member: in.Port, CA: in.Current.Addrs[0].CA, Port: 8443, Weight: 1}}
 	heard := make(chan vnet.Health, 16)
 	checks.services, checks.find = func() []vnet.Service { return []vnet.Service{s} }, c.agent.find
@@ -402,7 +403,13 @@ func TestCheckOfARealGuest(t *testing.T) {
 	}
 	c.guests.checks = checks
 	l := c.serve("8443")
-	go checks.run(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		checks.run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-ended }) // before the sender and the agent
 	checks.changed()
 	hear := func(dead bool) {
 		t.Helper()
@@ -411,7 +418,7 @@ func TestCheckOfARealGuest(t *testing.T) {
 			if h.Dead != dead || dead != (h.Error != "") {
 				t.Errorf("heard %+v", h)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("nothing heard of a backend that is dead: %t", dead)
 		}
 	}

@@ -58,7 +58,15 @@ func newCable(t *testing.T) *cable {
 			c.ifindex = link.Attrs().Index
 		}
 	}
-	c.sender, err = trap.NewSender(func(id vnet.PortID) (vnet.Epoch, bool) { return c.agent.epoch(id) })
+	c.sender, err = trap.NewSender(func(id vnet.PortID) (vnet.Epoch, bool) {
+		c.world.mu.Lock()
+		agent := c.agent
+		c.world.mu.Unlock()
+		if agent == nil {
+			return 0, false
+		}
+		return agent.epoch(id)
+	})
 	must(t, err)
 	t.Cleanup(func() { c.end(); c.sender.Close(); handle.Close() })
 	m := c.load()
