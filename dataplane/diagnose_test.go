@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"replug/directory/ask"
@@ -240,33 +241,37 @@ func TestDrops(t *testing.T) {
 		"both": {[]string{"acme.web-1", "acme.db-1"}, []string{"2 spoofed_ca acme.web-1 tcp 10.17.34.51:50123 > 10.17.34.85:443",
 			"1 vlan acme.db-1 Ethernet 02:52:00:00:00:09 > 02:52:50:4c:47:57, IPv4: cut off after 6 bytes"}, 0},
 	} {
-		d, w, _ := newDiagnosed()
-		done := make(chan error, 1)
-		var got ask.Refused
-		go func() {
-			done <- asked(t, within(t), d, ask.KindDrops, ask.Drops{Ports: c.ports, Every: 300 * time.Millisecond}, func(a ask.Refused) { got = a })
-		}()
-		w.until("watch true")
-		sent := inner(t, "10.17.34.51", "10.17.34.85")
-		w.copy(Copy{Port: 23, Point: ask.PointFromVM, Frame: sent})
-		w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
-		w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
-		w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
-		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent[:20]})
-		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "rule_in", Frame: sent, Sender: 23}) // of one more that 23 has sent
-		if err := <-done; err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		var rows []string
-		for _, r := range got.Rows {
-			rows = append(rows, fmt.Sprintf("%d %s %s %s", r.Count, r.Reason, r.Port.Name, r.Tuple))
-		}
-		if !slices.Equal(rows, c.want) || len(got.Totals) != c.totals || got.Lost != 0 {
-			t.Errorf("%s: %+v\ngot  %q\nwant %q", name, got, rows, c.want)
-		}
-		if calls := w.log(); calls[len(calls)-1] != "watch false" {
-			t.Errorf("%s: the datapath was asked %q", name, calls)
-		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, w, _ := newDiagnosed()
+				done := make(chan error, 1)
+				var got ask.Refused
+				go func() {
+					done <- asked(t, within(t), d, ask.KindDrops, ask.Drops{Ports: c.ports, Every: 300 * time.Millisecond}, func(a ask.Refused) { got = a })
+				}()
+				w.until("watch true")
+				sent := inner(t, "10.17.34.51", "10.17.34.85")
+				w.copy(Copy{Port: 23, Point: ask.PointFromVM, Frame: sent})
+				w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
+				w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
+				w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
+				w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent[:20]})
+				w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "rule_in", Frame: sent, Sender: 23}) // of one more that 23 has sent
+				if err := <-done; err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				var rows []string
+				for _, r := range got.Rows {
+					rows = append(rows, fmt.Sprintf("%d %s %s %s", r.Count, r.Reason, r.Port.Name, r.Tuple))
+				}
+				if !slices.Equal(rows, c.want) || len(got.Totals) != c.totals || got.Lost != 0 {
+					t.Errorf("%s: %+v\ngot  %q\nwant %q", name, got, rows, c.want)
+				}
+				if calls := w.log(); calls[len(calls)-1] != "watch false" {
+					t.Errorf("%s: the datapath was asked %q", name, calls)
+				}
+			})
+		})
 	}
 }
 
@@ -332,38 +337,42 @@ func TestDropsOfSome(t *testing.T) {
 		ports []string
 		want  uint64
 	}{"one of two": {[]string{"acme.web-1", "acme.late"}, 1}, "none yet": {[]string{"acme.late"}, 0}} {
-		d, w, _ := newDiagnosed()
-		done := make(chan error, 1)
-		begin := func(follow bool, take func(ask.Refused)) {
-			go func() {
-				done <- asked(t, within(t), d, ask.KindDrops, ask.Drops{Ports: c.ports, Every: 300 * time.Millisecond, Some: true, Follow: follow}, take)
-			}()
-		}
-		var got ask.Refused
-		take := func(a ask.Refused) { got = a }
-		begin(false, take)
-		w.until("watch true")
-		sent := inner(t, "10.17.34.51", "10.17.34.85")
-		w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
-		w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent}) // of neither
-		w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
-		if err := <-done; err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		n := uint64(0)
-		for _, r := range got.Rows {
-			n += r.Count
-		}
-		if n != c.want || got.Totals != nil {
-			t.Errorf("%s: %+v", name, got)
-		}
-		var h *fakeHouse
-		d, w, h = newDiagnosed()
-		begin(true, take)
-		w.until("watch true")
-		h.add("acme.late", 61, "acme")
-		if err := <-done; err == nil || !strings.Contains(err.Error(), "acme.late") {
-			t.Errorf("%s: a port has come into force: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, w, _ := newDiagnosed()
+				done := make(chan error, 1)
+				begin := func(follow bool, take func(ask.Refused)) {
+					go func() {
+						done <- asked(t, within(t), d, ask.KindDrops, ask.Drops{Ports: c.ports, Every: 300 * time.Millisecond, Some: true, Follow: follow}, take)
+					}()
+				}
+				var got ask.Refused
+				take := func(a ask.Refused) { got = a }
+				begin(false, take)
+				w.until("watch true")
+				sent := inner(t, "10.17.34.51", "10.17.34.85")
+				w.copy(Copy{Port: 23, Point: ask.PointDrop, Drop: "spoofed_ca", Frame: sent})
+				w.copy(Copy{Port: 45, Point: ask.PointDrop, Drop: "vlan", Frame: sent}) // of neither
+				w.copy(Copy{Port: 0, Point: ask.PointDrop, Drop: "not_local", Frame: vxlan(sent)})
+				if err := <-done; err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				n := uint64(0)
+				for _, r := range got.Rows {
+					n += r.Count
+				}
+				if n != c.want || got.Totals != nil {
+					t.Errorf("%s: %+v", name, got)
+				}
+				var h *fakeHouse
+				d, w, h = newDiagnosed()
+				begin(true, take)
+				w.until("watch true")
+				h.add("acme.late", 61, "acme")
+				if err := <-done; err == nil || !strings.Contains(err.Error(), "acme.late") {
+					t.Errorf("%s: a port has come into force: %v", name, err)
+				}
+			})
+		})
 	}
 }
