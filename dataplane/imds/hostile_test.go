@@ -57,7 +57,15 @@ func TestHostile(t *testing.T) {
 		{"body where none belongs", "GET", imds.PathConfig, "{}", unsized, 200, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			code, body, err := s.ask(guest(t, 23, before), c.method, c.path, c.body, c.edit)
+			req, err := s.request(c.method, c.path, c.body, c.edit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn := dial(t, s, fmt.Sprintf("127.23.%d.9", before.Counter()))
+			// The answer may come before the body has gone, and the connection end: a
+			// client of net/http says then that it can't write.
+			go func() { _ = req.Write(conn) }()
+			code, body, err := readAll(http.ReadResponse(bufio.NewReader(conn), req))
 			if err != nil || code != c.code {
 				t.Fatalf("got %d %s %v, want %d", code, body, err, c.code)
 			}

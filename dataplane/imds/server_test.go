@@ -109,16 +109,27 @@ func client(t *testing.T, from string) *http.Client {
 
 // ask sends a request; edit changes what is not good about it.
 func (s *service) ask(c *http.Client, method, path, body string, edit ...func(*http.Request)) (int, string, error) {
-	req, err := http.NewRequest(method, "http://"+s.addr+path, strings.NewReader(body))
+	req, err := s.request(method, path, body, edit...)
 	if err != nil {
 		return 0, "", err
+	}
+	return readAll(c.Do(req))
+}
+
+func (s *service) request(method, path, body string, edit ...func(*http.Request)) (*http.Request, error) {
+	req, err := http.NewRequest(method, "http://"+s.addr+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
 	req.Host = "169.254.169.254"
 	req.Header.Set("Metadata", "true")
 	for _, f := range edit {
 		f(req)
 	}
-	resp, err := c.Do(req)
+	return req, nil
+}
+
+func readAll(resp *http.Response, err error) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
