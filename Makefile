@@ -22,7 +22,7 @@ GUEST_MAX := 8388608
 # What the programs and the demo need, and what building and testing need on top.
 # A virtual machine needs no network boot, so QEMU's recommends stay out.
 PACKAGES := qemu-system-x86 qemu-utils busybox-static xz-utils tzdata ca-certificates
-PACKAGES_TEST := qemu-system-arm systemd clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler \
+PACKAGES_TEST := qemu-system-arm systemd clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler libprotobuf-dev \
 	e2fsprogs iproute2 ethtool procps iperf3 tcpdump tshark vagrant \
 	isc-dhcp-client dhcpcd-base dbus-daemon mmdebstrap kmod cpio gzip nftables iptables
 
