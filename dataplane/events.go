@@ -14,6 +14,7 @@ var errBusy = errors.New("the port is busy: report again")
 // events are what happened to a guest since the worker last looked.
 type events struct {
 	stirred moment    // the guest looked for a router or a lease
+	routed  moment    // its question for a router was answered
 	acks    [2]moment // a lease of the family was acknowledged
 	answers [2]moment // the guest answered for its CA of the family
 	reset   time.Time // the guest was reset
@@ -37,6 +38,11 @@ func (p *port) event(f func(*events)) {
 // stirs says that the guest looks for a router or a lease.
 func (p *port) stirs(epoch vnet.Epoch) {
 	p.event(func(e *events) { e.stirred = moment{time.Now(), epoch} })
+}
+
+// answeredRouter says that the guest was just told of its router because it asked.
+func (p *port) answeredRouter(epoch vnet.Epoch) {
+	p.event(func(e *events) { e.routed = moment{time.Now(), epoch} })
 }
 
 // acked says that a lease of the epoch's address was just handed out.

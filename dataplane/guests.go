@@ -75,10 +75,12 @@ func (g *guests) solicited(p *port, place *vnet.Place, ifindex int, mac vnet.MAC
 		return
 	}
 	for _, f := range advertise(place, p.formerRouters(), mac, to, g.mtu) {
-		if g.send(p, place.Epoch, ifindex, f) {
-			g.metrics.adverts.WithLabelValues("solicited").Inc()
+		if !g.send(p, place.Epoch, ifindex, f) {
+			return
 		}
+		g.metrics.adverts.WithLabelValues("solicited").Inc()
 	}
+	p.answeredRouter(place.Epoch)
 }
 
 // send sends an answer that was computed from the place of an epoch.

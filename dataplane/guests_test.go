@@ -106,9 +106,15 @@ func TestGuestsOverIPv6(t *testing.T) {
 	take := func(s said, frame []byte) { g.take(trapped{in.ID, in.Current.Epoch, s, frame}) }
 
 	take(saidSolicit, solicitation()[:60])
-	take(saidSolicit, solicitation())
-	take(saidDHCP, dhcpv6Solicit(t))
 	g.take(trapped{in.ID, in.Current.Epoch - 1, saidSolicit, solicitation()})
+	if !p.events.routed.at.IsZero() {
+		t.Error("who was told nothing counts as told of the router")
+	}
+	take(saidSolicit, solicitation())
+	if m := p.events.routed; m.at.IsZero() || m.epoch != in.Current.Epoch {
+		t.Errorf("the answer to a solicitation is noted as %+v", m)
+	}
+	take(saidDHCP, dhcpv6Solicit(t))
 	if !p.events.answers[ipv6].at.IsZero() {
 		t.Error("nobody advertised anything")
 	}

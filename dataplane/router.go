@@ -18,10 +18,13 @@ import (
 // after that, asks up to 1.5 s later. RFC 4861, section 10, wants 3 s between two on a
 // link of many hosts and routers, RFC 6275, section 7.5, as little as 30 ms where a host
 // has just arrived; here one guest hears them. No more of them than needed: dhcpcd runs
-// its scripts for each.
+// its scripts for each, and hears nothing of its link meanwhile. So they end when the
+// guest has asked and was answered.
 var tellGaps = []time.Duration{80 * time.Millisecond, 170 * time.Millisecond, 750 * time.Millisecond, time.Second, 3 * time.Second}
 
 const (
+	// The first one, every third after it and the last one take the former routers back.
+	takeBackEvery = 3
 	// Then they come at random within these bounds (the RFC's own), a third of
 	// their lifetime at most.
 	tellLeast = 200 * time.Second
@@ -105,23 +108,42 @@ func (p *port) tellRouter() time.Duration {
 		return forever
 	}
 	frames := advertise(place, r.Former, mac, netip.Addr{}, p.mtu)
+	if _, six := place.V6(); six && r.told < len(tellGaps) && r.told%takeBackEvery != 0 {
+		frames = frames[len(frames)-1:] // its own
+	}
+	gap := tellLeast + rand.N(tellMost-tellLeast)
+	switch {
+	case len(frames) == 0:
+		gap = forever
+	case p.knowsRouter():
+		frames, r.told = nil, len(tellGaps)
+	case r.told < len(tellGaps):
+		gap = tellGaps[r.told]
+	}
 	for _, f := range frames {
 		if err := p.router.Tell(ifindex, f); err != nil {
 			p.log.Debug("router advertisement was not sent", "err", err)
 		}
 	}
 	p.metrics.adverts.WithLabelValues("unsolicited").Add(float64(len(frames)))
-	r.told++
-	gap := forever
-	switch {
-	case len(frames) == 0:
-	case r.told <= len(tellGaps):
-		gap = tellGaps[r.told-1]
-	default:
-		gap = tellLeast + rand.N(tellMost-tellLeast)
+	if r.told == 0 {
+		r.tellFrom = time.Now()
 	}
+	r.told++
 	r.tellAt = time.Now().Add(gap)
 	return gap
+}
+
+// knowsRouter reports whether the guest has asked since the first advertisement of the
+// series that goes on.
+func (p *port) knowsRouter() bool {
+	r := &p.run
+	if r.told == 0 || r.told > len(tellGaps) {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.events.routed.in(r).After(r.tellFrom)
 }
 
 // tellAnew lets the next advertisement follow at once: something has changed.

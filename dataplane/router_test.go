@@ -120,6 +120,15 @@ func dualSwap(w *world, change func(*vnet.Intent, *guest)) (vnet.Intent, *guest)
 	return in, g
 }
 
+// What is told in the two seconds before a swap's guest is looked at, and in a second
+// after the router itself has changed.
+const (
+	both      = "-" + redRouter + " " + blueRouter
+	heardBy2s = both + " " + blueRouter + " " + blueRouter + " " + both
+	all3      = both + " " + blueRouter // the router takes back in its own name what it has said before
+	corrected = all3 + " " + blueRouter + " " + blueRouter + " " + all3
+)
+
 // times is what is told so often: at once, then after each of tellGaps.
 func times(n int, what ...string) string {
 	return strings.TrimSuffix(strings.Repeat(strings.Join(what, " ")+" ", n), " ")
@@ -135,12 +144,11 @@ func TestRouterIsTold(t *testing.T) {
 		if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Rung != "bounce 20ms" {
 			t.Fatalf("last status %+v", s)
 		}
-		both := "-" + redRouter + " " + blueRouter
-		if got := w.heard(); got != times(4, both) {
+		if got := w.heard(); got != heardBy2s {
 			t.Errorf("at once: %s", got)
 		}
 		settle(8 * time.Second)
-		if got := w.heard(); got != times(2, both) {
+		if got := w.heard(); got != times(1, blueRouter, both) {
 			t.Errorf("in the first seconds: %s", got)
 		}
 		settle(tellLeast - 20*time.Second)
@@ -167,6 +175,34 @@ func TestRouterIsTold(t *testing.T) {
 			if got := w.heard(); got == "" || strings.Contains(got, "-") || strings.Contains(got, redRouter) {
 				t.Errorf("an hour later: %q", got)
 			}
+		}
+	})
+}
+
+// A guest that has asked for its router since its link is back has heard of both. It is
+// told no more, until something changes or the lifetime wants it.
+func TestRouterIsNotToldToOneThatAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var id vnet.PortID
+		in, _ := dualSwap(w, func(in *vnet.Intent, _ *guest) { id = in.ID })
+		if got := w.heard(); got != heardBy2s {
+			t.Errorf("before it asks: %s", got)
+		}
+		w.agent.get(id).answeredRouter(in.Current.Epoch)
+		settle(tellLeast - 10*time.Second)
+		if got := w.heard(); got != "" {
+			t.Errorf("after it has asked: %s", got)
+		}
+		settle(tellMost)
+		if got := w.heard(); !strings.HasPrefix(got, both) {
+			t.Errorf("before its lifetime is over: %s", got)
+		}
+		in.Current.DHCP.DNS = []netip.Addr{netip.MustParseAddr("fd28:394a::53")}
+		w.agent.set(in)
+		settle(time.Second)
+		if got := w.heard(); got != corrected {
+			t.Errorf("what it has not heard yet is told as %s", got)
 		}
 	})
 }
@@ -265,8 +301,7 @@ func TestRouterOfAChangedPlace(t *testing.T) {
 		in.Current.DHCP.DNS = []netip.Addr{netip.MustParseAddr("fd53:6a7b::8c9d")}
 		w.agent.set(in)
 		settle(time.Second)
-		// What the router itself has said before is taken back in its own name.
-		if got := w.heard(); got != times(4, "-"+redRouter, blueRouter, blueRouter) {
+		if got := w.heard(); got != corrected {
 			t.Errorf("heard %s", got)
 		}
 	})

@@ -101,7 +101,7 @@ type run struct {
 	begun              time.Time     // by this session
 	owed               bool          // the link is not known to be up
 	told               int           // advertisements since the last event
-	tellAt             time.Time
+	tellFrom, tellAt   time.Time     // the first and the next of them
 	hearing            hearing
 }
 
