@@ -16,6 +16,7 @@ type Client struct {
 	files   map[string]string // by their paths in the guest
 	start   string            // a script that returns, in a machine with systemd
 	room    string            // the same where there is none; "": it doesn't work there
+	rest    string            // a script that returns when it has nothing more to do; "": it never is late
 }
 
 // Ought reports whether a guest of the client has to follow: with the agent, by
@@ -71,6 +72,16 @@ bound|renew)
 esac
 `
 
+// dhcpcdRests waits, for 20 s at most, until dhcpcd has run none of its scripts for half
+// a second. It runs one for each advertisement of a router, an emulated guest takes most
+// of a second for it, and only then it hears of its link.
+const dhcpcdRests = `n=0 i=0
+while [ $n -lt 5 ] && [ $i -lt 200 ]; do
+	n=$((n + 1)) i=$((i + 1))
+	! pgrep -f '[d]hcpcd-run-hooks' >/dev/null || n=0
+	sleep 0.1
+done`
+
 // linkLocal waits until a DHCPv6 client can speak.
 const linkLocal = "ip link set eth0 up; until ip -6 addr show dev eth0 scope link -tentative | grep -q inet6; do sleep 0.1; done\n"
 
@@ -91,7 +102,7 @@ func Clients(f Family) []Client {
 		{Name: "replug-guest", Agent: true},
 		{Name: "systemd-networkd", watches: true, files: map[string]string{"/etc/systemd/network/10-eth0.network": networkd(f)}, start: "systemctl start systemd-networkd", room: bare},
 		{Name: "NetworkManager", watches: true, files: map[string]string{"/etc/NetworkManager/system-connections/wired.nmconnection": manager(f)}, start: "systemctl start NetworkManager"},
-		{Name: "dhcpcd", watches: true, files: map[string]string{"/etc/dhcpcd.conf": dhcpcd(f)}, start: "systemctl start dhcpcd", room: "dhcpcd -b -q --nodev"},
+		{Name: "dhcpcd", watches: true, files: map[string]string{"/etc/dhcpcd.conf": dhcpcd(f)}, start: "systemctl start dhcpcd", room: "dhcpcd -b -q --nodev", rest: dhcpcdRests},
 		{Name: "ifupdown with dhclient", files: map[string]string{"/etc/network/interfaces": interfaces(f)}, start: "ifup eth0", room: "mkdir -p /run/network; ifup eth0"},
 	}
 	if !f.SLAAC {

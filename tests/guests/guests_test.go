@@ -220,6 +220,9 @@ func line(t *testing.T, s *Subject, c Client, runs int) {
 		return
 	}
 	keep(t, row)
+	if only.String() != "" { // who narrows the table down is after something
+		t.Logf("%s: %s\n%s\nthe agent said:\n%s", row.Family, row.Client, strings.Join(s.story, "\n"), s.log(t.Context()))
+	}
 	if s.why != "" {
 		t.Logf("%s: %s: %s", row.Family, row.Client, s.why)
 	}

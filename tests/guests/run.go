@@ -93,9 +93,10 @@ type Subject struct {
 	mac      net.HardwareAddr
 	name, at string
 	now      []netip.Addr
-	why      string // the last one did not follow
-	kept     string // what was left of the old network
-	restart  string // of a network manager, if there was one
+	why      string   // the last one did not follow
+	kept     string   // what was left of the old network
+	restart  string   // of a network manager, if there was one
+	story    []string // the timelines of the last line's swaps
 
 	notBefore time.Time // the next swap
 }
@@ -171,7 +172,7 @@ func parse(all []string) (addrs []netip.Addr, err error) {
 // does not follow is tried once: its swap is undone.
 func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err error) {
 	row, s.why, s.kept = Row{Client: c.String(), Family: s.Family.Name, Follows: true}, "", ""
-	s.restart = ""
+	s.restart, s.story = "", nil
 	if s.mac, err = s.reset(ctx, s.newMAC()); err != nil {
 		return row, err
 	}
@@ -190,13 +191,16 @@ func (s *Subject) Try(ctx context.Context, c Client, runs int) (row Row, err err
 	rungs := map[string]int{}
 	s.notBefore = time.Now().Add(apart)
 	for range runs {
-		time.Sleep(time.Until(s.notBefore))
+		if err := s.rests(ctx, c); err != nil {
+			return row, fmt.Errorf("%s: %w", c, err)
+		}
 		swap, ms, err := s.swap(ctx, c)
 		s.notBefore = time.Now().Add(apart)
 		if err != nil {
 			return row, fmt.Errorf("%s: %w", c, err)
 		}
 		row.Runs++
+		s.story = append(s.story, hops(swap))
 		if !swap.Ok {
 			row.Follows = false
 			s.why = sprint("%s: %s", swap.Error, hops(swap))
@@ -246,6 +250,17 @@ func (s *Subject) begin(ctx context.Context, c Client) error {
 		err = fmt.Errorf("%w\nthe agent said:\n%s", err, s.log(context.WithoutCancel(ctx)))
 	}
 	return err
+}
+
+// rests returns when the guest can be swapped once more.
+func (s *Subject) rests(ctx context.Context, c Client) error {
+	if c.rest != "" {
+		if out, err := s.sh(ctx, c.rest); err != nil {
+			return fmt.Errorf("wait until it rests: %w: %s", err, out)
+		}
+	}
+	time.Sleep(time.Until(s.notBefore))
+	return nil
 }
 
 // has returns nil when the guest has all of these addresses.
