@@ -36,7 +36,7 @@ demo: build $(if $(GUEST),setup-test) ## play the story: pool, claim, live swap,
 	trap 'rc=$$?; bin/replug lab down --stale >&2 || true; exit $$rc' EXIT
 	bin/replug demo --out out/demo.json $(if $(GUEST),--guest $(GUEST))
 
-test: setup-test build ## run every test, those with real BPF, namespaces and QEMU too
+test: setup-test build ## run all tests but the long ones (test-long, test-guests), those with real BPF, namespaces and QEMU too
 	tests/run.sh
 
 test-stock: setup-test build ## take the stock Debian image through pool, claim, reboots, swaps, and the story of the demo
@@ -47,7 +47,7 @@ fuzz: setup-test ## put random frames through the datapath and its model for FUZ
 	for target in $(FUZZ_TARGETS); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZ_EACH) ./dataplane/$${target%:*}; done
 
-test-long: ## what is too long for every day: fuzz, the datapath on Debian 12's kernel, test-stock
+test-long: ## what is too long for every day: fuzz, then the datapath on Debian 12's kernel (make test has that too), then test-stock
 	$(MAKE) fuzz
 	TESTS=./tests/kernel tests/run.sh
 	$(MAKE) test-stock
@@ -74,7 +74,7 @@ bench: setup-test build ## measure the figures beside their floors; writes out/b
 package: setup ## make Debian packages of the agent in guests: out/replug-guest_*.deb
 	for arch in amd64 arm64; do GO=$(GO) cmd/replug-guest/deb/make.sh $$arch out; done
 
-test-guests: setup-test build ## swap a guest of every DHCP client, in machines, and install, use and purge the package; writes out/guests.json
+test-guests: setup-test build ## swap a guest of every DHCP client, in machines, and install, use and purge the package; writes out/guests.json. RUNS=3: swaps a line (10); REPLUG_GUESTS_ONLY='dual stack: dhcpcd': a pattern for lines
 	mkdir -p out
 	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
 		$(GO) test -count=1 -timeout 45m -parallel 2 -run 'TestTable|TestStock|TestPackage' -v ./tests/guests
@@ -96,13 +96,13 @@ lint: ## gofmt and go vet, as the tests do
 	out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted: $$out" >&2; exit 1; }
 	$(GO) vet ./...
 
-clean: ## remove what was built here; the cache of guest images stays
+clean: ## remove what was built here; the cache of guest images (REPLUG_CACHE, or ~/.cache/replug) stays
 	rm -rf bin out
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # install PACKAGES: only what is missing, and without a word when nothing is.
 define install
