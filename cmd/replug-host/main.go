@@ -17,15 +17,27 @@ import (
 	"replug/dataplane"
 )
 
-const help = `Example:
-  replug-host --server 172.31.250.2:7443 --name h1 --uplink eth0 --pa-prefix 100.64.1.0/24 \
-      --ca ca.crt --cert h1.crt --key h1.key --memory 8192
-  replug-host --config /etc/replug/host.yaml
-  replug-host check
+const help = `{{with .Example}}Example:
+{{.}}
 
-{{.Short}}.
+{{end}}{{.Short}}.
 
 {{.UsageString}}`
+
+// usage is cobra's without the example, which stands first.
+const usage = `Usage:
+  {{.UseLine}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} COMMAND
+
+Commands:{{range .Commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{if .HasAvailableInheritedFlags}}
+
+Flags of every command:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+`
 
 func main() {
 	// The agent is small and shares its host with guests: better collect garbage
@@ -62,9 +74,13 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	c := &cobra.Command{
-		Use:           "replug-host",
-		Short:         "Agent of one host: loads the datapath, runs ports and VMs, moves them between networks",
-		Args:          cobra.NoArgs,
+		Use:   "replug-host",
+		Short: "Agent of one host: loads the datapath, runs ports and VMs, moves them between networks",
+		Args:  cobra.NoArgs,
+		Example: `  replug-host --server 172.31.250.2:7443 --name h1 --uplink eth0 --pa-prefix 100.64.1.0/24 \
+      --ca ca.crt --cert h1.crt --key h1.key --memory 8192
+  replug-host --config /etc/replug/host.yaml
+  replug-host check`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
@@ -78,12 +94,14 @@ func command() *cobra.Command {
 		},
 	}
 	c.SetHelpTemplate(help)
+	c.SetUsageTemplate(usage)
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w (%w)", err, errUsage) })
 	o.flags(c.PersistentFlags())
 	c.Flags().BoolVar(&o.uninstall, "uninstall", false, "same as teardown")
 	var asJSON bool
 	check := &cobra.Command{
 		Use: "check", Short: "Say what this machine lacks, what that costs, and what to do", Args: cobra.NoArgs,
+		Example: "  replug-host check\n  replug-host check --config /etc/replug/host.yaml --json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return dataplane.Report(c.OutOrStdout(), dataplane.Look(o.BPFFS, o.Uplink, o.PAPrefix), asJSON)
 		},
@@ -91,8 +109,9 @@ func command() *cobra.Command {
 	check.Flags().BoolVar(&asJSON, "json", false, "for a program")
 	c.AddCommand(check, &cobra.Command{
 		Use: "teardown", Args: cobra.NoArgs,
-		Short: "Take the datapath out of force and remove all devices; machines go on without a network",
-		RunE:  func(*cobra.Command, []string) error { return teardown(o.Config) },
+		Short:   "Take the datapath out of force and remove all devices; machines go on without a network",
+		Example: "  replug-host teardown --config /etc/replug/host.yaml    the route of the prefix in it goes, too",
+		RunE:    func(*cobra.Command, []string) error { return teardown(o.Config) },
 	})
 	return c
 }

@@ -75,17 +75,35 @@ port-metrics: true
 	}
 }
 
-// Help begins with what a newcomer copies.
+// Help begins with what a newcomer copies: a command's own example, said once, which
+// its flags take.
 func TestHelp(t *testing.T) {
-	var out bytes.Buffer
-	c := command()
-	c.SetArgs([]string{"--help"})
-	c.SetOut(&out)
-	if err := c.Execute(); err != nil {
-		t.Fatal(err)
-	}
-	if !strings.HasPrefix(out.String(), "Example:\n  replug-host --server ") {
-		t.Errorf("help:\n%s", out.String())
+	for args, begin := range map[string]string{
+		"--help":          "Example:\n  replug-host --server ",
+		"check --help":    "Example:\n  replug-host check",
+		"teardown --help": "Example:\n  replug-host teardown --config ",
+	} {
+		var out bytes.Buffer
+		c := command()
+		c.SetArgs(strings.Fields(args))
+		c.SetOut(&out)
+		if err := c.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(out.String(), begin) || strings.Count(out.String(), "Example") != 1 {
+			t.Errorf("%s:\n%s", args, out.String())
+		}
+		cmd, _, _ := command().Find(strings.Fields(args)[:1])
+		for line := range strings.Lines(strings.ReplaceAll(cmd.Example, "\\\n      ", "")) {
+			line, _, _ = strings.Cut(strings.TrimSpace(line), "    ") // what follows is said of it
+			c, rest, err := command().Find(strings.Fields(line)[1:])
+			if err == nil {
+				err = c.ParseFlags(rest)
+			}
+			if err != nil || !strings.HasPrefix(c.CommandPath(), cmd.CommandPath()) || c.ValidateArgs(c.Flags().Args()) != nil {
+				t.Errorf("%s: example %q: %v", args, line, err)
+			}
+		}
 	}
 }
 
