@@ -19,7 +19,7 @@ func captureCommand(c *caller) *cobra.Command {
 		Long: `Streams what passes the datapath's points for one port as a pcapng file, an interface for each
 point. Refused frames have their reason as a comment. It costs the host nothing while nobody
 captures, and a bounded share while somebody does: what is above it is left out and counted.`,
-		Example: "  replug capture web-1 --points drop,from_vm --count 100 > web-1.pcapng\n  replug capture web-1 | tshark -r - -T fields -e frame.interface_name -e frame.comment -e _ws.col.Info",
+		Example: "  replug capture web-1 --tenant acme --points drop,from_vm --count 100 > web-1.pcapng\n  replug capture web-1 --tenant acme | tshark -r - -T fields -e frame.interface_name -e frame.comment -e _ws.col.Info",
 		Args:    exact(1, "a PORT (or VM)"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if terminal(cmd.OutOrStdout()) {

@@ -13,7 +13,7 @@ import (
 func vmClaim(c *caller) *cobra.Command {
 	w := &wish{}
 	cmd := &cobra.Command{Use: "claim NAME", Short: "Take a VM from the pool; from scratch if none is ready", Args: exact(1, "a NAME"),
-		Example: "  replug vm claim web-1 --type small --network red --ip 10.0.0.10 --user ann --ssh-key ann.pub --wait",
+		Example: "  replug vm claim web-1 --tenant acme --type small --network red --ip 10.0.0.10 --user ann --ssh-key ann.pub --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := w.read(); err != nil {
 				return err
@@ -59,18 +59,18 @@ func (c *caller) watchClaim(ctx context.Context, cmd *cobra.Command, client pb.C
 }
 
 func claimCommand(c *caller) *cobra.Command {
-	show := ask(c, question[*pb.Claim]{use: "show CLAIM", short: "Show one claim", args: exact(1, "a CLAIM"),
+	show := ask(c, question[*pb.Claim]{use: "show CLAIM", short: "Show one claim", example: "  replug claim show claim-7", args: exact(1, "a CLAIM"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Claim, error) {
 			return pb.NewClaimsClient(conn).GetClaim(ctx, &pb.GetClaimRequest{Id: args[0]})
 		},
 		show: func(claim *pb.Claim) *table { return claims(claim) }})
-	watch := &cobra.Command{Use: "watch CLAIM", Short: "Follow a claim until it has ended", Args: exact(1, "a CLAIM"),
+	watch := &cobra.Command{Use: "watch CLAIM", Short: "Follow a claim until it has ended", Args: exact(1, "a CLAIM"), Example: "  replug claim watch claim-7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				return c.watchClaim(ctx, cmd, pb.NewClaimsClient(conn), args[0])
 			})
 		}}
-	ls := ask(c, question[*pb.ListClaimsResponse]{use: "list", short: "List claims", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListClaimsResponse]{use: "list", short: "List claims", example: "  replug claim list\n  replug claim list --tenant acme", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListClaimsResponse, error) {
 			return pb.NewClaimsClient(conn).ListClaims(ctx, &pb.ListClaimsRequest{Tenant: c.tenant})
 		},

@@ -15,7 +15,7 @@ import (
 )
 
 func clusterCommand(c *caller) *cobra.Command {
-	show := ask(c, question[*pb.ClusterInfo]{use: "show", short: "Show the cluster's identity and leader", args: exact(0, "no argument"),
+	show := ask(c, question[*pb.ClusterInfo]{use: "show", short: "Show the cluster's identity and leader", example: "  replug cluster show", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ClusterInfo, error) {
 			return pb.NewAdminClient(conn).GetCluster(ctx, &pb.GetClusterRequest{})
 		},
@@ -24,11 +24,11 @@ func clusterCommand(c *caller) *cobra.Command {
 			t.add(i.Id, i.Era, i.Revision, i.Leader, i.StoreTxns)
 			return t
 		}})
-	return noun("cluster", "The cluster itself", "  replug cluster show", show)
+	return noun("cluster", "The cluster itself (operator)", "  replug cluster show", show)
 }
 
 func backupCommand(c *caller) *cobra.Command {
-	return &cobra.Command{Use: "backup FILE", Short: "Write a consistent copy of the store", Args: exact(1, "a FILE"),
+	return &cobra.Command{Use: "backup FILE", Short: "Write a consistent copy of the store (operator)", Args: exact(1, "a FILE"),
 		Example: "  replug backup replug-monday.backup",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {

@@ -13,7 +13,7 @@ import (
 )
 
 func flowsCommand(c *caller) *cobra.Command {
-	return ask(c, question[*pb.ListFlowsResponse]{use: "flows PORT", short: "List the live flows of a VM or port", args: exact(1, "a PORT (or VM)"),
+	return ask(c, question[*pb.ListFlowsResponse]{use: "flows PORT", short: "List the live flows of a VM or port", example: "  replug flows web-1 --tenant acme", args: exact(1, "a PORT (or VM)"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.ListFlowsResponse, error) {
 			s, err := pb.NewDiagnosticsClient(conn).ListFlows(ctx, &pb.ListFlowsRequest{Tenant: c.tenant, Port: args[0]})
 			all := &pb.ListFlowsResponse{}

@@ -14,17 +14,17 @@ import (
 
 func groupCommand(c *caller) *cobra.Command {
 	var network string
-	show := ask(c, question[*pb.Group]{use: "show NAME", short: "Show the rules of one security group", example: "  replug group show web --network blue", args: exact(1, "a NAME"),
+	show := ask(c, question[*pb.Group]{use: "show NAME", short: "Show the rules of one security group", example: "  replug group show web --tenant acme --network blue", args: exact(1, "a NAME"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Group, error) {
 			return pb.NewGroupsClient(conn).GetGroup(ctx, &pb.GetGroupRequest{Tenant: c.tenant, Network: network, Name: args[0]})
 		},
 		show: rules})
-	ls := ask(c, question[*pb.ListGroupsResponse]{use: "list", short: "List the security groups of a network", example: "  replug group list --network blue", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListGroupsResponse]{use: "list", short: "List the security groups of a network", example: "  replug group list --tenant acme --network blue", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListGroupsResponse, error) {
 			return pb.NewGroupsClient(conn).ListGroups(ctx, &pb.ListGroupsRequest{Tenant: c.tenant, Network: network})
 		},
 		show: func(r *pb.ListGroupsResponse) *table { return groups(r.Groups...) }})
-	del := c.tell(order{use: "delete NAME", short: "Delete a security group that nobody is in", example: "  replug group delete web --network blue", args: exact(1, "a NAME"), done: "security group %s deleted",
+	del := c.tell(order{use: "delete NAME", short: "Delete a security group that nobody is in", example: "  replug group delete web --tenant acme --network blue", args: exact(1, "a NAME"), done: "security group %s deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewGroupsClient(conn).DeleteGroup(ctx, &pb.DeleteGroupRequest{RequestId: c.id(), Tenant: c.tenant, Network: network, Name: name})
 			return err
@@ -42,7 +42,7 @@ func groupCommand(c *caller) *cobra.Command {
 	})
 	set.Flags().BoolVar(&none, "none", false, "take all rules away")
 	return noun("group", "Security groups: rules, and names for the VMs that have them",
-		`  replug group create web --network blue --rule "100 https in allow tcp/443 from any" --rule "200 ssh in allow tcp/22 from group:admins"`,
+		`  replug group create web --tenant acme --network blue --rule "100 https in allow tcp/443 from any" --rule "200 ssh in allow tcp/22 from group:admins"`,
 		create, set, show, ls, del)
 }
 
@@ -53,7 +53,7 @@ func groupRules(c *caller, use, short string, f func(context.Context, pb.GroupsC
 	var file string
 	verb, _, _ := strings.Cut(use, " ")
 	cmd := &cobra.Command{Use: use, Short: short, Args: exact(1, "a NAME"),
-		Example: "  replug group " + verb + ` web --network blue --rule "100 https in allow tcp/443 from any" --rule "900 no-smtp out deny tcp/25"`,
+		Example: "  replug group " + verb + ` web --tenant acme --network blue --rule "100 https in allow tcp/443 from any" --rule "900 no-smtp out deny tcp/25"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if q.Rules, err = readRules(lines, file); err != nil {

@@ -53,6 +53,7 @@ func labUp(name *string) *cobra.Command {
 	var hosts, memory int
 	var six bool
 	cmd := &cobra.Command{Use: "up", Short: "Build the lab, start server and hosts in it", Args: exact(0, "no argument"),
+		Example: "  replug lab up\n  replug lab up --name six --ipv6 --hosts 3",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
 			if err := lab.Check(); err != nil {
@@ -98,7 +99,7 @@ func labUp(name *string) *cobra.Command {
 }
 
 func labStatus() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "Show labs and what runs in them", Args: exact(0, "no argument"),
+	return &cobra.Command{Use: "status", Short: "Show labs and what runs in them", Args: exact(0, "no argument"), Example: "  replug lab status",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := &table{head: []string{"LAB", "PROGRAM", "PID", "RUNS", "LOG"}}
 			for _, name := range lab.Names() {
@@ -161,6 +162,7 @@ func inside(cmd *cobra.Command, node *lab.Node, args []string) error {
 func labDown(name *string) *cobra.Command {
 	var stale bool
 	cmd := &cobra.Command{Use: "down", Short: "Remove the lab with everything in it", Args: exact(0, "no argument"),
+		Example: "  replug lab down\n  replug lab down --stale",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if stale {
 				names, err := lab.DownStale(cmd.Context())

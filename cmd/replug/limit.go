@@ -31,8 +31,8 @@ func portVerb(c *caller, use, short, example string, args cobra.PositionalArgs,
 
 func portLimit(c *caller) *cobra.Command {
 	r := &rates{}
-	cmd := portVerb(c, "limit PORT|VM", "Bound what a port may send and get, live; what is not said stays",
-		"  replug port limit web-1 --from 100M --from-packets 50k --to 1G\n  replug port limit web-1 --to 0    no bound of that\n  replug port limit web-1 --none    no bound at all", exact(1, "a PORT or VM"),
+	cmd := portVerb(c, "limit PORT|VM", "Bound what a port may send and get, live; what is not said stays (operator)",
+		"  replug port limit web-1 --tenant acme --from 100M --from-packets 50k --to 1G\n  replug port limit web-1 --tenant acme --to 0    no bound of that\n  replug port limit web-1 --tenant acme --none    no bound at all", exact(1, "a PORT or VM"),
 		func(ctx context.Context, cmd *cobra.Command, client pb.PortsClient, args []string) (*pb.Port, error) {
 			limits, err := r.limits(cmd)
 			if err != nil {
@@ -123,7 +123,7 @@ func rate(r *pb.Rate) string {
 func portGroup(c *caller) *cobra.Command {
 	var none bool
 	cmd := portVerb(c, "group PORT|VM GROUP...", "Put a port into these security groups and no others",
-		"  replug port group web-1 web ssh\n  replug port group web-1 --none    no rules any more: all passes",
+		"  replug port group web-1 web ssh --tenant acme\n  replug port group web-1 --tenant acme --none    no rules any more: all passes",
 		func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || none != (len(args) == 1) {
 				return usageError{fmt.Errorf("%s needs a PORT or VM, and GROUPs or --none", cmd.CommandPath())}
@@ -141,7 +141,7 @@ func portSet(c *caller) *cobra.Command {
 	var mtu uint32
 	var router bool
 	cmd := portVerb(c, "set PORT|VM", "Change a live port's own MTU, and whether it is a router; what is not said stays",
-		"  replug port set gw-1 --router\n  replug port set web-1 --mtu 1400", exact(1, "a PORT or VM"),
+		"  replug port set gw-1 --tenant acme --router\n  replug port set web-1 --tenant acme --mtu 1400", exact(1, "a PORT or VM"),
 		func(ctx context.Context, cmd *cobra.Command, client pb.PortsClient, args []string) (*pb.Port, error) {
 			return client.SetPort(ctx, &pb.SetPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0],
 				Mtu: given(cmd.Flags(), "mtu", mtu), Router: given(cmd.Flags(), "router", router)})

@@ -52,10 +52,10 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "replug",
 		Short: "Move running VMs between virtual networks, without a reboot",
-		Example: `  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan    what would change
-  replug vm swap web-1 --network blue --ip 10.0.0.20 --wait    do it, watch it
-  replug vm claim web-1 --type small --network red --ip 10.0.0.10 --hostname web-1 --wait
-  replug lab up                                                two hosts on this machine`,
+		Example: `  replug vm swap web-1 --tenant acme --network blue --ip 10.0.0.20 --plan    what would change
+  replug vm swap web-1 --tenant acme --network blue --ip 10.0.0.20 --wait    do it, watch it
+  replug vm claim web-1 --tenant acme --type small --network red --ip 10.0.0.10 --hostname web-1 --wait
+  replug lab up                                                              two hosts on this machine`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

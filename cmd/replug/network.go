@@ -14,17 +14,17 @@ import (
 )
 
 func networkCommand(c *caller) *cobra.Command {
-	show := ask(c, question[*pb.Network]{use: "show MONIKER", short: "Show one network", args: exact(1, "a MONIKER"),
+	show := ask(c, question[*pb.Network]{use: "show MONIKER", short: "Show one network", example: "  replug network show blue --tenant acme", args: exact(1, "a MONIKER"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Network, error) {
 			return pb.NewNetworksClient(conn).GetNetwork(ctx, &pb.GetNetworkRequest{Tenant: c.tenant, Moniker: args[0]})
 		},
 		show: func(n *pb.Network) *table { return networks(n) }})
-	ls := ask(c, question[*pb.ListNetworksResponse]{use: "list", short: "List networks", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListNetworksResponse]{use: "list", short: "List networks", example: "  replug network list\n  replug network list --tenant acme", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListNetworksResponse, error) {
 			return pb.NewNetworksClient(conn).ListNetworks(ctx, &pb.ListNetworksRequest{Tenant: c.tenant})
 		},
 		show: func(r *pb.ListNetworksResponse) *table { return networks(r.Networks...) }})
-	del := c.tell(order{use: "delete MONIKER", short: "Delete a network that nothing refers to", args: exact(1, "a MONIKER"), done: "network %s deleted",
+	del := c.tell(order{use: "delete MONIKER", short: "Delete a network that nothing refers to", example: "  replug network delete blue --tenant acme", args: exact(1, "a MONIKER"), done: "network %s deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewNetworksClient(conn).DeleteNetwork(ctx, &pb.DeleteNetworkRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: name})
 			return err

@@ -12,7 +12,7 @@ import (
 
 func typeCommand(c *caller) *cobra.Command {
 	v := pb.VMType{}
-	create := &cobra.Command{Use: "create NAME", Short: "Make a VM type", Args: exact(1, "a NAME"),
+	create := &cobra.Command{Use: "create NAME", Short: "Make a VM type (operator)", Args: exact(1, "a NAME"),
 		Example: "  replug type create small --image tiny --cpus 1 --memory 128",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v.Name = args[0]
@@ -32,12 +32,12 @@ func typeCommand(c *caller) *cobra.Command {
 	f.StringVar(&v.Storage, "storage", "standard", "standard or premium")
 	f.StringVar(&v.Routing, "routing", "ipv4", "ipv4, ipv6 or dual: a swap never changes it")
 	f.Int64Var(&v.DiskBytes, "disk", 0, "OS disk in bytes (default: the image's)")
-	ls := ask(c, question[*pb.ListVMTypesResponse]{use: "list", short: "List VM types", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListVMTypesResponse]{use: "list", short: "List VM types", example: "  replug type list", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListVMTypesResponse, error) {
 			return pb.NewVMTypesClient(conn).ListVMTypes(ctx, &pb.ListVMTypesRequest{})
 		},
 		show: func(r *pb.ListVMTypesResponse) *table { return types(r.Types...) }})
-	del := c.tell(order{use: "delete NAME", short: "Delete a type without VMs", args: exact(1, "a NAME"), done: "type %s deleted",
+	del := c.tell(order{use: "delete NAME", short: "Delete a type without VMs (operator)", example: "  replug type delete small", args: exact(1, "a NAME"), done: "type %s deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewVMTypesClient(conn).DeleteVMType(ctx, &pb.DeleteVMTypeRequest{RequestId: c.id(), Name: name})
 			return err
@@ -54,23 +54,24 @@ func types(ts ...*pb.VMType) *table {
 }
 
 func poolCommand(c *caller) *cobra.Command {
-	show := ask(c, question[*pb.Pool]{use: "show TYPE", short: "Show one pool", args: exact(1, "a TYPE"),
+	show := ask(c, question[*pb.Pool]{use: "show TYPE", short: "Show one pool", example: "  replug pool show small", args: exact(1, "a TYPE"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Pool, error) {
 			return pb.NewPoolsClient(conn).GetPool(ctx, &pb.GetPoolRequest{Type: args[0]})
 		},
 		show: func(p *pb.Pool) *table { return pools(p) }})
-	ls := ask(c, question[*pb.ListPoolsResponse]{use: "list", short: "List pools", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListPoolsResponse]{use: "list", short: "List pools", example: "  replug pool list", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListPoolsResponse, error) {
 			return pb.NewPoolsClient(conn).ListPools(ctx, &pb.ListPoolsRequest{})
 		},
 		show: func(r *pb.ListPoolsResponse) *table { return pools(r.Pools...) }})
-	return noun("pool", "Half-configured VMs that wait for a customer", "  replug pool set small --size 2", poolSet(c), show, ls)
+	return noun("pool", "Half-configured VMs that wait for a customer (operator)", "  replug pool set small --size 2", poolSet(c), show, ls)
 }
 
 func poolSet(c *caller) *cobra.Command {
 	q := &pb.SetPoolRequest{}
 	var size int32
 	cmd := &cobra.Command{Use: "set TYPE --size N", Short: "Keep N VMs of a type ready, or change how they wait; what is not said stays", Args: exact(1, "a TYPE"),
+		Example: "  replug pool set small --size 4\n  replug pool set small --hold snapshot\n  replug pool set small --size 0    no pool any more",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.RequestId, q.Type, q.Size = c.id(), args[0], given(cmd.Flags(), "size", size)
 			if q.Size == nil && q.Hold == "" || q.GetSize() < 0 {

@@ -14,17 +14,17 @@ import (
 )
 
 func portCommand(c *caller) *cobra.Command {
-	show := ask(c, question[*pb.Port]{use: "show PORT", short: "Show one port", args: exact(1, "a PORT"),
+	show := ask(c, question[*pb.Port]{use: "show PORT", short: "Show one port", example: "  replug port show edge-7 --tenant acme", args: exact(1, "a PORT"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Port, error) {
 			return pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
 		},
 		show: func(p *pb.Port) *table { return ports(p) }})
-	ls := ask(c, question[*pb.ListPortsResponse]{use: "list", short: "List ports", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListPortsResponse]{use: "list", short: "List ports", example: "  replug port list\n  replug port list --tenant acme", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListPortsResponse, error) {
 			return pb.NewPortsClient(conn).ListPorts(ctx, &pb.ListPortsRequest{Tenant: c.tenant})
 		},
 		show: func(r *pb.ListPortsResponse) *table { return ports(r.Ports...) }})
-	detach := c.tell(order{use: "detach PORT", short: "Give an attached port back (operator)", args: exact(1, "a PORT"), done: "port %s is being detached",
+	detach := c.tell(order{use: "detach PORT", short: "Give an attached port back (operator)", example: "  replug port detach edge-7 --tenant acme", args: exact(1, "a PORT"), done: "port %s is being detached",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewPortsClient(conn).DetachPort(ctx, &pb.DetachPortRequest{RequestId: c.id(), Tenant: c.tenant, Name: name})
 			return err
@@ -38,7 +38,7 @@ func portCommand(c *caller) *cobra.Command {
 }
 
 func portSettings(c *caller) *cobra.Command {
-	return ask(c, question[*pb.Port]{use: "settings PORT|VM", short: "Show groups, services, limits, MTU of one port", args: exact(1, "a PORT or VM"),
+	return ask(c, question[*pb.Port]{use: "settings PORT|VM", short: "Show groups, services, limits, MTU of one port", example: "  replug port settings web-1 --tenant acme", args: exact(1, "a PORT or VM"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Port, error) {
 			return pb.NewPortsClient(conn).GetPort(ctx, &pb.GetPortRequest{Tenant: c.tenant, Name: args[0]})
 		},
@@ -80,17 +80,17 @@ func ports(ps ...*pb.Port) *table {
 }
 
 func hostCommand(c *caller) *cobra.Command {
-	ls := ask(c, question[*pb.ListHostsResponse]{use: "list", short: "List hosts", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListHostsResponse]{use: "list", short: "List hosts", example: "  replug host list\n  replug host list -o json    with the images that each offers", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListHostsResponse, error) {
 			return pb.NewHostsClient(conn).ListHosts(ctx, &pb.ListHostsRequest{})
 		},
 		show: func(r *pb.ListHostsResponse) *table { return hosts(r.Hosts...) }})
-	del := c.tell(order{use: "delete HOST", short: "Forget a host without ports", args: exact(1, "a HOST"), done: "host %s deleted",
+	del := c.tell(order{use: "delete HOST", short: "Forget a host without ports (operator)", example: "  replug host delete h2", args: exact(1, "a HOST"), done: "host %s deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewHostsClient(conn).DeleteHost(ctx, &pb.DeleteHostRequest{RequestId: c.id(), Name: name})
 			return err
 		}})
-	return noun("host", "Hosts that have registered, and the machine that this is", "  replug host list\n  replug host check --uplink eth0", ls, del, checkHost(c))
+	return noun("host", "Hosts that have registered (operator), and the machine that this is", "  replug host list\n  replug host check --uplink eth0", ls, del, checkHost(c))
 }
 
 // checkHost looks at this machine; it asks no server.
@@ -98,6 +98,7 @@ func checkHost(c *caller) *cobra.Command {
 	var bpffs, uplink, pas string
 	cmd := &cobra.Command{
 		Use: "check", Short: "Say what this machine lacks as a host, what that costs, and what to do", Args: exact(0, "no argument"),
+		Example: "  replug host check\n  replug host check --uplink eth0 --pa-prefix 100.64.1.0/24",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var prefix netip.Prefix
 			if pas != "" {

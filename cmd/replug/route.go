@@ -23,20 +23,20 @@ func networkVerb(c *caller, use, short, example string, args cobra.PositionalArg
 
 func routeCommand(c *caller) *cobra.Command {
 	add := networkVerb(c, "add MONIKER PREFIX NEXTHOP", "Send a prefix to a VM or VTEP of the network",
-		"  replug network route add blue 10.9.0.0/16 10.0.0.4\n  replug network route add blue 0.0.0.0/0 10.0.0.4    the way out", exact(3, "a MONIKER, a PREFIX and the NEXTHOP's address"),
+		"  replug network route add blue 10.9.0.0/16 10.0.0.4 --tenant acme\n  replug network route add blue 0.0.0.0/0 10.0.0.4 --tenant acme    the way out", exact(3, "a MONIKER, a PREFIX and the NEXTHOP's address"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.AddRoute(ctx, &pb.AddRouteRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Route: &pb.Route{Prefix: a[1], NextHop: a[2]}})
 		})
-	remove := networkVerb(c, "remove MONIKER PREFIX", "Send a prefix nowhere any more", "  replug network route remove blue 10.9.0.0/16", exact(2, "a MONIKER and a PREFIX"),
+	remove := networkVerb(c, "remove MONIKER PREFIX", "Send a prefix nowhere any more", "  replug network route remove blue 10.9.0.0/16 --tenant acme", exact(2, "a MONIKER and a PREFIX"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.RemoveRoute(ctx, &pb.RemoveRouteRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Prefix: a[1]})
 		})
-	ls := ask(c, question[*pb.Network]{use: "list MONIKER", short: "List the routes of a network, those to peers too", args: exact(1, "a MONIKER"),
+	ls := ask(c, question[*pb.Network]{use: "list MONIKER", short: "List the routes of a network, those to peers too", example: "  replug network route list blue --tenant acme", args: exact(1, "a MONIKER"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Network, error) {
 			return pb.NewNetworksClient(conn).GetNetwork(ctx, &pb.GetNetworkRequest{Tenant: c.tenant, Moniker: args[0]})
 		},
 		show: routes})
-	return noun("route", "Routes of a live network", "  replug network route add blue 0.0.0.0/0 10.0.0.4", add, remove, ls)
+	return noun("route", "Routes of a live network", "  replug network route add blue 0.0.0.0/0 10.0.0.4 --tenant acme", add, remove, ls)
 }
 
 func routes(n *pb.Network) *table {
@@ -56,21 +56,21 @@ func routes(n *pb.Network) *table {
 }
 
 func networkPeer(c *caller) *cobra.Command {
-	return networkVerb(c, "peer MONIKER OTHER", "Let two networks of a tenant reach one another", "  replug network peer blue red", exact(2, "two MONIKERs"),
+	return networkVerb(c, "peer MONIKER OTHER", "Let two networks of a tenant reach one another", "  replug network peer blue red --tenant acme", exact(2, "two MONIKERs"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.Peer(ctx, &pb.PeerRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Peer: a[1]})
 		})
 }
 
 func networkUnpeer(c *caller) *cobra.Command {
-	return networkVerb(c, "unpeer MONIKER OTHER", "End what peer has begun", "  replug network unpeer blue red", exact(2, "two MONIKERs"),
+	return networkVerb(c, "unpeer MONIKER OTHER", "End what peer has begun", "  replug network unpeer blue red --tenant acme", exact(2, "two MONIKERs"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.Unpeer(ctx, &pb.UnpeerRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Peer: a[1]})
 		})
 }
 
 func networkFlowLog(c *caller) *cobra.Command {
-	return networkVerb(c, "flow-log MONIKER on|off", "Log the flows of the network's ports, or don't", "  replug network flow-log blue on", onOff,
+	return networkVerb(c, "flow-log MONIKER on|off", "Log the flows of the network's ports, or don't", "  replug network flow-log blue on --tenant acme", onOff,
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.SetFlowLog(ctx, &pb.SetFlowLogRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], On: a[1] == "on"})
 		})
@@ -88,12 +88,12 @@ const slaacHelp = "in IPv6 subnets, which are /64, guests make their address the
 
 func networkSubnet(c *caller) *cobra.Command {
 	var slaac bool
-	add := networkVerb(c, "add MONIKER PREFIX[=GATEWAY]", "Give a network one more subnet", "  replug network subnet add blue fd00:17::/64", exact(2, "a MONIKER and a PREFIX"),
+	add := networkVerb(c, "add MONIKER PREFIX[=GATEWAY]", "Give a network one more subnet", "  replug network subnet add blue fd00:17::/64 --tenant acme", exact(2, "a MONIKER and a PREFIX"),
 		func(ctx context.Context, client pb.NetworksClient, a []string) (*pb.Network, error) {
 			return client.AddSubnet(ctx, &pb.AddSubnetRequest{RequestId: c.id(), Tenant: c.tenant, Moniker: a[0], Subnet: subnet(a[1], slaac)})
 		})
 	add.Flags().BoolVar(&slaac, "slaac", false, slaacHelp)
-	return noun("subnet", "Subnets of a live network", "  replug network subnet add blue fd00:17::/64", add)
+	return noun("subnet", "Subnets of a live network", "  replug network subnet add blue fd00:17::/64 --tenant acme", add)
 }
 
 // subnet reads PREFIX[=GATEWAY]. IPv4 has no SLAAC.

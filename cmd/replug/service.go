@@ -19,24 +19,24 @@ import (
 
 func serviceCommand(c *caller) *cobra.Command {
 	var network string
-	show := ask(c, question[*pb.Service]{use: "show NAME", short: "Show one service and who is behind it", example: "  replug service show web --network blue", args: exact(1, "a NAME"),
+	show := ask(c, question[*pb.Service]{use: "show NAME", short: "Show one service and who is behind it", example: "  replug service show web --tenant acme --network blue", args: exact(1, "a NAME"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Service, error) {
 			return pb.NewServicesClient(conn).GetService(ctx, &pb.GetServiceRequest{Tenant: c.tenant, Network: network, Name: args[0]})
 		},
 		show: backends})
-	ls := ask(c, question[*pb.ListServicesResponse]{use: "list", short: "List the services of a network", example: "  replug service list --network blue", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListServicesResponse]{use: "list", short: "List the services of a network", example: "  replug service list --tenant acme --network blue", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListServicesResponse, error) {
 			return pb.NewServicesClient(conn).ListServices(ctx, &pb.ListServicesRequest{Tenant: c.tenant, Network: network})
 		},
 		show: func(r *pb.ListServicesResponse) *table { return services(r.Services...) }})
-	del := c.tell(order{use: "delete NAME", short: "Delete a service; its VMs stay", example: "  replug service delete web --network blue", args: exact(1, "a NAME"), done: "service %s deleted",
+	del := c.tell(order{use: "delete NAME", short: "Delete a service; its VMs stay", example: "  replug service delete web --tenant acme --network blue", args: exact(1, "a NAME"), done: "service %s deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewServicesClient(conn).DeleteService(ctx, &pb.DeleteServiceRequest{RequestId: c.id(), Tenant: c.tenant, Network: network, Name: name})
 			return err
 		}})
 	inNetwork(&network, show, ls, del)
 	return noun("service", "Addresses that lead to several VMs of a network",
-		"  replug service create web --network blue --ip 10.0.0.100 --port 443 --backend web-1:8443 --backend web-2:8443=50 --check",
+		"  replug service create web --tenant acme --network blue --ip 10.0.0.100 --port 443 --backend web-1:8443 --backend web-2:8443=50 --check",
 		serviceCreate(c), serviceSet(c), backendCommand(c), show, ls, del)
 }
 
@@ -45,7 +45,7 @@ func serviceCreate(c *caller) *cobra.Command {
 	var members []string
 	k := &probe{}
 	create := ask(c, question[*pb.Service]{use: "create NAME", short: "Make a service", args: exact(1, "a NAME"),
-		example: "  replug service create web --network blue --ip 10.0.0.100 --port 443 --backend web-1:8443 --backend web-2:8443=50 --check",
+		example: "  replug service create web --tenant acme --network blue --ip 10.0.0.100 --port 443 --backend web-1:8443 --backend web-2:8443=50 --check",
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Service, error) {
 			s.Tenant, s.Name = c.tenant, args[0]
 			var err error
@@ -78,7 +78,7 @@ func serviceSet(c *caller) *cobra.Command {
 	k := &probe{}
 	var affinity bool
 	cmd := ask(c, question[*pb.Service]{use: "set NAME", short: "Change affinity and check of a service; what is not said stays", args: exact(1, "a NAME"),
-		example: "  replug service set web --network blue --check --check-port 8080 --check-interval 2s\n  replug service set web --network blue --affinity=false --check=false",
+		example: "  replug service set web --tenant acme --network blue --check --check-port 8080 --check-interval 2s\n  replug service set web --tenant acme --network blue --affinity=false --check=false",
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (_ *pb.Service, err error) {
 			q.RequestId, q.Tenant, q.Name, q.Affinity, q.NoCheck = c.id(), c.tenant, args[0], given(k.f, "affinity", affinity), k.off()
 			if q.Check, err = k.check(); err != nil {
@@ -160,14 +160,14 @@ func parseBackend(s string) (*pb.Backend, error) {
 func backendCommand(c *caller) *cobra.Command {
 	set := backendSet(c)
 	var network string
-	remove := ask(c, question[*pb.Service]{use: "remove SERVICE MEMBER", short: "Take a VM or port from behind a service", example: "  replug service backend remove web web-3 --network blue",
+	remove := ask(c, question[*pb.Service]{use: "remove SERVICE MEMBER", short: "Take a VM or port from behind a service", example: "  replug service backend remove web web-3 --tenant acme --network blue",
 		args: exact(2, "a SERVICE and a MEMBER"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Service, error) {
 			return pb.NewServicesClient(conn).RemoveBackend(ctx, &pb.RemoveBackendRequest{RequestId: c.id(), Tenant: c.tenant, Network: network, Service: args[0], Member: args[1]})
 		},
 		show: backends})
 	inNetwork(&network, remove)
-	return noun("backend", "VMs and ports behind a service", "  replug service backend set web web-3 --network blue --port 8443 --weight 50", set, remove)
+	return noun("backend", "VMs and ports behind a service", "  replug service backend set web web-3 --tenant acme --network blue --port 8443 --weight 50", set, remove)
 }
 
 func backendSet(c *caller) *cobra.Command {
@@ -176,7 +176,7 @@ func backendSet(c *caller) *cobra.Command {
 	var weight uint32
 	var drain bool
 	cmd := &cobra.Command{Use: "set SERVICE MEMBER", Short: "Put a VM or port behind a service, or change its port, weight or draining; what is not said stays", Args: exact(2, "a SERVICE and a MEMBER"),
-		Example: "  replug service backend set web web-3 --network blue --port 8443 --weight 50\n  replug service backend set web web-3 --network blue --drain    keeps its flows, gets no new ones",
+		Example: "  replug service backend set web web-3 --tenant acme --network blue --port 8443 --weight 50\n  replug service backend set web web-3 --tenant acme --network blue --drain    keeps its flows, gets no new ones",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.RequestId, q.Tenant, q.Service, b.Member = c.id(), c.tenant, args[0], args[1]
 			b.Weight, b.Draining = given(cmd.Flags(), "weight", weight), given(cmd.Flags(), "drain", drain)

@@ -17,8 +17,8 @@ import (
 func vmSwap(c *caller) *cobra.Command {
 	cmd := swapStart(c, "swap VM", func(r *pb.StartSwapRequest, name string) { r.Vm = name })
 	cmd.Short = "Move a running VM to another network"
-	cmd.Example = `  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan
-  replug vm swap web-1 --network blue --ip 10.0.0.20 --hostname blue-1 --wait`
+	cmd.Example = `  replug vm swap web-1 --tenant acme --network blue --ip 10.0.0.20 --plan
+  replug vm swap web-1 --tenant acme --network blue --ip 10.0.0.20 --hostname blue-1 --wait`
 	return cmd
 }
 
@@ -168,18 +168,18 @@ func story(w io.Writer, s *pb.Swap) {
 }
 
 func swapCommand(c *caller) *cobra.Command {
-	ls := ask(c, question[*pb.ListSwapsResponse]{use: "list", short: "List swaps of the last day", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListSwapsResponse]{use: "list", short: "List swaps of the last day", example: "  replug swap list\n  replug swap list --tenant acme", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListSwapsResponse, error) {
 			return pb.NewSwapsClient(conn).ListSwaps(ctx, &pb.ListSwapsRequest{Tenant: c.tenant})
 		},
 		show: func(r *pb.ListSwapsResponse) *table { return swaps(r.Swaps...) }})
-	watch := &cobra.Command{Use: "watch SWAP", Short: "Follow a swap until it has ended", Args: exact(1, "a SWAP"),
+	watch := &cobra.Command{Use: "watch SWAP", Short: "Follow a swap until it has ended", Args: exact(1, "a SWAP"), Example: swapExample("watch"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				return c.watchSwap(ctx, cmd, pb.NewSwapsClient(conn), args[0])
 			})
 		}}
-	return noun("swap", "Swaps: running and of the last day", "  replug swap watch s-7", ls, watch,
+	return noun("swap", "Swaps: running and of the last day", swapExample("watch"), ls, watch,
 		swapShow(c),
 		swapVerb(c, "confirm", "Say that the swap is good (confirm: caller)", func(ctx context.Context, client pb.SwapsClient, id string) (*pb.Swap, error) {
 			return client.ConfirmSwap(ctx, &pb.ConfirmSwapRequest{RequestId: c.id(), Id: id})
@@ -190,7 +190,7 @@ func swapCommand(c *caller) *cobra.Command {
 }
 
 func swapShow(c *caller) *cobra.Command {
-	return &cobra.Command{Use: "show SWAP", Short: "Show one swap, its timeline and what came of it", Args: exact(1, "a SWAP"),
+	return &cobra.Command{Use: "show SWAP", Short: "Show one swap, its timeline and what came of it", Args: exact(1, "a SWAP"), Example: swapExample("show"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, func(ctx context.Context, conn *grpc.ClientConn) error {
 				s, err := pb.NewSwapsClient(conn).GetSwap(ctx, &pb.GetSwapRequest{Id: args[0]})
@@ -207,12 +207,15 @@ func swapShow(c *caller) *cobra.Command {
 }
 
 func swapVerb(c *caller, verb, short string, f func(context.Context, pb.SwapsClient, string) (*pb.Swap, error)) *cobra.Command {
-	return ask(c, question[*pb.Swap]{use: verb + " SWAP", short: short, args: exact(1, "a SWAP"),
+	return ask(c, question[*pb.Swap]{use: verb + " SWAP", short: short, example: swapExample(verb), args: exact(1, "a SWAP"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.Swap, error) {
 			return f(ctx, pb.NewSwapsClient(conn), args[0])
 		},
 		show: func(s *pb.Swap) *table { return swaps(s) }})
 }
+
+// swapExample is of a verb that is about one swap: its id is all that it needs.
+func swapExample(verb string) string { return "  replug swap " + verb + " sw-3JK7QWMZ4TBD" }
 
 func swaps(ss ...*pb.Swap) *table {
 	t := &table{head: []string{"SWAP", "PHASE", "PORT", "HOST", "BEFORE", "AFTER", "RUNG", "BLACKOUT", "ERROR"}}

@@ -23,7 +23,7 @@ func traceCommand(c *caller) *cobra.Command {
 		Long: `Runs a frame through the loaded datapath of the hosts on its way, with the rules, routes and
 mappings that are in force now. Nothing is sent, and nothing counted. Says what decided at
 each stage. Exits with 1 if the frame would not arrive.`,
-		Example: "  replug trace --from web-1 --to 10.0.0.9 tcp/443\n  replug trace --from web-1 --to db-1 icmp --size 1400 --hex",
+		Example: "  replug trace --tenant acme --from web-1 --to 10.0.0.9 tcp/443\n  replug trace --tenant acme --from web-1 --to db-1 icmp --size 1400 --hex",
 		Args:    exact(1, "a PROTOCOL[/PORT], such as tcp/443 or icmp"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error

@@ -15,27 +15,27 @@ import (
 )
 
 func vmCommand(c *caller) *cobra.Command {
-	ls := ask(c, question[*pb.ListVMsResponse]{use: "list", short: "List VMs", args: exact(0, "no argument"),
+	ls := ask(c, question[*pb.ListVMsResponse]{use: "list", short: "List VMs", example: "  replug vm list\n  replug vm list --tenant acme -o json", args: exact(0, "no argument"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, _ []string) (*pb.ListVMsResponse, error) {
 			return pb.NewVMsClient(conn).ListVMs(ctx, &pb.ListVMsRequest{Tenant: c.tenant})
 		},
 		show: func(r *pb.ListVMsResponse) *table { return vms(r.Vms...) }})
-	show := ask(c, question[*pb.VM]{use: "show VM", short: "Show one VM", args: exact(1, "a VM"),
+	show := ask(c, question[*pb.VM]{use: "show VM", short: "Show one VM", example: "  replug vm show web-1 --tenant acme\n  replug vm show web-1 --tenant acme -o json    with its settings and its timeline", args: exact(1, "a VM"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.VM, error) {
 			return pb.NewVMsClient(conn).GetVM(ctx, &pb.GetVMRequest{Tenant: c.tenant, Name: args[0]})
 		},
 		show: func(v *pb.VM) *table { return vms(v) }})
-	del := c.tell(order{use: "delete VM", short: "Delete a VM with its disks, in mid-swap too", args: exact(1, "a VM"), done: "VM %s is being deleted",
+	del := c.tell(order{use: "delete VM", short: "Delete a VM with its disks, in mid-swap too", example: "  replug vm delete web-1 --tenant acme", args: exact(1, "a VM"), done: "VM %s is being deleted",
 		call: func(ctx context.Context, conn *grpc.ClientConn, name string) error {
 			_, err := pb.NewVMsClient(conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: c.id(), Tenant: c.tenant, Name: name})
 			return err
 		}})
-	return noun("vm", "Virtual machines", "  replug vm swap web-1 --network blue --ip 10.0.0.20 --plan",
+	return noun("vm", "Virtual machines", "  replug vm swap web-1 --tenant acme --network blue --ip 10.0.0.20 --plan",
 		vmCreate(c), vmClaim(c), vmSwap(c), ls, show, vmPower(c, "start", "on"), vmPower(c, "stop", "off"), del)
 }
 
 func vmPower(c *caller, verb, power string) *cobra.Command {
-	return ask(c, question[*pb.VM]{use: verb + " VM", short: "Turn a VM " + power, args: exact(1, "a VM"),
+	return ask(c, question[*pb.VM]{use: verb + " VM", short: "Turn a VM " + power, example: "  replug vm " + verb + " web-1 --tenant acme", args: exact(1, "a VM"),
 		call: func(ctx context.Context, conn *grpc.ClientConn, args []string) (*pb.VM, error) {
 			return pb.NewVMsClient(conn).SetPower(ctx, &pb.SetPowerRequest{RequestId: c.id(), Tenant: c.tenant, Name: args[0], Power: power})
 		},
@@ -70,7 +70,7 @@ func (w *wish) flags(f *pflag.FlagSet) {
 	f.StringVar(&w.settings.User, "user", "", "user to make inside")
 	f.StringSliceVar(&w.keyFiles, "ssh-key", nil, "file with a public key for the user")
 	f.StringVar(&w.settings.TimeZone, "time-zone", "", "e.g. Europe/Berlin")
-	f.StringVar(&w.settings.PasswordHash, "password-hash", "", "of the user, as `openssl passwd -6` prints it (default: no password)")
+	f.StringVar(&w.settings.PasswordHash, "password-hash", "", "`HASH` of the user's password, as 'openssl passwd -6' prints it (default: no password)")
 	f.StringSliceVar(&w.settings.Dns, "dns", nil, "name server, before the network's")
 	f.StringArrayVar(&w.commands, "run-once", nil, "ID=COMMAND, run by a shell as root at most once")
 	f.StringSliceVar(&w.mounts, "mount", nil, "DISK=GUESTPATH: format extra disk 1, 2, ... if it is blank, and mount it")
@@ -139,7 +139,7 @@ func vmCreate(c *caller) *cobra.Command {
 	w := &wish{}
 	var router bool
 	cmd := &cobra.Command{Use: "create NAME", Short: "Make a VM from scratch", Args: exact(1, "a NAME"),
-		Example: "  replug vm create db-1 --type small --network red --ip 10.0.0.30 --wait",
+		Example: "  replug vm create db-1 --tenant acme --type small --network red --ip 10.0.0.30 --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := w.read(); err != nil {
 				return err
