@@ -136,51 +136,68 @@ var only = regexp.MustCompile(os.Getenv("REPLUG_GUESTS_ONLY"))
 
 func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c.String()) }
 
-// TestTable is the table of the clients, all of it in machines: `make test-guests`. Two
-// go beside each other, of the families and the package's: a machine waits most of its
-// time, for cuts of its link and for what its client waits for. With three on two
-// processors dhcpcd's scripts took so long that swaps were undone.
+// TestTable is the table of the clients, all of it in machines, and the package's way
+// through one: `make test-guests`. The stock image comes first, alone, since its boots
+// keep all processors busy. Of the rest two go beside each other, the longest ones first:
+// a machine waits most of its time, for cuts of its link and for what its client waits
+// for.
 func TestTable(t *testing.T) {
-	t.Parallel()
 	runs := full()
 	if runs == 0 {
 		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
 	}
-	for _, f := range Families {
+	if only.MatchString(Families[0].Name + ": " + claimed) {
+		t.Run("stock", func(t *testing.T) { stock(t, runs) })
+	}
+	type part struct {
+		name string
+		do   func(*testing.T)
+	}
+	parts := make(chan part, len(Families)+1)
+	for _, i := range []int{3, 1, 0, 2} {
+		f := Families[i]
 		clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
-		if len(clients) == 0 {
-			continue
+		if len(clients) > 0 {
+			parts <- part{f.Name, func(t *testing.T) { lines(t, f, clients, runs) }}
 		}
-		t.Run(f.Name, func(t *testing.T) {
-			t.Parallel()
-			begun := time.Now()
-			s, err := world(t, f).VM(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("%s: the machine took %s", f.Name, time.Since(begun).Round(time.Second))
-			for _, c := range clients {
-				begun = time.Now()
-				line(t, s, c, c.swaps(runs))
-				t.Logf("%s: %s took %s", f.Name, c, time.Since(begun).Round(time.Second))
-			}
-			if err := s.End(context.Background()); err != nil {
-				t.Error(err)
+	}
+	if only.MatchString("package") {
+		parts <- part{"package", throughPackage}
+	}
+	close(parts)
+	var beside sync.WaitGroup
+	for range 2 {
+		beside.Go(func() {
+			for p := range parts {
+				t.Run(p.name, p.do)
 			}
 		})
 	}
+	beside.Wait()
 }
 
-// TestStock makes the lines of the stock image: cloud-init in the pool, and what it
-// leaves behind when it is done.
-func TestStock(t *testing.T) {
-	runs, f := full(), Families[0]
-	if runs == 0 {
-		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
+// lines makes a family's part of the table, with one machine.
+func lines(t *testing.T, f Family, clients []Client, runs int) {
+	begun := time.Now()
+	s, err := world(t, f).VM(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !only.MatchString(f.Name + ": " + claimed) {
-		t.Skip("not asked for")
+	t.Logf("%s: the machine took %s", f.Name, time.Since(begun).Round(time.Second))
+	for _, c := range clients {
+		begun = time.Now()
+		line(t, s, c, c.swaps(runs))
+		t.Logf("%s: %s took %s", f.Name, c, time.Since(begun).Round(time.Second))
 	}
+	if err := s.End(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// stock makes the lines of the stock image: cloud-init in the pool, and what it leaves
+// behind when it is done.
+func stock(t *testing.T, runs int) {
+	f := Families[0]
 	image, err := lab.BuildDebian(t.Context())
 	if err != nil {
 		t.Fatal(err)

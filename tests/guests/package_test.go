@@ -17,19 +17,12 @@ import (
 	"replug/tests/lab"
 )
 
-// The Debian package in machines, from the image that its maker installs it into to the
-// purge: systemd starts it at each boot, beside networkd, which has the NIC; it reports,
-// follows a swap, does what is promised of data disks over a reboot and a growth, is
-// upgraded, and goes without a trace.
-func TestPackage(t *testing.T) {
-	t.Parallel()
+// throughPackage takes the Debian package through machines, from the image that its
+// maker installs it into to the purge: systemd starts it at each boot, beside networkd,
+// which has the NIC; it reports, follows a swap, does what is promised of data disks over
+// a reboot and a growth, is upgraded, and goes without a trace.
+func throughPackage(t *testing.T) {
 	f := Families[0]
-	if full() == 0 {
-		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
-	}
-	if !only.MatchString("package") {
-		t.Skip("not asked for")
-	}
 	var p *packagedVM
 	for _, step := range []struct {
 		name string

@@ -27,30 +27,59 @@ const pooled = 2
 // bootTime is what a VM may take to the pool without KVM.
 const bootTime = 10 * time.Minute
 
-// Stock claims and swaps so many VMs, each once, in a world whose cluster has the
-// stock image.
+// Stock claims so many VMs, and swaps the last one of them as often, in a world whose
+// cluster has the stock image.
 func (w *World) Stock(ctx context.Context, runs int) (rows []Row, err error) {
 	if _, err := pb.NewVMTypesClient(w.conn).CreateVMType(ctx, &pb.CreateVMTypeRequest{RequestId: w.id(),
 		Type: &pb.VMType{Name: "debian", Image: cluster.Image, Cpus: 1, MemoryMib: 384}}); err != nil {
 		return nil, err
 	}
-	if _, err := pb.NewPoolsClient(w.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: w.id(), Type: "debian", Size: new(int32(pooled))}); err != nil {
+	if err := w.pool(ctx, min(pooled, runs)); err != nil {
 		return nil, err
 	}
 	claims, swaps := tally{name: claimed}, tally{name: swapped}
-	for range runs {
-		vm, err := w.claimStock(ctx, &claims)
-		if err != nil {
+	var vm *pb.VM
+	for more := runs - 1; more >= 0; more-- {
+		if vm != nil {
+			if _, err := pb.NewVMsClient(w.conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: w.id(), Tenant: tenant, Name: vm.Name}); err != nil {
+				return nil, err
+			}
+		}
+		if vm, err = w.claimStock(ctx, &claims); err != nil {
 			return nil, fmt.Errorf("%s: %w", claimed, err)
 		}
-		if err := w.swapStock(ctx, vm, &swaps); err != nil {
-			return nil, fmt.Errorf("%s: %w", swapped, err)
-		}
-		if _, err := pb.NewVMsClient(w.conn).DeleteVM(ctx, &pb.DeleteVMRequest{RequestId: w.id(), Tenant: tenant, Name: vm.Name}); err != nil {
+		if err := w.pool(ctx, min(pooled, more)); err != nil {
 			return nil, err
 		}
 	}
+	if err := w.booted(ctx, vm); err != nil {
+		return nil, err
+	}
+	for i := range runs {
+		if err := w.swapStock(ctx, vm, []string{"blue", "red"}[i%2], &swaps); err != nil {
+			return nil, fmt.Errorf("%s: %w", swapped, err)
+		}
+		time.Sleep(apart)
+	}
 	return []Row{claims.row(w.Family), swaps.row(w.Family)}, nil
+}
+
+// pool makes so many VMs wait.
+func (w *World) pool(ctx context.Context, size int) error {
+	_, err := pb.NewPoolsClient(w.conn).SetPool(ctx, &pb.SetPoolRequest{RequestId: w.id(), Type: "debian", Size: new(int32(size))})
+	return err
+}
+
+// booted waits for the end of the VM's boot. It reports early in it, when nobody in it
+// heeds the link yet.
+func (w *World) booted(ctx context.Context, vm *pb.VM) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
+	_, err := lab.GuestExec(ctx, w.exec(vm), "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.5; done")
+	if err != nil {
+		return fmt.Errorf("wait for the end of the boot: %w", err)
+	}
+	return nil
 }
 
 // A tally is what becomes of a line's runs.
@@ -127,15 +156,11 @@ func (w *World) waiting(ctx context.Context) error {
 	return err
 }
 
-// swapStock moves the VM to the other network, until it is seen there.
-func (w *World) swapStock(ctx context.Context, vm *pb.VM, t *tally) error {
-	// It reports early in its boot, when nobody in it heeds the link yet.
-	if _, err := lab.GuestExec(ctx, w.exec(vm), "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.5; done"); err != nil {
-		return fmt.Errorf("wait for the end of the boot: %w", err)
-	}
+// swapStock moves the VM to the network of a colour, until it is seen there.
+func (w *World) swapStock(ctx context.Context, vm *pb.VM, to string, t *tally) error {
 	client := pb.NewSwapsClient(w.conn)
 	begin := time.Now()
-	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: w.id(), Tenant: tenant, Vm: vm.Name, Network: w.network("blue"), Confirm: "lease", Trigger: "bounce"})
+	swap, err := client.StartSwap(ctx, &pb.StartSwapRequest{RequestId: w.id(), Tenant: tenant, Vm: vm.Name, Network: w.network(to), Confirm: "lease", Trigger: "bounce"})
 	if err != nil {
 		return err
 	}
