@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +35,8 @@ const (
 	judgePatience = 6 * time.Second        // for one way to lead to a new address; DHCPv6 has waits of a second each
 	judgeProbing  = 15 * time.Second       // the same for dhcpcd: alone it looks 5 s for others that have it (RFC 5227)
 	judgeSeen     = 6 * time.Second        // the same for networkd 252: up to 1.5 s to its router solicitation, 2 to an address that nobody else has
+	judgeWork     = 45 * time.Second       // the most that dhcpcd gets while it is at work
+	judgeGlance   = 2 * time.Second        // so long it gets each time
 	judgeOther    = 3 * time.Second        // for the guest's other family, once one has its address and the host has named none
 	judgeSilence  = 2 * time.Second        // for an address to lead to a metadata service that was silent: it may be slow
 	judgeAgain    = 250 * time.Millisecond // to ask addresses again that did not answer
@@ -56,6 +60,41 @@ func (j *judge) await(ctx context.Context, news *addrNews) ([]netip.Prefix, bool
 		news.wait(ctx, judgeAgain)
 	}
 	return nil, false
+}
+
+// awaitWork is await for clients that were told nothing. dhcpcd gets more than its
+// patience while it is at work: told now it would begin anew. It mostly waits, but its
+// scripts take a second each where the guest is emulated.
+func (j *judge) awaitWork(ctx context.Context, news *addrNews, clients []otherClient) ([]netip.Prefix, bool) {
+	end := time.Now().Add(judgeWork)
+	for used := cpuOf(clients); ; j.patience = judgeGlance {
+		gone, ok := j.await(ctx, news)
+		now := cpuOf(clients)
+		if ok || ctx.Err() != nil || now-used < judgeGlance/5 || time.Now().After(end) {
+			return gone, ok
+		}
+		used = now
+	}
+}
+
+// cpuOf is what dhcpcd and those that it has started, and that have ended, have used of
+// the CPU (proc_pid_stat(5): utime, stime, cutime and cstime, in 1/100 s).
+func cpuOf(clients []otherClient) (used time.Duration) {
+	for _, c := range clients {
+		if c.name != dhcpcd {
+			continue
+		}
+		for _, pid := range c.pids {
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			_, after, _ := strings.Cut(string(stat), ") ") // the name may have blanks
+			f := strings.Fields(after)
+			for i := 11; i < 15 && i < len(f); i++ {
+				ticks, _ := strconv.Atoi(f[i])
+				used += time.Duration(ticks) * time.Second / 100
+			}
+		}
+	}
+	return used
 }
 
 // good returns the addresses that are of this network.

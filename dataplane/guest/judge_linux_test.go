@@ -3,11 +3,13 @@ package guest
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"replug/directory/vnet"
 )
 
@@ -49,6 +51,37 @@ func TestComplete(t *testing.T) {
 		}
 		if got := j.complete(prefixes(c.good), true); got != (c.want || c.moved == "" && c.good != "") {
 			t.Errorf("%s, late: %t", c.name, got)
+		}
+	}
+}
+
+// dhcpcd is not told while it is at work, however slow it is; one that only waits is.
+func TestClientAtWork(t *testing.T) {
+	w := newWorld(t)
+	dev, err := netlink.LinkByName(w.nic)
+	check(t, err)
+	n, err := newNIC()
+	check(t, err)
+	defer n.close()
+	news, err := watchAddrs()
+	check(t, err)
+	defer news.close()
+	for name, work := range map[string]string{"at work": "while :; do :; done", "waits": "exec sleep 1000"} {
+		p := exec.Command("sh", "-c", work)
+		check(t, p.Start())
+		j := judge{nic: n, index: dev.Attrs().Index, moved: &vnet.Moved{Addrs: []netip.Prefix{netip.MustParsePrefix("10.37.91.66/24")}}, patience: time.Second}
+		if name == "at work" {
+			timer := time.AfterFunc(2*time.Second, func() { check(t, n.nl.AddrAdd(dev, &netlink.Addr{IPNet: ipNet(j.moved.Addrs[0])})) })
+			defer timer.Stop()
+		}
+		_, ok := j.awaitWork(t.Context(), news, []otherClient{{name: dhcpcd, pids: []int{p.Process.Pid}}})
+		check(t, p.Process.Kill())
+		_ = p.Wait()
+		if ok != (name == "at work") {
+			t.Errorf("%s: its address was waited for: %t", name, ok)
+		}
+		if ok {
+			check(t, n.clear(j.index, netip.Prefix{}))
 		}
 	}
 }

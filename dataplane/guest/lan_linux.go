@@ -210,7 +210,7 @@ func (l *linux) drive(ctx context.Context, st linkState, clients []otherClient, 
 		j.old = l.nic.addresses(st.index)
 	}
 	if j.patience > 0 {
-		if gone, ok := j.await(ctx, news); ok {
+		if gone, ok := j.awaitWork(ctx, news, clients); ok {
 			l.good(ctx, st, &j, gone)
 			return nil
 		}

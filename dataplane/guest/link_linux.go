@@ -28,11 +28,12 @@ type linkState struct {
 
 // A link follows one NIC. The kernel's link messages alone would be too late:
 // net/core/link_watch.c holds all but the first one of a second back, machine wide.
-// So the link is asked as well: every period, and every 2 ms while it is down.
+// So the link is asked as well: see [link.pause].
 type link struct {
 	name   string
 	period time.Duration
 	sock   *os.File
+	port   uint32 // the socket's, which the answers to its questions carry
 	log    logger
 	done   chan struct{}
 
@@ -44,10 +45,15 @@ type link struct {
 	err     error         // why the watch has ended
 }
 
-// downPoll is how often a link that just went down is asked, for downPollFor.
 const (
+	// downPoll is how often a link that just went down is asked, for downPollFor.
 	downPoll    = 2 * time.Millisecond
-	downPollFor = 3 * time.Second
+	downPollFor = 300 * time.Millisecond
+	// calmPoll is how often a link is asked when the kernel has said nothing of any for
+	// heldBack. Its next message is not late then, unless another network namespace of
+	// the guest's, whose messages are not heard here, has links that change.
+	calmPoll = 250 * time.Millisecond
+	heldBack = 2 * time.Second
 )
 
 // toldBound is longer than the kernel holds its messages back.
@@ -64,7 +70,12 @@ func watchLink(ctx context.Context, name string, period time.Duration, log logge
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to link messages: %w", err)
 	}
-	l := &link{name: name, period: period, sock: os.NewFile(uintptr(fd), "rtnetlink"), log: log,
+	own, err := unix.Getsockname(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("port of the link messages: %w", err)
+	}
+	l := &link{name: name, period: period, port: own.(*unix.SockaddrNetlink).Pid, sock: os.NewFile(uintptr(fd), "rtnetlink"), log: log,
 		done: make(chan struct{}), changed: make(chan struct{})}
 	go func() {
 		defer close(l.done)
@@ -170,7 +181,7 @@ func (l *link) session(ctx context.Context) (context.Context, linkState, func(),
 func (l *link) watch(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { l.sock.SetReadDeadline(time.Now()) })()
 	buf := make([]byte, 1<<16)
-	downSince := time.Now()
+	var seen sight
 	ask := true
 	for ctx.Err() == nil {
 		if ask {
@@ -178,13 +189,10 @@ func (l *link) watch(ctx context.Context) error {
 				return fmt.Errorf("ask for the link: %w", err)
 			}
 		}
-		wait := l.period
 		if l.state.carrier {
-			downSince = time.Now()
-		} else if l.state.index != 0 && time.Since(downSince) < downPollFor {
-			wait = min(wait, downPoll)
+			seen.up = time.Now()
 		}
-		l.sock.SetReadDeadline(time.Now().Add(wait))
+		l.sock.SetReadDeadline(time.Now().Add(l.pause(seen, time.Now())))
 		if ctx.Err() != nil {
 			break
 		}
@@ -193,11 +201,32 @@ func (l *link) watch(ctx context.Context) error {
 		if err != nil && !ask {
 			return fmt.Errorf("read link messages: %w", err)
 		}
-		if err := l.take(buf[:max(n, 0)]); err != nil {
+		told, err := l.take(buf[:max(n, 0)])
+		if err != nil {
 			return err
+		}
+		if told {
+			seen.told = time.Now()
 		}
 	}
 	return ctx.Err()
+}
+
+// A sight is when the link was last seen up, and when the kernel last said something of
+// any link that it was not asked.
+type sight struct{ up, told time.Time }
+
+// pause is how long the next question can wait: every period, every 2 ms while the link
+// is down for a short time, seldom when nothing happens. Each question costs an emulated
+// guest a millisecond or two.
+func (l *link) pause(seen sight, now time.Time) time.Duration {
+	switch {
+	case l.state.index != 0 && !l.state.carrier && now.Sub(seen.up) < downPollFor:
+		return min(l.period, downPoll)
+	case now.Sub(seen.told) < heldBack:
+		return l.period
+	}
+	return max(l.period, calmPoll)
 }
 
 // ask requests the NIC, or all of them while it is not known. The answer comes
@@ -220,13 +249,14 @@ func (l *link) ask() error {
 	return err
 }
 
-// take reads a batch of messages.
-func (l *link) take(b []byte) error {
+// take reads a batch of messages, and reports whether one of them was not asked for.
+func (l *link) take(b []byte) (told bool, err error) {
 	msgs, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
-		return fmt.Errorf("parse link messages: %w", err)
+		return false, fmt.Errorf("parse link messages: %w", err)
 	}
 	for _, m := range msgs {
+		told = told || m.Header.Pid != l.port
 		st, ok := parseLink(&m)
 		switch {
 		case m.Header.Type == unix.NLMSG_ERROR:
@@ -245,12 +275,12 @@ func (l *link) take(b []byte) error {
 			}
 			if found && !st.admin { // only then: who sets it down later means it
 				if err := setUp(st.index); err != nil && !errors.Is(err, unix.ENODEV) {
-					return fmt.Errorf("set %s up: %w (is the agent root?)", st.name, err)
+					return told, fmt.Errorf("set %s up: %w (is the agent root?)", st.name, err)
 				}
 			}
 		}
 	}
-	return nil
+	return told, nil
 }
 
 // set takes st as the state of the NIC and wakes those who wait for a change.

@@ -126,7 +126,7 @@ func questions(t *testing.T, done <-chan struct{}) int {
 // What the kernel tells all of the link counts, not the answers to the agent's own
 // questions; and a state that others follow (IFF_RUNNING), not the carrier alone.
 func TestTold(t *testing.T) {
-	l := &link{log: newLogger(t.Output()), changed: make(chan struct{}), state: linkState{index: 7, name: "eth0", admin: true, carrier: true, changes: 2}}
+	l := &link{port: 4711, log: newLogger(t.Output()), changed: make(chan struct{}), state: linkState{index: 7, name: "eth0", admin: true, carrier: true, changes: 2}}
 	const mine, up = 4711, unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
 	for _, c := range []struct {
 		what           string
@@ -143,11 +143,43 @@ func TestTold(t *testing.T) {
 		{"an answer, of a cut", mine, unix.IFF_UP, 0, 7, true},
 		{"an answer, of its end", mine, up, 1, 8, false},
 	} {
-		check(t, l.take(newLink(c.to, c.flags, c.carrier, c.count)))
+		unasked, err := l.take(newLink(c.to, c.flags, c.carrier, c.count))
+		check(t, err)
+		if unasked != (c.to != mine) {
+			t.Errorf("%s: taken as not asked for: %t", c.what, unasked)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if got := l.told(ctx); got != c.want {
 			t.Errorf("%s: %t", c.what, got)
+		}
+	}
+}
+
+// An agent in a guest where nothing happens asks for its link seldom: each question costs
+// the guest a wake-up.
+func TestLinkIsAskedSeldom(t *testing.T) {
+	now := time.Now()
+	before := func(d time.Duration) time.Time { return now.Add(-d) }
+	for _, c := range []struct {
+		name     string
+		carrier  bool
+		up, told time.Time
+		period   time.Duration
+		want     time.Duration
+	}{
+		{"the kernel is silent", true, now, before(time.Hour), 20 * time.Millisecond, calmPoll},
+		{"it has said nothing yet", true, now, time.Time{}, 20 * time.Millisecond, calmPoll},
+		{"it may hold back", true, now, before(time.Second), 20 * time.Millisecond, 20 * time.Millisecond},
+		{"who wants it less often", true, now, time.Time{}, time.Second, time.Second},
+		{"just cut", false, before(10 * time.Millisecond), before(time.Hour), 20 * time.Millisecond, downPoll},
+		{"cut for long, told a moment ago", false, before(time.Second), before(time.Second), 20 * time.Millisecond, 20 * time.Millisecond},
+		{"cut for very long", false, before(time.Minute), before(time.Minute), 20 * time.Millisecond, calmPoll},
+		{"there is no NIC", false, time.Time{}, time.Time{}, 20 * time.Millisecond, calmPoll},
+	} {
+		l := &link{period: c.period, state: linkState{index: 7, carrier: c.carrier}}
+		if got := l.pause(sight{c.up, c.told}, now); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
 }
@@ -210,7 +242,8 @@ func TestRefusalIsNoEnd(t *testing.T) {
 		binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
 		binary.NativeEndian.PutUint16(b[4:], unix.NLMSG_ERROR)
 		binary.NativeEndian.PutUint32(b[16:], uint32(-int32(errno)))
-		check(t, l.take(b))
+		_, err := l.take(b)
+		check(t, err)
 		if got := l.current().index == 0; got != gone {
 			t.Errorf("%s: gone %t", errno, got)
 		}
