@@ -175,7 +175,11 @@ func (r *reign) claimScratch(ctx context.Context, id, why string) error {
 			if err != nil {
 				return nil, err
 			}
-			return txn, r.putClaim(ctx, row, c.Make(vm.ID, why, time.Now()), txn)
+			note := why
+			if said := unconfirmed(&vm); said != "" {
+				note += "; " + said
+			}
+			return txn, r.putClaim(ctx, row, c.Make(vm.ID, note, time.Now()), txn)
 		})
 	})
 }

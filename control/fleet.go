@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"replug/control/compute"
@@ -114,8 +115,14 @@ func (r *reign) bootingOf(ctx context.Context, pooled bool) (map[string]int, err
 // composePool composes what is said of a pool, and the placeholder network when it is
 // the first one.
 func (r *reign) composePool(ctx context.Context, typ string, size *int, hold *vnet.Hold, txn *store.Txn) error {
-	if _, err := r.vms.GetType(ctx, typ); err != nil {
+	t, err := r.vms.GetType(ctx, typ)
+	if err != nil {
 		return err
+	}
+	if size != nil && *size > 0 {
+		if err := r.canPool(t); err != nil {
+			return err
+		}
 	}
 	set, err := r.pools.Set(ctx, typ, size, hold)
 	if err != nil {
@@ -137,6 +144,17 @@ func (r *reign) composePool(ctx context.Context, typ string, size *int, hold *vn
 		txn.Add(made)
 	}
 	return err
+}
+
+// canPool refuses a pool of guests that could not become anybody's. Of a host that comes
+// later the pool itself says so.
+func (r *reign) canPool(t compute.Type) error {
+	for _, h := range r.s.up.all() {
+		if p := h.Personalities[t.Image]; !p.Pools() {
+			return fmt.Errorf("pool of %q: %w: host %s has an image %s", t.Name, ErrNotSo, h.Name, bootsOnce(t.Image, p))
+		}
+	}
+	return nil
 }
 
 // completePlaceholder composes the subnet that a placeholder network from before

@@ -1,12 +1,59 @@
 package control
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "replug/control/controlpb"
 	"replug/directory/vnet"
 )
+
+// A guest that reads its metadata once, at its first boot, would know nothing of whom it
+// is claimed by: it has no pool, whether its host is here when one is asked for or comes
+// later. A claim of it is made from scratch, and says what is not known of it.
+func TestNoPoolOfGuestsThatBootOnce(t *testing.T) {
+	for _, p := range []vnet.Personality{vnet.PersonalityEC2, vnet.PersonalityOpenStack, vnet.PersonalityNoCloud} {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s late %t", p, late), func(t *testing.T) {
+				w := newWorld(t, nil)
+				w.furnish()
+				info := hostInfo("h7", 7)
+				info.Personalities = map[string]vnet.Personality{"small": p}
+				set := func() error {
+					_, err := w.as("olga").SetPool(w.ctx, &pb.SetPoolRequest{RequestId: "pool", Type: "tiny", Size: new(int32(1))})
+					return err
+				}
+				said := "never again: claims of it are made from scratch"
+				if late {
+					if err := set(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				h := w.hostOf(info, 3)
+				h.behave(manners{upTo: func(vnet.Place) vnet.StatusPhase { return vnet.StatusPublished }})
+				if late {
+					w.wait("the pool's word", func() error {
+						got := must(w.as("olga").GetPool(w.ctx, &pb.GetPoolRequest{Type: "tiny"}))(t)
+						if !strings.Contains(got.Error, said) {
+							return fmt.Errorf("%+v", got)
+						}
+						return nil
+					})
+				} else if err := set(); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), said) {
+					t.Fatalf("a pool of it: %v", err)
+				}
+				claim := w.claimed("web-1", "red", "10.17.34.51")
+				if claim.Phase != "ready" || claim.Source != "scratch" || !strings.Contains(claim.Note, "made from scratch; the image's personality is") {
+					t.Errorf("claim %v", claim)
+				}
+			})
+		}
+	}
+}
 
 // What success means depends on the image: what its guest reports, and when. Of a
 // plain one nobody reports anything; cloud-init reports when it leaves the pool, and

@@ -144,7 +144,10 @@ func (r *reign) choose(ctx context.Context, t compute.Type, net *network.Network
 			return vnet.HostInfo{}, err
 		}
 		c := compute.Candidate{HostInfo: h, FreePorts: network.Capacity(h) - len(ports)}
-		if fits(net, 0, &h) != nil {
+		switch p := h.Personalities[t.Image]; {
+		case s.pool && !p.Pools():
+			c.Unfit = "has an image " + bootsOnce(t.Image, p)
+		case fits(net, 0, &h) != nil:
 			c.Unfit = fmt.Sprintf("has an underlay that leaves guests %d bytes, network %q has an MTU of %d", h.MTU, net.Moniker, net.MTU)
 		}
 		candidates = append(candidates, c)
@@ -154,6 +157,11 @@ func (r *reign) choose(ctx context.Context, t compute.Type, net *network.Network
 		return vnet.HostInfo{}, errBusy
 	}
 	return best.HostInfo, err
+}
+
+// bootsOnce says why an image makes no pool.
+func bootsOnce(image string, p vnet.Personality) string {
+	return fmt.Sprintf("%q of personality %q, whose guests read their metadata at their first boot and never again: claims of it are made from scratch", image, p)
 }
 
 // observeVM composes what a status changes of a VM and of the claim it is for.

@@ -42,6 +42,10 @@ func (p Personality) CloudInit() bool {
 	return p == PersonalityCloudInit || p == PersonalityCloudInitSavable
 }
 
+// Pools reports whether the guest can wait in the pool. One that boots once has read all
+// that it ever reads before it gets there, and would know nothing of its customer.
+func (p Personality) Pools() bool { return p.Agent() || p.CloudInit() || p == PersonalityPlain }
+
 // Agent reports whether the guest reports on every document, not on its first alone.
 func (p Personality) Agent() bool { return p == "" || p == PersonalityAgent }
 
