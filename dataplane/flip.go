@@ -26,7 +26,7 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 	}
 	p.ask() // its answer is the last frame before the blackout
 	if bounced(&in.Current) && p.row != nil && p.on(in) {
-		if p.run.Agent = p.agents.Listens(p.id); p.run.Agent || p.rung(in).kind == renew {
+		if p.run.Agent = p.hearsUs(in); p.run.Agent || p.rung(in).kind == renew {
 			return outcome{kind: done}, nil
 		}
 		if err := p.setLink(ctx, in, false); err != nil {
@@ -41,6 +41,13 @@ func (p *port) cut(ctx context.Context, in *vnet.Intent) (outcome, error) {
 		p.run.cutAt = p.run.Dark
 	}
 	return outcome{kind: done}, nil
+}
+
+// hearsUs reports whether an agent in the guest can be told of the swap instead of a cut.
+// Not beside a cloud-init that waits in the pool: it waits for its link, and an agent's
+// lease would be taken for its own.
+func (p *port) hearsUs(in *vnet.Intent) bool {
+	return p.agents.Listens(p.id) && !(p.run.Pooled && personalityOf(in).CloudInit())
 }
 
 // flip puts the place in force. Nothing of the old one may be reachable once it
@@ -206,7 +213,7 @@ func (p *port) firstRung(in *vnet.Intent) {
 		r.Tried = p.rungs.first(c)
 		return
 	}
-	if r.Tried, r.Try = p.rungs.try(c, p.ladder(in)); r.Try {
+	if r.Tried, r.Try = p.rungs.try(c, p.ladder(in), leastPatience(in)); r.Try {
 		p.log.Info("begins a rung lower than the last ones of its image", "image", c.image, "rung", p.rung(in).String())
 	}
 }
@@ -222,12 +229,15 @@ func (p *port) teaches(in *vnet.Intent) bool {
 
 // climber is who climbs.
 func (p *port) climber(in *vnet.Intent) climber {
-	c := climber{image: "port " + in.Port, pooled: p.run.Pooled, polls: p.run.Polls} // somebody else's VM is like no other
+	c := climber{image: ofPort(in), pooled: p.run.Pooled, polls: p.run.Polls}
 	if in.Machine != nil {
 		c.image = in.Machine.Image
 	}
 	return c
 }
+
+// ofPort stands for the image of somebody else's VM, which is like no other.
+func ofPort(in *vnet.Intent) string { return "port " + in.Port }
 
 // pooled reports whether the guest waits in the pool, where it is now.
 func (p *port) pooled() bool {

@@ -188,6 +188,17 @@ func (r *rungs) patience(c climber, l ladder, n int, left time.Duration) time.Du
 	return max(l.at(n).patience, min(h.slow*3/2, rememberedMost, left))
 }
 
+// forget drops what is remembered of an image.
+func (r *rungs) forget(image string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.has {
+		if c.image == image {
+			delete(r.has, c)
+		}
+	}
+}
+
 // first returns the rung that is remembered.
 func (r *rungs) first(c climber) int {
 	r.mu.Lock()
@@ -199,8 +210,9 @@ func (r *rungs) first(c climber) int {
 }
 
 // try returns the rung on which a guest that has l before it begins, and whether it
-// is a try: as long as that one climbs, others make none.
-func (r *rungs) try(c climber, l ladder) (n int, try bool) {
+// is a try: as long as that one climbs, others make none. A lower rung has its own
+// patience then, at least so much; guests that are known to need longer make no try.
+func (r *rungs) try(c climber, l ladder, least time.Duration) (n int, try bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := r.has[c]
@@ -210,8 +222,12 @@ func (r *rungs) try(c climber, l ladder) (n int, try bool) {
 	case h.rung == 0 || h.swaps < h.after:
 		return h.rung, false
 	}
+	n = l.below(h.rung)
+	if h.slow > max(least, l[n].patience) {
+		return h.rung, false
+	}
 	h.swaps = 0
-	return l.below(h.rung), true
+	return n, true
 }
 
 // below is the next rung down from the n-th that a try begins on: a guest that

@@ -38,12 +38,7 @@ func (w *world) lineOf(ps *ports, id vnet.PortID, image string, change func(*vne
 // link was cut before.
 func (l *line) swap() string {
 	before := l.g.cuts()
-	l.in = prepared(l.in)
-	l.ps.set(l.in)
-	settle(time.Second)
-	l.in = switched(l.in)
-	l.ps.set(l.in)
-	settle(20 * time.Second)
+	l.begins(20 * time.Second)
 	s := l.w.last(l.in.Current.Epoch)
 	if s.Phase != vnet.StatusConfirmed {
 		return fmt.Sprintf("%+v", s)
@@ -189,6 +184,29 @@ func TestRungIsOfAnImage(t *testing.T) {
 	})
 }
 
+// What is remembered of somebody else's VM ends with its port: the next one of that name
+// may be another VM, and names come and go for ever.
+func TestRungOfAPortEndsWithIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ps := w.begin()
+		attached := func(in *vnet.Intent) { in.Machine = nil }
+		for range 2 {
+			l := w.lineOf(ps, 23, "", attached)
+			l.notices(1100 * time.Millisecond)
+			l.swaps(t, "attached", "bounce 6.5s after 3", "bounce 6.5s after 1")
+			l.in.Gone = true
+			ps.set(l.in)
+			settle(time.Second)
+			if len(ps.rooms.rungs.has) != 0 {
+				t.Errorf("remembered of ports that are gone: %v", ps.rooms.rungs.has)
+			}
+			ps.gone(l.in.Port)
+			settle(time.Second)
+		}
+	})
+}
+
 // A guest that is known to follow slowly is not cut again while it does: what the last
 // ones of its image took counts, until quicker ones have followed.
 func TestSlowGuestGetsItsTime(t *testing.T) {
@@ -282,6 +300,23 @@ func TestLadderGoesOnAsLongAsTheLeader(t *testing.T) {
 	}
 }
 
+// Guests that could not be seen within the patience of a lower rung make no try of it.
+func TestNoTryOfSlowGuests(t *testing.T) {
+	c := climber{image: "tiny"}
+	for _, k := range []struct {
+		slow, least time.Duration
+		try         bool
+	}{{1900 * time.Millisecond, 0, true}, {2100 * time.Millisecond, 0, false}, {2100 * time.Millisecond, patience6, true}, {14 * time.Second, patience6, false}} {
+		r := newRungs()
+		for range tryAfter + 1 {
+			r.remember(c, bounces, 1, k.slow, false)
+		}
+		if n, try := r.try(c, bounces, k.least); try != k.try || n != map[bool]int{true: 0, false: 1}[k.try] {
+			t.Errorf("slow by %s, at least %s: rung %d, a try: %t", k.slow, k.least, n, try)
+		}
+	}
+}
+
 // A try begins where a guest is cut, and of those that are swapped at once one makes it.
 func TestTry(t *testing.T) {
 	c := climber{image: "tiny"}
@@ -293,10 +328,10 @@ func TestTry(t *testing.T) {
 		for range tryAfter + 1 {
 			r.remember(c, k.l, k.from, 0, false)
 		}
-		if n, try := r.try(c, k.l); n != k.want || !try {
+		if n, try := r.try(c, k.l, 0); n != k.want || !try {
 			t.Errorf("after rung %d: %d, a try: %t", k.from, n, try)
 		}
-		if n, try := r.try(c, k.l); n != k.from || try {
+		if n, try := r.try(c, k.l, 0); n != k.from || try {
 			t.Errorf("beside it: %d, a try: %t", n, try)
 		}
 	}

@@ -28,6 +28,9 @@ func (p *port) leave(ctx context.Context, in vnet.Intent) error {
 	if err := errors.Join(p.networks.Use(p.id), p.records.remove(p.name)); err != nil {
 		return err
 	}
+	if in.Machine == nil {
+		p.rungs.forget(ofPort(&in))
+	}
 	p.gone, p.power = true, vnet.PowerAbsent
 	p.log.Info("gone")
 	p.tell(vnet.StatusGone, max(in.Current.Epoch, p.run.Epoch), nil)

@@ -112,6 +112,33 @@ func TestAgentBesideCloudInitIsNoProof(t *testing.T) {
 	})
 }
 
+// An agent beside a cloud-init that waits in the pool is not asked in place of a cut:
+// cloud-init waits for its link, and would sleep on while the agent's lease proves it there.
+func TestAgentBesideCloudInitInThePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		in := intent()
+		in.Machine = machine(vnet.PowerOn)
+		in.Machine.Personality = vnet.PersonalityCloudInit
+		in.Current.Document.Tag = vnet.TagPartial
+		g := w.guestAt(in, "10.17.34.51")
+		w.running["vm-23"] = true
+		g.hears, g.notices = true, 150*time.Millisecond
+		ps := w.begin()
+		in = w.move(ps, in)
+		if s := w.last(in.Current.Epoch); s.Rung != "bounce 200ms" || g.cuts() != 1 {
+			t.Errorf("moved by %q with %d cuts", s.Rung, g.cuts())
+		}
+		w.mu.Lock()
+		g.notices = 5 * time.Millisecond
+		w.mu.Unlock()
+		in = w.move(ps, in)
+		if s := w.last(in.Current.Epoch); s.Rung != agentRung || g.cuts() != 1 {
+			t.Errorf("as its owner's it was moved by %q with %d cuts", s.Rung, g.cuts())
+		}
+	})
+}
+
 // cloud-init in the pool has no way into a network without IPv4: it is not even tried.
 func TestPooledIPv6Only(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

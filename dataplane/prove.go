@@ -268,7 +268,7 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	switch {
 	case r.Reset:
 		r.Rung = bootRung
-	case r.Cuts > 0 || p.rung(in).kind == renew:
+	case r.Cuts > 0 || bounced(&in.Current) && p.rung(in).kind == renew:
 		r.Rung = p.rung(in).String()
 		if p.teaches(in) {
 			took := seen.Sub(r.cutAt) - p.rung(in).dark
@@ -276,7 +276,7 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 		}
 	case r.Agent:
 		r.Rung = agentRung
-	case in.Current.Swap != "" && r.told > 0 && slices.Contains(families(&in.Current), ipv6):
+	case in.Current.Swap != "" && r.told > 0 && p.tookRouter(in):
 		r.Rung = "ra"
 	case in.Current.Swap != "":
 		r.Rung = "none"
@@ -284,6 +284,13 @@ func (p *port) leased(in *vnet.Intent, seen time.Time, blackout time.Duration) {
 	r.owed = false // it was seen
 	p.log.Info("leased", "place", in.Current.String(), "rung", r.Rung, "after", seen.Sub(r.Flipped), "blackout", blackout)
 	p.tell(vnet.StatusLeased, r.Epoch, nil)
+}
+
+// tookRouter reports whether the guest has its IPv6 address by what the router has said:
+// one that was set by hand is none of the router's.
+func (p *port) tookRouter(in *vnet.Intent) bool {
+	a, six := in.Current.V6()
+	return six && (a.SLAAC || !p.run.ACK6.IsZero())
 }
 
 // probe asks the guest, when it is time, and says when it is time again.

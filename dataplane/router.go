@@ -20,7 +20,7 @@ import (
 // has just arrived; here one guest hears them. No more of them than needed: dhcpcd runs
 // its scripts for each, and hears nothing of its link meanwhile. So they end when the
 // guest has asked and was answered.
-var tellGaps = []time.Duration{80 * time.Millisecond, 170 * time.Millisecond, 750 * time.Millisecond, time.Second, 3 * time.Second}
+var tellGaps = []time.Duration{80 * time.Millisecond, 170 * time.Millisecond, 750 * time.Millisecond, 4 * time.Second}
 
 const (
 	// The first one, every third after it and the last one take the former routers back.

@@ -148,7 +148,7 @@ func TestRouterIsTold(t *testing.T) {
 			t.Errorf("at once: %s", got)
 		}
 		settle(8 * time.Second)
-		if got := w.heard(); got != times(1, blueRouter, both) {
+		if got := w.heard(); got != both {
 			t.Errorf("in the first seconds: %s", got)
 		}
 		settle(tellLeast - 20*time.Second)
@@ -408,6 +408,46 @@ func TestAFrameIsNoProofOfIPv6(t *testing.T) {
 			settle(time.Second)
 			if s := w.last(in.Current.Epoch); s.Phase != want {
 				t.Errorf("%s: %s, want %s", name, s.Phase, want)
+			}
+		})
+	}
+}
+
+// A guest that follows without a cut has done so by the router's word only if it has its
+// IPv6 address from it, or by it.
+func TestRungWithoutTrigger(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*vnet.Intent)
+		asks6  bool
+		want   string
+	}{
+		"both addresses by hand": {nothing, false, "none"},
+		"IPv6 by DHCPv6":         {nothing, true, "ra"},
+		"IPv6 of the prefix":     {func(in *vnet.Intent) { in.Next.Addrs[1].SLAAC = true }, false, "ra"},
+		"IPv4 only":              {func(in *vnet.Intent) { in.Next.Addrs = in.Next.Addrs[:1] }, false, "none"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			in, g := dualSwap(w, func(in *vnet.Intent, g *guest) {
+				in.Next.Trigger = vnet.TriggerNone
+				c.change(in)
+				next := in.Next.Addrs
+				time.AfterFunc(1500*time.Millisecond, func() {
+					w.mu.Lock()
+					g.ca, g.notices6 = next[0].CA, 0
+					if len(next) > 1 && !c.asks6 {
+						g.ca6 = next[1].CA
+					}
+					p := w.agent.get(in.ID)
+					w.mu.Unlock()
+					if c.asks6 {
+						g.ask6(p)
+					}
+				})
+			})
+			settle(10 * time.Second)
+			if s := w.last(in.Current.Epoch); s.Phase != vnet.StatusConfirmed || s.Rung != c.want || g.cuts() != 0 {
+				t.Errorf("%s: %d cuts, last status %+v", name, g.cuts(), s)
 			}
 		})
 	}
