@@ -138,9 +138,9 @@ func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c
 
 // TestTable is the table of the clients, all of it in machines, and the package's way
 // through one: `make test-guests`. The stock image comes first, alone, since its boots
-// keep all processors busy. Of the rest two go beside each other, the longest ones first:
-// a machine waits most of its time, for cuts of its link and for what its client waits
-// for.
+// keep all processors busy. Of the families two go beside each other, the longest ones
+// first: a machine waits most of its time, for cuts of its link and for what its client
+// waits for. The package goes beside their first lines, which ask least of a processor.
 func TestTable(t *testing.T) {
 	runs := full()
 	if runs == 0 {
@@ -149,27 +149,22 @@ func TestTable(t *testing.T) {
 	if only.MatchString(Families[0].Name + ": " + claimed) {
 		t.Run("stock", func(t *testing.T) { stock(t, runs) })
 	}
-	type part struct {
-		name string
-		do   func(*testing.T)
-	}
-	parts := make(chan part, len(Families)+1)
+	families := make(chan Family, len(Families))
 	for _, i := range []int{3, 1, 0, 2} {
-		f := Families[i]
-		clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
-		if len(clients) > 0 {
-			parts <- part{f.Name, func(t *testing.T) { lines(t, f, clients, runs) }}
-		}
+		families <- Families[i]
 	}
-	if only.MatchString("package") {
-		parts <- part{"package", throughPackage}
-	}
-	close(parts)
+	close(families)
 	var beside sync.WaitGroup
+	if only.MatchString("package") {
+		beside.Go(func() { t.Run("package", throughPackage) })
+	}
 	for range 2 {
 		beside.Go(func() {
-			for p := range parts {
-				t.Run(p.name, p.do)
+			for f := range families {
+				clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
+				if len(clients) > 0 {
+					t.Run(f.Name, func(t *testing.T) { lines(t, f, clients, runs) })
+				}
 			}
 		})
 	}

@@ -77,14 +77,14 @@ func Markdown(rows []Row) string {
 	b.WriteString("| client | family | follows | rung | p50, ms | p99, ms | swaps | old address left |\n|---|---|---|---|---|---|---|---|\n")
 	word := map[bool]string{true: "yes", false: "no"}
 	for _, r := range rows {
-		follows, rung, p50, p99 := word[r.Follows], r.Rung, fmt.Sprint(r.P50), fmt.Sprint(r.P99)
-		if !r.Follows {
-			rung, p50, p99 = "", "", ""
+		follows, rung, p50, p99, left := word[r.Follows], r.Rung, fmt.Sprint(r.P50), fmt.Sprint(r.P99), word[r.OldAddressLeft]
+		if !r.Follows { // it is back in its old network
+			rung, p50, p99, left = "", "", "", ""
 		}
 		if r.Late > 0 {
 			follows += fmt.Sprintf(", %d of them later than 25 s", r.Late)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d | %s |\n", r.Client, r.Family, follows, rung, p50, p99, r.Runs, word[r.OldAddressLeft])
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d | %s |\n", r.Client, r.Family, follows, rung, p50, p99, r.Runs, left)
 	}
 	return b.String()
 }
