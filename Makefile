@@ -76,7 +76,7 @@ package: setup ## make Debian packages of the agent in guests: out/replug-guest_
 
 test-guests: setup-test build ## swap a guest of every DHCP client, in machines, and install, use and purge the package; writes out/guests.json. RUNS=3: swaps a line (10); REPLUG_GUESTS_ONLY='dual stack: dhcpcd': a pattern for lines
 	mkdir -p out
-	[ -n "$$REPLUG_GUESTS_ONLY" ] || rm -f out/guests.json
+	[ -n "$${REPLUG_GUESTS_ONLY:-}" ] || rm -f out/guests.json
 	REPLUG_GUESTS_RUNS=$${RUNS:-10} REPLUG_GUESTS_OUT=$(CURDIR)/out/guests.json \
 		$(GO) test -count=1 -timeout 45m -run TestTable -v ./tests/guests
 
