@@ -58,13 +58,7 @@ var build = sync.OnceValues(func() (k kit, err error) {
 // world is a lab of one host with the real programs.
 func world(t *testing.T, f Family) *World {
 	t.Helper()
-	return worldOf(t, f, cluster.Config{})
-}
-
-// worldOf is a world whose hosts have an image, too.
-func worldOf(t *testing.T, f Family, config cluster.Config) *World {
-	t.Helper()
-	return worldIn(t, labOf(t, f.letter()), f, config)
+	return worldIn(t, labOf(t, f.letter()), f, cluster.Config{})
 }
 
 // labOf is a lab of one host where nothing runs yet. The letter tells it from those
@@ -137,34 +131,45 @@ var only = regexp.MustCompile(os.Getenv("REPLUG_GUESTS_ONLY"))
 func wanted(f Family, c Client) bool { return only.MatchString(f.Name + ": " + c.String()) }
 
 // TestTable is the table of the clients, all of it in machines, and the package's way
-// through one: `make test-guests`. The stock image comes first, alone, since its boots
-// keep all processors busy. Of the families two go beside each other, the longest ones
+// through one: `make test-guests`. The stock image's claims come first, alone, since its
+// boots keep all processors busy. Of the rest two go beside each other, the longest ones
 // first: a machine waits most of its time, for cuts of its link and for what its client
-// waits for. The package goes beside their first lines, which ask least of a processor.
+// waits for. With three on two processors dhcpcd took twice as long.
 func TestTable(t *testing.T) {
 	runs := full()
 	if runs == 0 {
 		t.Skip("REPLUG_GUESTS_RUNS asks for it: see make test-guests")
 	}
-	if only.MatchString(Families[0].Name + ": " + claimed) {
-		t.Run("stock", func(t *testing.T) { stock(t, runs) })
+	type part struct {
+		name string
+		do   func(*testing.T)
 	}
-	families := make(chan Family, len(Families))
+	parts := make(chan part, len(Families)+1)
 	for _, i := range []int{3, 1, 0, 2} {
-		families <- Families[i]
+		f := Families[i]
+		clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
+		if len(clients) > 0 {
+			parts <- part{f.Name, func(t *testing.T) { lines(t, f, clients, runs) }}
+		}
 	}
-	close(families)
-	var beside sync.WaitGroup
 	if only.MatchString("package") {
-		beside.Go(func() { t.Run("package", throughPackage) })
+		parts <- part{"package", throughPackage}
+	}
+	close(parts)
+	var beside sync.WaitGroup
+	if only.MatchString(Families[0].Name + ": " + claimed) {
+		booted := make(chan struct{})
+		rests := sync.OnceFunc(func() { close(booted) })
+		beside.Go(func() {
+			defer rests()
+			t.Run("stock", func(t *testing.T) { stock(t, runs, rests) })
+		})
+		<-booted
 	}
 	for range 2 {
 		beside.Go(func() {
-			for f := range families {
-				clients := slices.DeleteFunc(Clients(f), func(c Client) bool { return !wanted(f, c) })
-				if len(clients) > 0 {
-					t.Run(f.Name, func(t *testing.T) { lines(t, f, clients, runs) })
-				}
+			for p := range parts {
+				t.Run(p.name, p.do)
 			}
 		})
 	}
@@ -191,13 +196,13 @@ func lines(t *testing.T, f Family, clients []Client, runs int) {
 
 // stock makes the lines of the stock image: cloud-init in the pool, and what it leaves
 // behind when it is done.
-func stock(t *testing.T, runs int) {
+func stock(t *testing.T, runs int, rests func()) {
 	f := Families[0]
 	image, err := lab.BuildDebian(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows, err := worldOf(t, f, cluster.Config{Image: image, Memory: map[int]int{1: 4096}}).Stock(t.Context(), runs)
+	rows, err := worldIn(t, labOf(t, "s"), f, cluster.Config{Image: image, Memory: map[int]int{1: 4096}}).Stock(t.Context(), runs, rests)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ const tenant = "acme"
 // apart is the time between two swaps of a guest: its kernel holds link messages
 // back for a second after the last one (net/core/link_watch.c), and nobody swaps
 // that often.
-const apart = 1500 * time.Millisecond
+const apart = 1200 * time.Millisecond
 
 // A World is a host with the real programs, for one family.
 type World struct {

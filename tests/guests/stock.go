@@ -28,8 +28,9 @@ const pooled = 2
 const bootTime = 10 * time.Minute
 
 // Stock claims so many VMs, and swaps the last one of them as often, in a world whose
-// cluster has the stock image.
-func (w *World) Stock(ctx context.Context, runs int) (rows []Row, err error) {
+// cluster has the stock image. It calls rests when the last one is claimed and no other
+// boots.
+func (w *World) Stock(ctx context.Context, runs int, rests func()) (rows []Row, err error) {
 	if _, err := pb.NewVMTypesClient(w.conn).CreateVMType(ctx, &pb.CreateVMTypeRequest{RequestId: w.id(),
 		Type: &pb.VMType{Name: "debian", Image: cluster.Image, Cpus: 1, MemoryMib: 384}}); err != nil {
 		return nil, err
@@ -52,6 +53,7 @@ func (w *World) Stock(ctx context.Context, runs int) (rows []Row, err error) {
 			return nil, err
 		}
 	}
+	rests()
 	if err := w.booted(ctx, vm); err != nil {
 		return nil, err
 	}
