@@ -12,6 +12,16 @@ import (
 	"replug/directory/vnet"
 )
 
+// pooled is a guest that waits in the pool.
+func (w *world) pooled(p vnet.Personality) (vnet.Intent, *guest) {
+	in := intent()
+	in.Machine = machine(vnet.PowerOn)
+	in.Machine.Personality = p
+	in.Current.Document.Tag = vnet.TagPartial
+	w.running["vm-23"] = true
+	return in, w.guestAt(in, "10.17.34.51")
+}
+
 // TestPersonalities claims a VM of each kind out of the pool, and moves it once more
 // when it is its owner's: the first time it is cloud-init that has to be woken, the
 // second time the guest's own client.
@@ -54,12 +64,7 @@ func TestPersonalities(t *testing.T) {
 		t.Run(string(c.personality)+" "+c.rung, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				in := intent()
-				in.Machine = machine(vnet.PowerOn)
-				in.Machine.Personality = c.personality
-				in.Current.Document.Tag = vnet.TagPartial
-				g := w.guestAt(in, "10.17.34.51")
-				w.running["vm-23"] = true
+				in, g := w.pooled(c.personality)
 				c.guest(g)
 				ps := w.begin()
 				in = w.move(ps, in)
@@ -117,12 +122,7 @@ func TestAgentBesideCloudInitIsNoProof(t *testing.T) {
 func TestAgentBesideCloudInitInThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		in := intent()
-		in.Machine = machine(vnet.PowerOn)
-		in.Machine.Personality = vnet.PersonalityCloudInit
-		in.Current.Document.Tag = vnet.TagPartial
-		g := w.guestAt(in, "10.17.34.51")
-		w.running["vm-23"] = true
+		in, g := w.pooled(vnet.PersonalityCloudInit)
 		g.hears, g.notices = true, 150*time.Millisecond
 		ps := w.begin()
 		in = w.move(ps, in)
@@ -179,13 +179,8 @@ func (w *world) move(ps *ports, in vnet.Intent) vnet.Intent {
 func TestRestartWhileUnplugged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		in := intent()
-		in.Machine = machine(vnet.PowerOn)
-		in.Machine.Personality = vnet.PersonalityCloudInitSavable
-		in.Current.Document.Tag = vnet.TagPartial
-		g := w.guestAt(in, "10.17.34.51")
+		in, g := w.pooled(vnet.PersonalityCloudInitSavable)
 		g.deaf, g.plugs = true, true
-		w.running["vm-23"] = true
 		ps := w.begin()
 		ps.set(in)
 		settle(time.Minute)
